@@ -1,0 +1,1 @@
+"""Data for training a refiner: scenes, coarse-mask simulation, the patch set, augmentation."""
