@@ -1,0 +1,135 @@
+"""Settings of the refiner: frozen, validated when built, no torch.
+
+Patch terms follow the paper (Tang et al., CVPR 2021, section 3.2; Hu et al., IJCV 2022, Table 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bpr_service.errors import ConfigError, UnknownName
+
+Scheme = Literal["dense", "grid", "instance"]
+Window = Literal["hann", "flat"]
+Average = Literal["probability", "logit"]
+
+MAX_PIXELS = 1 << 27
+"""Pixels of an image or mask that are accepted unless a caller says otherwise (11,585 x 11,585)."""
+
+
+class Settings(BaseModel):
+    """Base of every settings class: frozen, and a field that is not known is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def with_options(self, **options: Any) -> Self:
+        """A copy with `options` changed, validated as a whole; :class:`ConfigError` names the field at
+        fault.
+        """
+        return build(type(self), {**self.model_dump(), **options})
+
+
+_S = TypeVar("_S", bound=BaseModel)
+
+
+def build(kind: type[_S], values: Mapping[str, Any]) -> _S:
+    """``kind(**values)``, with pydantic's complaint turned into one :class:`ConfigError`."""
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or kind.__name__
+        if first["type"] == "extra_forbidden":
+            known = {*kind.model_fields, *(PatchConfig.model_fields if kind is RefineConfig else ())}
+            raise UnknownName("setting", name, known) from None
+        raise ConfigError(
+            f"setting {name}",
+            expected=first["msg"][:1].lower() + first["msg"][1:],
+            got=repr(first["input"])[:80],
+            fix=f"see the fields of {kind.__name__}",
+        ) from None
+
+
+class PatchConfig(Settings):
+    """Where patches lie and how large they are.
+
+    ``patch_size_px`` is the square that is pasted back; ``padding_px`` is context around it that the network
+    sees and that is never pasted; both are in image pixels. The square with its padding is resized to
+    ``network_size_px``.
+    """
+
+    patch_size_px: int = Field(default=64, ge=8, le=1024)
+    padding_px: int = Field(default=16, ge=0, le=512)
+    network_size_px: int = Field(default=96, ge=16, le=1024)
+    nms_threshold: float = Field(default=0.25, ge=0.0, lt=1.0)
+    scheme: Scheme = "dense"
+    cover: bool = True
+    """Add patches until every boundary pixel lies in one (below an NMS threshold of 1/3 some would lie in
+    none).
+    """
+
+    @property
+    def crop_size_px(self) -> int:
+        """Side of the square that is cut out of the image: the patch and its padding."""
+        return self.patch_size_px + 2 * self.padding_px
+
+
+class RefineConfig(Settings):
+    """Everything :class:`bpr_service.Refiner` can be told."""
+
+    patch: PatchConfig = PatchConfig()
+    window: Window = "hann"
+    """How much a pixel of a patch counts in the average: less near the patch's edge ("hann"), or all the
+    same.
+    """
+    average: Average = "probability"
+    """What is averaged where patches overlap."""
+    flip: bool = False
+    """Also refine each patch mirrored and average the two (about twice the time)."""
+    batch_size: int = Field(default=32, ge=1, le=4096)
+    gate: bool = True
+    """Do no harm: keep the coarse mask where the model itself expects no gain."""
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lift(cls, values: Any) -> Any:
+        """Accept the fields of `PatchConfig` beside the others: ``RefineConfig(nms_threshold=0.55)``."""
+        if not isinstance(values, Mapping):
+            return values
+        own = {k: v for k, v in values.items() if k not in PatchConfig.model_fields}
+        lifted = {k: v for k, v in values.items() if k in PatchConfig.model_fields}
+        if lifted:
+            patch = own.get("patch", {})
+            base = patch.model_dump() if isinstance(patch, PatchConfig) else dict(patch)
+            own["patch"] = {**base, **lifted}
+        return own
+
+
+class Preset(NamedTuple):
+    """A named point on the line from fast to best."""
+
+    name: str
+    model: str
+    network_size_px: int
+    nms_threshold: float
+
+
+PRESETS: dict[str, Preset] = {
+    p.name: p
+    for p in (
+        Preset("fast", "light", 96, 0.15),
+        Preset("balanced", "light", 96, 0.25),
+        Preset("best", "light", 96, 0.55),
+    )
+}
+
+
+def get_preset(name: str) -> Preset:
+    """The preset called `name`; :class:`UnknownName` lists the known ones."""
+    if name not in PRESETS:
+        raise UnknownName("preset", name, PRESETS)
+    return PRESETS[name]
