@@ -1,0 +1,121 @@
+"""One owner of one device.
+
+Every torch call of a server runs on the thread of a `DeviceOwner`: batches and warm-ups queue up there, so
+that two requests can never meet on the device, and the event loop never waits for it.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from bpr_service.errors import DeviceError
+
+T = TypeVar("T")
+
+
+def resolve_device(name: str) -> str:
+    """Return the torch device that ``name`` ("auto", "cpu", "cuda", "cuda:1") stands for.
+
+    "auto" is the first CUDA device where there is one and the CPU where there is none; any other name is
+    taken at its word, and raises `DeviceError` where the device does not exist.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(
+            "unknown device", expected="auto, cpu, cuda or cuda:N", got=repr(name), fix="correct the setting"
+        ) from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise DeviceError(
+                "no such device",
+                expected=f"one of {count} CUDA devices",
+                got=repr(name),
+                fix="choose 'cpu', or start where the device is visible",
+            )
+    elif device.type != "cpu":
+        raise DeviceError("unsupported device", expected="cpu or cuda", got=repr(name), fix="choose one of them")
+    return str(device)
+
+
+def device_memory_bytes(device: str) -> int:
+    """Bytes the process holds on ``device``: the CUDA caching allocator's, or the resident set on the CPU."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.memory_reserved(device))
+    with open("/proc/self/statm", encoding="ascii") as handle:
+        pages = int(handle.read().split()[1])
+    import resource
+
+    return pages * resource.getpagesize()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True where the device only lacked memory for this batch: a smaller one may pass."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def is_fatal(error: BaseException) -> bool:
+    """True where no later call on the device can succeed (a sticky CUDA error): the process must be
+    replaced.
+    """
+    import torch
+
+    accelerator_error: type[BaseException] = getattr(torch, "AcceleratorError", RuntimeError)
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    return isinstance(error, DeviceError) or (isinstance(error, accelerator_error) and "CUDA error" in str(error))
+
+
+class DeviceOwner:
+    """A thread that alone talks to the device; calls run in the order they came."""
+
+    def __init__(self, name: str = "device") -> None:
+        self._inbox: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.failure: BaseException | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Queue ``function`` for the device thread. After a fatal error every call fails with
+        `DeviceError`.
+        """
+        future: Future[T] = Future()
+        self._inbox.put((function, future))
+        return future
+
+    def stop(self, timeout_s: float | None = None) -> None:
+        """Let the thread end after what is queued."""
+        self._inbox.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while (item := self._inbox.get()) is not None:
+            function, future = item
+            if not future.set_running_or_notify_cancel():
+                continue
+            if self.failure is not None:
+                future.set_exception(DeviceError("the device failed earlier", fix="restart the server"))
+                continue
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                if is_fatal(error):
+                    self.failure = error
+                future.set_exception(error)
+            del function, future, item

@@ -1,0 +1,558 @@
+"""The engine: the owner of one device, shared by all requests.
+
+A request passes through four places, and only the third touches the device::
+
+    decode pool            feeder thread            device thread       collector, encode pool
+    decode, prepare   ->   take a fair batch,   ->  predict        ->   add; finish, encode
+                           cut its patches
+
+The feeder keeps exactly one batch ready while the device works on the one before. Everything that waits is
+bounded: admitted requests, patches in the queue, reserved bytes, and the time a new request would have to
+wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import queue
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from bpr_service.config import Settings
+from bpr_service.errors import (
+    BprError,
+    BusyError,
+    CancelledError,
+    ConflictError,
+    DeviceError,
+    LimitError,
+    ModelError,
+    NotReadyError,
+    UnknownName,
+)
+from bpr_service.runtime.batching import FairQueue, Slice
+from bpr_service.runtime.device import DeviceOwner, is_fatal, is_out_of_memory
+from bpr_service.runtime.work import Lane, Memory, Slot, Stages, Work, past_deadline
+
+State = Literal["starting", "ready", "draining", "failed", "stopped"]
+
+FAILURES_IN_A_ROW = 5
+"""Batches that may fail one after the other before the device is taken for broken."""
+
+
+class EngineConfig(Settings):
+    """Bounds of the engine."""
+
+    max_batch_patches: int = Field(default=64, ge=1, le=4096)
+    """Patches that go to the device at once; 1 turns batching off."""
+    max_batch_wait_ms: float = Field(default=5.0, ge=0.0, le=1000.0)
+    """How long a batch that is not full may wait for requests that are being decoded."""
+    max_requests: int = Field(default=64, ge=1, le=65536)
+    """Requests admitted at a time, from the first byte of the body to the last of the answer."""
+    max_queue_patches: int = Field(default=65536, ge=1)
+    """Patches that may wait for the device, over all requests."""
+    max_queue_wait_s: float = Field(default=15.0, gt=0.0)
+    """A request that would wait longer than this, by the measured pace of the device, is refused at once."""
+    max_patches: int = Field(default=20_000, ge=1)
+    """Patches of one request."""
+    memory_mb: int = Field(default=4096, ge=64)
+    """What all requests together may reserve for bodies, images and masks, in MiB."""
+    cpu_workers: int = Field(default=2, ge=1, le=256)
+    """Threads that decode and prepare; as many again finish and encode."""
+
+
+class ModelSource(Protocol):
+    """Where lanes come from: the model store, or a fixed set of refiners in a test."""
+
+    def presets(self) -> list[str]:
+        """Presets to keep warm; the first is the default."""
+
+    def open(self, preset: str, model: str | None = None, version: str | None = None) -> Lane:
+        """Load and check the model of ``preset``, or the given version; `ModelError` or `NotFoundError`."""
+
+
+class EngineEvents:
+    """What an engine tells of itself; the server counts it. Called from several threads."""
+
+    def batch(self, patches: int, requests: int, room: int, seconds: float) -> None:
+        """A batch of ``patches`` of ``room`` possible, from ``requests`` requests, took ``seconds``."""
+
+    def out_of_memory(self, patches: int) -> None:
+        """A batch did not fit the device's memory and is tried in halves."""
+
+    def activated(self, model: str, version: str, ok: bool) -> None:
+        """A model version was activated, or failed to be."""
+
+
+class Engine:
+    """See the module. ``source`` gives the models, ``warm`` runs one whole refinement (numba compiles
+    there).
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        config: EngineConfig | None = None,
+        *,
+        device: str = "cpu",
+        warm: Callable[[Lane], Stages] | None = None,
+        events: EngineEvents | None = None,
+    ) -> None:
+        self.config = config or EngineConfig()
+        self.device = device
+        self.state: State = "starting"
+        self.events = events or EngineEvents()
+        self.memory = Memory(self.config.memory_mb << 20)
+        self._source = source
+        self._warm_stages = warm
+        self._lanes: dict[str, Lane] = {}
+        self._changed = threading.Condition()
+        self._queue: FairQueue[Work] = FairQueue()
+        self._owner = DeviceOwner()
+        self._permits = threading.Semaphore(1)
+        self._results: queue.SimpleQueue[tuple[list[Slice[Work]], Future[Any]] | None] = queue.SimpleQueue()
+        self._decoders = ThreadPoolExecutor(self.config.cpu_workers, "decode")
+        self._encoders = ThreadPoolExecutor(self.config.cpu_workers, "encode")
+        self._threads = [
+            threading.Thread(target=self._feed, name="feeder", daemon=True),
+            threading.Thread(target=self._collect, name="collector", daemon=True),
+        ]
+        self._activation = threading.Lock()
+        self.requests = 0
+        self._undecoded = 0
+        self._on_device = 0
+        self._pace = 0.0
+        self._patches_each = 0.0
+        self._failures = 0
+
+    # ------------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Load and warm every preset, then be ready. Blocks; the error of a preset that cannot be loaded is
+        raised.
+        """
+        self._owner.start()
+        for thread in self._threads:
+            thread.start()
+        try:
+            for preset in self._source.presets():
+                lane = self._source.open(preset)
+                self._warm(lane)
+                self._lanes[preset] = lane
+        except BaseException:
+            self.state = "failed"
+            raise
+        with self._changed:
+            if self.state == "starting":
+                self.state = "ready"
+
+    def drain(self) -> None:
+        """Admit nothing more. What was admitted goes on."""
+        with self._changed:
+            if self.state in ("starting", "ready"):
+                self.state = "draining"
+            self._changed.notify_all()
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until every admitted request has really ended; False where ``timeout_s`` passed first."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.requests == 0, timeout_s)
+
+    def stop(self) -> None:
+        """End the threads. Requests that are still there fail with `NotReadyError`."""
+        with self._changed:
+            waiting = list(self._queue)
+            if self.state != "failed":
+                self.state = "stopped"
+            self._stopping = True
+            self._changed.notify_all()
+        for work in waiting:
+            work.fail(NotReadyError("the server is stopping", fix="try another one"))
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._permits.release()
+        self._owner.stop(10.0)
+        self._results.put(None)
+        self._encoders.shutdown(wait=False)
+
+    _stopping = False
+
+    @property
+    def alive(self) -> bool:
+        """False after a fatal device error: the process should be replaced."""
+        return self.state != "failed"
+
+    # ------------------------------------------------------------------ models
+
+    @property
+    def default_preset(self) -> str:
+        return self._source.presets()[0]
+
+    def lanes(self) -> list[Lane]:
+        return list(self._lanes.values())
+
+    def lane(self, preset: str | None) -> Lane:
+        """The warm lane of ``preset``, by default the first; `UnknownName` lists those that are served."""
+        lanes = self._lanes
+        name = preset or self.default_preset
+        if name not in lanes:
+            raise UnknownName("preset", name, lanes)
+        return lanes[name]
+
+    def activate(self, model: str, version: str | None = None, commit: Callable[[], None] | None = None) -> list[Lane]:
+        """Serve another version of ``model``: load it, warm it, swap it in at once. Blocks; not for the event
+        loop.
+
+        Requests in flight finish on the version they started with. Where loading, warming or ``commit``
+        fails, nothing has changed, and the error is raised (`ModelError` where it was none of ours). One at a
+        time: `ConflictError` otherwise.
+        """
+        if not self._activation.acquire(blocking=False):
+            raise ConflictError("another model is being activated", fix="try again when that is done")
+        try:
+            if self.state != "ready":
+                raise self._not_ready()
+            presets = [lane.preset for lane in self.lanes() if lane.model == model]
+            if not presets:
+                raise UnknownName("model", model, {lane.model for lane in self.lanes()})
+            before = dict(self._lanes)
+            try:
+                fresh = {preset: self._source.open(preset, model, version) for preset in presets}
+                for lane in fresh.values():
+                    self._warm(lane)
+                self._lanes = {**before, **fresh}
+                if commit:
+                    commit()
+            except BaseException as error:
+                self._lanes = before
+                self.events.activated(model, version or "", False)
+                if isinstance(error, BprError):
+                    raise
+                raise ModelError(
+                    f"model {model} could not be activated: {type(error).__name__}",
+                    fix="the version served before is still served; see the server's log",
+                ) from error
+            self.events.activated(model, next(iter(fresh.values())).version, True)
+            return list(fresh.values())
+        finally:
+            self._activation.release()
+
+    def _warm(self, lane: Lane) -> None:
+        """Run the network at the sizes it will see, and the CPU steps once, before anyone waits for them."""
+        size = lane.network_size_px
+        for n in sorted({1, self.config.max_batch_patches}):
+            blank = np.zeros((n, size, size, 4), np.uint8)
+            outputs = self._owner.call(partial(lane.refiner.predict, blank)).result()
+            if outputs.shape != (n, size, size) or not np.isfinite(outputs).all():
+                raise ModelError(
+                    f"model {lane.model} {lane.version} does not work",
+                    expected=f"finite logits of shape ({n}, {size}, {size})",
+                    got=f"shape {outputs.shape}, finite: {bool(np.isfinite(outputs).all())}",
+                    fix="export it again",
+                )
+        if self._warm_stages is not None:
+            stages = self._warm_stages(lane)
+            crops = stages.crops(0, stages.n_patches)
+            stages.add(0, self._owner.call(partial(lane.refiner.predict, crops)).result())
+            stages.finish()
+
+    # ------------------------------------------------------------------ admission
+
+    def _not_ready(self) -> NotReadyError:
+        why = {
+            "starting": "the models are being loaded",
+            "draining": "the server is shutting down",
+            "failed": "the device has failed",
+        }
+        return NotReadyError(
+            why.get(self.state, "the server has stopped"), fix="try again or elsewhere", retry_after_s=2.0
+        )
+
+    def expected_wait_s(self) -> float:
+        """How long what is admitted keeps the device busy, by its measured pace; 0 before it was measured."""
+        if not self._pace:
+            return 0.0
+        patches = self._queue.patches + self._on_device + self._undecoded * self._patches_each
+        return patches / self._pace
+
+    def admit(self) -> Slot:
+        """A slot, before anything costly is done; `NotReadyError`, or `BusyError` with the time to come
+        back.
+        """
+        with self._changed:
+            if self.state != "ready":
+                raise self._not_ready()
+            wait_s = self.expected_wait_s()
+            if self.requests >= self.config.max_requests or wait_s > self.config.max_queue_wait_s:
+                raise BusyError(
+                    "the server is at capacity",
+                    fix="try again after the time in Retry-After",
+                    retry_after_s=min(30.0, max(1.0, math.ceil(wait_s / 2))),
+                )
+            self.requests += 1
+        return Slot(self.memory, self._released)
+
+    def _released(self) -> None:
+        with self._changed:
+            self.requests -= 1
+            self._changed.notify_all()
+
+    # ------------------------------------------------------------------ one request
+
+    async def run(
+        self,
+        slot: Slot,
+        decode: Callable[[Work], tuple[Lane, Stages]],
+        encode: Callable[[Work, Any], Any],
+        *,
+        deadline: float,
+        gone: Awaitable[Any] | None = None,
+    ) -> Any:
+        """Take ``slot`` over and answer, from the event loop.
+
+        ``decode`` (a pool thread) gives the lane and the prepared request, ``encode`` (a pool thread) turns
+        its result into the answer. Ends early with `DeadlineError` at ``deadline`` (`time.monotonic`), and
+        with `CancelledError` when ``gone`` completes; the slot stays taken until the work has really stopped.
+        """
+        work = self.submit(slot, decode, encode, deadline=deadline)
+        answer = asyncio.ensure_future(asyncio.wrap_future(work.future))
+        waits: set[asyncio.Future[Any]] = {answer}
+        watcher = asyncio.ensure_future(gone) if gone is not None else None
+        if watcher is not None:
+            waits.add(watcher)
+        try:
+            while not answer.done():
+                await asyncio.wait(waits, timeout=max(0.0, work.remaining_s()), return_when=asyncio.FIRST_COMPLETED)
+                if answer.done():
+                    break
+                if watcher is not None and watcher.done():
+                    self.cancel(work, CancelledError("the caller went away"))
+                elif work.remaining_s() <= 0:
+                    self.cancel(work, past_deadline(work))
+                await asyncio.wait({answer})
+            return answer.result()
+        except asyncio.CancelledError:
+            self.cancel(work, CancelledError("the request was cancelled"))
+            raise
+        finally:
+            if watcher is not None:
+                watcher.cancel()
+
+    def submit(
+        self,
+        slot: Slot,
+        decode: Callable[[Work], tuple[Lane, Stages]],
+        encode: Callable[[Work, Any], Any],
+        *,
+        deadline: float,
+    ) -> Work:
+        """`run` without an event loop: the answer is in ``work.future``."""
+        work = Work(slot, decode, encode, deadline=deadline)
+        work.hold()
+        with self._changed:
+            self._undecoded += 1
+        try:
+            self._decoders.submit(self._decode, work)
+        except RuntimeError:
+            self._decoded(work)
+            work.fail(self._not_ready())
+            work.let_go()
+        return work
+
+    def cancel(self, work: Work, error: BaseException) -> None:
+        """End ``work`` with ``error`` now; it leaves the queue, and what is on the device runs out."""
+        with self._changed:
+            self._queue.remove(work)
+            work.fail(error)
+
+    def _decoded(self, work: Work) -> None:
+        with self._changed:
+            self._undecoded -= 1
+            self._changed.notify_all()
+
+    def _decode(self, work: Work) -> None:
+        try:
+            if not work.ended and work.decode is not None:
+                work.check()
+                work.lane, stages = work.decode(work)
+                work.stages, work.n_patches = stages, stages.n_patches
+                self._enqueue(work)
+        except BaseException as error:
+            work.fail(error)
+        finally:
+            self._decoded(work)
+            work.let_go()
+
+    def _enqueue(self, work: Work) -> None:
+        if work.n_patches > self.config.max_patches:
+            raise LimitError(
+                "too much boundary for one request",
+                expected=f"at most {self.config.max_patches} patches",
+                got=str(work.n_patches),
+                fix="send fewer masks at once, or use a job",
+            )
+        if work.n_patches == 0:
+            work.hold()
+            self._encoders.submit(self._finish, work)
+            return
+        with self._changed:
+            self._patches_each += 0.1 * (work.n_patches - self._patches_each) if self._patches_each else work.n_patches
+            ahead = self._queue.patches
+            wait_s = (ahead + self._on_device + work.n_patches) / self._pace if self._pace else 0.0
+            if ahead and (ahead + work.n_patches > self.config.max_queue_patches or wait_s > work.remaining_s()):
+                raise BusyError(
+                    "the queue is full",
+                    fix="try again after the time in Retry-After",
+                    retry_after_s=min(30.0, max(1.0, math.ceil(wait_s / 2))),
+                )
+            if work.ended:
+                return
+            work.ready_at = time.monotonic()
+            self._queue.push(work)
+            self._changed.notify_all()
+
+    # ------------------------------------------------------------------ batches
+
+    def _feed(self) -> None:
+        while True:
+            self._permits.acquire()
+            batch = self._next_batch()
+            if batch is None:
+                return
+            parts, slices = [], []
+            for piece in batch:
+                work = piece.request
+                try:
+                    if work.ended or work.stages is None:
+                        raise CancelledError("ended before its patches were cut")
+                    with work.timed("crop"):
+                        parts.append(work.stages.crops(piece.start, piece.stop))
+                    slices.append(piece)
+                except BaseException as error:
+                    self._abandon(piece, error)
+            if not slices:
+                self._permits.release()
+                continue
+            crops = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            refiner = slices[0].request.lane.refiner  # type: ignore[union-attr]
+            done = self._owner.call(partial(self._predict, refiner, crops, len(slices)))
+            done.add_done_callback(partial(self._computed, slices))
+            del parts, slices, crops, batch, done, piece, work
+
+    def _computed(self, slices: list[Slice[Work]], future: Future[Any]) -> None:
+        self._results.put((slices, future))
+
+    def _next_batch(self) -> list[Slice[Work]] | None:
+        """Wait for patches, then up to ``max_batch_wait_ms`` for more while requests are being decoded."""
+        room = self.config.max_batch_patches
+        with self._changed:
+            while True:
+                if self._stopping:
+                    return None
+                ready = self._queue.head_patches()
+                wait_s: float | None = None
+                if ready:
+                    wait_s = self._queue.oldest_ready_at() + self.config.max_batch_wait_ms / 1e3 - time.monotonic()
+                    if ready >= room or not self._undecoded or wait_s <= 0:
+                        break
+                self._changed.wait(wait_s)
+            batch = self._queue.take(room)
+            for piece in batch:
+                piece.request.hold()
+                self._on_device += piece.stop - piece.start
+            return batch
+
+    def _predict(self, refiner: Any, crops: NDArray[np.uint8], requests: int) -> tuple[NDArray[np.float32], float]:
+        """On the device thread. Returns the logits and the seconds they took."""
+        self._permits.release()
+        start = time.perf_counter()
+        outputs = self._in_halves(refiner, crops)
+        seconds = time.perf_counter() - start
+        pace = len(crops) / max(seconds, 1e-6)
+        self._pace += 0.1 * (pace - self._pace) if self._pace else pace
+        self.events.batch(len(crops), requests, self.config.max_batch_patches, seconds)
+        return outputs, seconds
+
+    def _in_halves(self, refiner: Any, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Predict; a batch that does not fit the device's memory is halved until it does."""
+        try:
+            outputs: NDArray[np.float32] = refiner.predict(crops)
+            return outputs
+        except BaseException as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(crops) == 1:
+                raise DeviceError("the device has no memory left for one patch", fix="free some") from error
+        self.events.out_of_memory(len(crops))
+        half = len(crops) // 2
+        return np.concatenate([self._in_halves(refiner, crops[:half]), self._in_halves(refiner, crops[half:])])
+
+    def _collect(self) -> None:
+        """Hand results back, in the order of the batches: sums of floats must not depend on the load."""
+        while (item := self._results.get()) is not None:
+            slices, future = item
+            error = future.exception()
+            if error is not None:
+                self._failed(slices, error)
+                continue
+            self._failures = 0
+            outputs, seconds = future.result()
+            offset = 0
+            for piece in slices:
+                work, n = piece.request, piece.stop - piece.start
+                try:
+                    if not work.ended and work.stages is not None:
+                        work.add_ms("network", seconds * 1e3)
+                        with work.timed("add"):
+                            work.stages.add(piece.start, outputs[offset : offset + n])
+                        work.added += n
+                        if work.added == work.n_patches:
+                            work.hold()
+                            self._encoders.submit(self._finish, work)
+                except BaseException as failure:
+                    work.fail(failure)
+                finally:
+                    self._off_device(piece)
+                    offset += n
+            del item, future, slices, outputs, piece, work
+
+    def _abandon(self, piece: Slice[Work], error: BaseException) -> None:
+        self.cancel(piece.request, error)
+        self._off_device(piece)
+
+    def _off_device(self, piece: Slice[Work]) -> None:
+        with self._changed:
+            self._on_device -= piece.stop - piece.start
+        piece.request.let_go()
+
+    def _failed(self, slices: list[Slice[Work]], error: BaseException) -> None:
+        """Fail the requests of a batch; a fatal error, or several in a row, fails the engine."""
+        self._failures += 1
+        if is_fatal(error) or self._owner.failure is not None or self._failures >= FAILURES_IN_A_ROW:
+            with self._changed:
+                self.state = "failed"
+                waiting = list(self._queue)
+            for work in waiting:
+                self.cancel(work, self._not_ready())
+        for piece in slices:
+            self._abandon(piece, error)
+
+    def _finish(self, work: Work) -> None:
+        try:
+            if not work.ended and work.stages is not None and work.encode is not None:
+                work.check()
+                with work.timed("finish"):
+                    result = work.stages.finish()
+                work.succeed(work.encode(work, result))
+        except BaseException as error:
+            work.fail(error)
+        finally:
+            work.let_go()

@@ -1,0 +1,217 @@
+"""One request inside the engine: what it holds, what it waits for, and when it has really ended."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpr_service.errors import BusyError, DeadlineError, LimitError
+
+
+class Stages(Protocol):
+    """What `Refiner.prepare` returns: one request between its steps. P patches, S network size in px."""
+
+    @property
+    def n_patches(self) -> int:
+        """P."""
+
+    def crops(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Patches ``start`` to ``stop``: (n, S, S, 4) uint8, RGB and mask."""
+
+    def add(self, start: int, outputs: NDArray[np.float32]) -> None:
+        """Hand back what the network said of patches ``start`` ...: (n, S, S) float32 logits."""
+
+    def finish(self) -> Any:
+        """The result, once every patch was added."""
+
+
+class Predictor(Protocol):
+    """The one step of a `Refiner` that touches the device."""
+
+    def predict(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(n, S, S, 4) uint8 -> (n, S, S) float32 logits."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lane:
+    """A warm model version behind a preset. Requests keep the lane they started with, whatever is activated
+    later.
+    """
+
+    preset: str
+    model: str
+    version: str
+    network_size_px: int
+    refiner: Any
+
+    @property
+    def batch_key(self) -> tuple[str, str, int]:
+        return (self.model, self.version, self.network_size_px)
+
+
+class Memory:
+    """A budget in bytes that requests reserve from before they allocate."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+        self._lock = threading.Lock()
+
+    def reserve(self, n_bytes: int, held_bytes: int) -> None:
+        """Take ``n_bytes`` for a request that holds ``held_bytes`` already.
+
+        Raises `LimitError` where the request could never fit, `BusyError` where it does not fit now.
+        """
+        if n_bytes + held_bytes > self.limit_bytes:
+            raise LimitError(
+                "request too large for the memory that the server may use",
+                expected=f"at most {self.limit_bytes} bytes",
+                got=f"about {n_bytes + held_bytes}",
+                fix="send fewer or smaller masks, or a smaller image",
+            )
+        with self._lock:
+            if self.used_bytes + n_bytes > self.limit_bytes:
+                raise BusyError("the memory that requests may use is taken", fix="try again later", retry_after_s=2.0)
+            self.used_bytes += n_bytes
+
+    def free(self, n_bytes: int) -> None:
+        with self._lock:
+            self.used_bytes -= n_bytes
+
+
+class Slot:
+    """The right to be worked on. Released once, when the work it was given to has really ended."""
+
+    def __init__(self, memory: Memory, on_release: Callable[[], None]) -> None:
+        self._memory = memory
+        self._on_release = on_release
+        self._held_bytes = 0
+        self._lock = threading.Lock()
+        self.released = False
+
+    def reserve(self, n_bytes: int) -> None:
+        """Reserve memory until the slot is released; see `Memory.reserve`."""
+        with self._lock:
+            if not self.released:
+                self._memory.reserve(n_bytes, self._held_bytes)
+                self._held_bytes += n_bytes
+
+    def release(self) -> None:
+        with self._lock:
+            if self.released:
+                return
+            self.released = True
+            self._memory.free(self._held_bytes)
+        self._on_release()
+
+
+class Work:
+    """A request from decoding to its answer.
+
+    ``holds`` counts the stages that touch it at this moment (a pool thread, a batch on the device). A
+    cancelled or late request answers at once, but its slot is freed only when the last hold is let go.
+    """
+
+    def __init__(
+        self,
+        slot: Slot,
+        decode: Callable[[Work], tuple[Lane, Stages]],
+        encode: Callable[[Work, Any], Any],
+        *,
+        deadline: float,
+    ) -> None:
+        self.slot = slot
+        self.decode: Callable[[Work], tuple[Lane, Stages]] | None = decode
+        self.encode: Callable[[Work, Any], Any] | None = encode
+        self.deadline = deadline
+        self.future: Future[Any] = Future()
+        self.started_at = time.monotonic()
+        self.ready_at = self.started_at
+        self.timings_ms: dict[str, float] = {}
+        self.lane: Lane | None = None
+        self.stages: Stages | None = None
+        self.n_patches = 0
+        self.next_patch = 0
+        self.added = 0
+        self.holds = 0
+        self._lock = threading.Lock()
+
+    @property
+    def batch_key(self) -> tuple[str, str, int]:
+        assert self.lane is not None
+        return self.lane.batch_key
+
+    @property
+    def ended(self) -> bool:
+        return self.future.done()
+
+    def remaining_s(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def check(self) -> None:
+        """Raise `DeadlineError` where the deadline has passed."""
+        if self.remaining_s() <= 0:
+            raise past_deadline(self)
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Add the time spent inside to ``timings_ms[step]``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add_ms(step, (time.perf_counter() - start) * 1e3)
+
+    def add_ms(self, step: str, milliseconds: float) -> None:
+        self.timings_ms[step] = self.timings_ms.get(step, 0.0) + milliseconds
+
+    def hold(self) -> None:
+        with self._lock:
+            self.holds += 1
+
+    def let_go(self) -> None:
+        """The counterpart of `hold`; the last one of an ended request frees its memory and its slot."""
+        with self._lock:
+            self.holds -= 1
+        self.settle()
+
+    def settle(self) -> None:
+        """Free the slot where the request has ended and nothing touches it."""
+        with self._lock:
+            over = self.holds == 0 and self.future.done()
+            if over:
+                self.decode = self.encode = self.stages = None
+        if over:
+            self.slot.release()
+
+    def succeed(self, answer: Any) -> None:
+        self._end(lambda: self.future.set_result(answer))
+
+    def fail(self, error: BaseException) -> bool:
+        """End with ``error``; False where it had ended already."""
+        return self._end(lambda: self.future.set_exception(error))
+
+    def _end(self, settle: Callable[[], None]) -> bool:
+        try:
+            settle()
+        except InvalidStateError:
+            return False
+        self.settle()
+        return True
+
+
+def past_deadline(work: Work) -> DeadlineError:
+    allowed = work.deadline - work.started_at
+    return DeadlineError(
+        "the deadline passed before the work was done",
+        expected=f"an answer within {allowed:.1f} s",
+        fix="send fewer masks at once, allow more time (options.timeout_s), or use a job",
+    )
