@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CHANGE_IOU = 0.005  # a mask is better or worse when its IoU moved by more than this
 BAND_PX = 5  # half width of the band that pixel errors are counted in
+TripleRow = tuple[float, ...]  # of one object: (IoU, boundary IoU, F, wrong, total) before, then after
 
 
 def pair_change(
@@ -56,18 +57,41 @@ def pair_change(
         InputError: lists of different length, no masks at all, or three masks of different image sizes.
     """
     _check(coarse, refined, ground_truth)
-    distances = [boundary_distance_px(t.height, t.width, boundary_ratio) for t in ground_truth]
 
-    def measure(i: int) -> list[float]:
-        truth, row = ground_truth[i], []
-        for mask in (coarse[i], refined[i]):
-            wrong, total = band_error(mask, truth, band_px)
-            row += [mask_iou(mask, truth), boundary_iou(mask, truth, distances[i]),
-                    boundary_f(mask, truth, tolerance_px), wrong, total]  # fmt: skip
-        return row
+    def measure(masks: tuple[Mask, Mask, Mask]) -> TripleRow:
+        return measure_triple(*masks, tolerance_px, band_px, boundary_ratio)
 
     with ThreadPoolExecutor(max_workers=max(workers, 1)) as pool:
-        table = np.array(list(pool.map(measure, range(len(coarse)))), dtype=np.float64)
+        rows = list(pool.map(measure, zip(coarse, refined, ground_truth, strict=True)))
+    return collect(rows, tolerance_px, band_px)
+
+
+def measure_triple(
+    coarse: Mask,
+    refined: Mask,
+    truth: Mask,
+    tolerance_px: int = 1,
+    band_px: int = BAND_PX,
+    boundary_ratio: float = 0.02,
+) -> TripleRow:
+    """Measure one object before and after: IoU, boundary IoU, F, wrong and all band pixels, twice."""
+    distance = boundary_distance_px(truth.height, truth.width, boundary_ratio)
+    row: list[float] = []
+    for mask in (coarse, refined):
+        wrong, total = band_error(mask, truth, band_px)
+        row += [
+            mask_iou(mask, truth),
+            boundary_iou(mask, truth, distance),
+            boundary_f(mask, truth, tolerance_px),
+            wrong,
+            total,
+        ]
+    return tuple(row)
+
+
+def collect(rows: Sequence[TripleRow], tolerance_px: int = 1, band_px: int = BAND_PX) -> dict[str, Any]:
+    """Gather N rows of :func:`measure_triple` into what :func:`pair_change` returns."""
+    table = np.array(rows, dtype=np.float64).reshape(-1, 10)
     per_mask: dict[str, Any] = {}
     for when, side in (("before", table[:, :5]), ("after", table[:, 5:])):
         for column, name in enumerate(("iou", "boundary_iou", "f1px")):

@@ -1,0 +1,1 @@
+"""The work behind :mod:`refiner_training.evaluate`, one module a task."""

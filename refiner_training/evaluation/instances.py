@@ -1,0 +1,296 @@
+"""Evaluate instance masks: COCO or LVIS annotations against results, before and after.
+
+The masks of an image are decoded when it is its turn and dropped after; what stays are numbers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bpr_service.errors import FormatError, InputError
+from refiner_training.data.coco import CocoDataset, ImageId, read_dataset, read_results
+from refiner_training.evaluation.common import Crop, Evaluation, Example, Failure, in_threads
+from refiner_training.evaluation.pictures import cut, find_images
+from refiner_training.metrics.change import TripleRow, collect, measure_triple
+from refiner_training.metrics.instance import (
+    AF_TOLERANCE_PX,
+    Cell,
+    Instance,
+    InstanceScores,
+    measure_image,
+    score,
+)
+
+if TYPE_CHECKING:
+    from bpr_service.core.masks import Mask
+
+Entry = dict[str, Any]
+Triple = tuple[int, int, int]  # indices of annotation, prediction, coarse prediction
+MAX_DETECTIONS, MAX_DETECTIONS_LVIS = 100, 300
+
+
+@dataclass(slots=True)
+class _Results:
+    """One file of results, its entries grouped by image."""
+
+    path: Path
+    entries: list[Entry]
+    by_image: dict[ImageId, list[int]]
+
+
+@dataclass(slots=True)
+class _Measured:
+    """What is left of one image when its masks are dropped."""
+
+    truths: list[Instance] = field(default_factory=list)
+    detections: list[list[Instance]] = field(default_factory=lambda: [[], []])  # of after and before
+    cells: list[list[Cell]] = field(default_factory=lambda: [[], []])
+    triples: list[tuple[Triple, TripleRow]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+def evaluate(
+    dataset: Path | str,
+    predictions: Path | str,
+    *,
+    before: Path | str | None = None,
+    images: Path | str | None = None,
+    boundary_ratio: float = 0.02,
+    workers: int | None = None,
+) -> Evaluation:
+    """Measure results in COCO's format against COCO or LVIS annotations.
+
+    Parameters
+    ----------
+    dataset, predictions : annotation file and results file
+    before : the coarse results that `predictions` were refined from
+    images : folder of the images, for the pictures of a report only
+    boundary_ratio : boundary IoU's d as a share of the image diagonal: 0.02 COCO, LVIS; 0.005 Cityscapes
+    workers : threads, default one a processor
+
+    A coarse mask belongs to the annotation its key ``gt`` names, else to the one of its category it overlaps
+    most, over IoU 0.5. Its refined mask is the entry at the same place when both files have the same images
+    and categories in the same order, else the one with the same ``gt``, else the best overlap.
+
+    Raises:
+        FormatError: a file that cannot be read or an entry that does not fit, before anything is measured.
+    """
+    truth = read_dataset(dataset)
+    files = [_results(predictions, truth)] + ([_results(before, truth)] if before is not None else [])
+    folder = find_images(images, [truth.file_name(i) for i in truth.images], truth.path)
+    annotations: dict[ImageId, list[int]] = defaultdict(list)
+    for index, annotation in enumerate(truth.annotations):
+        annotations[annotation["image_id"]].append(index)
+    work = _Work(truth, annotations, files, boundary_ratio)
+    measured = list(in_threads(work.measure, enumerate(truth.images), len(truth.images), workers, "masks"))
+
+    scores = [_score(truth, measured, side) for side in range(len(files))]
+    summary = scores[0].summary()
+    summary |= {
+        "boundary_ratio": boundary_ratio,
+        "images": len(truth.images),
+        "annotations": len(truth.annotations),
+        "predictions": len(files[0].entries),
+        "matched": len(scores[0].pairs),
+    }
+    if before is not None:
+        summary["before"] = scores[1].summary() | {"predictions": len(files[1].entries)}
+        summary["change"] = _change(measured, files)
+    names = truth.categories
+    tables = [{names[c]: row for c, row in s.per_class().items() if row["AP"] is not None} for s in scores]
+    return Evaluation(
+        task="instance",
+        summary=summary,
+        per_class=tables[0],
+        per_class_before=tables[1] if before is not None else None,
+        examples=_examples(truth, measured, scores[0], paired=before is not None),
+        failures=[failure for m in measured for failure in m.failures],
+        crop=partial(_crop, truth, files, folder),
+        inputs={"dataset": str(dataset), "predictions": str(predictions)}
+        | ({"before": str(before)} if before is not None else {}),
+    )
+
+
+def _results(path: Path | str, truth: CocoDataset) -> _Results:
+    """Read results and check their ``gt`` keys; for LVIS keep the 300 best of an image, as its rules say."""
+    entries = read_results(path, truth)
+    ids = {a.get("id"): a["image_id"] for a in truth.annotations}
+    by_image: dict[ImageId, list[int]] = defaultdict(list)
+    for index, entry in enumerate(entries):
+        by_image[entry["image_id"]].append(index)
+        if "gt" in entry and ids.get(entry["gt"]) != entry["image_id"]:
+            raise FormatError(
+                f"{path}: entry {index}",
+                expected=f"as gt the id of an annotation of image {entry['image_id']!r} in {truth.path}",
+                got=repr(entry["gt"]),
+                fix="leave the key gt out to match by IoU",
+            )
+    if truth.lvis:
+        for image, found in by_image.items():
+            best = sorted(found, key=lambda i: -entries[i]["score"])[:MAX_DETECTIONS_LVIS]
+            by_image[image] = sorted(best)
+    return _Results(Path(path), entries, by_image)
+
+
+class _Work:
+    """The measuring of one image; called from many threads, changes nothing of its own."""
+
+    def __init__(
+        self,
+        truth: CocoDataset,
+        annotations: dict[ImageId, list[int]],
+        files: Sequence[_Results],
+        boundary_ratio: float,
+    ) -> None:
+        self.truth, self.annotations, self.files = truth, annotations, files
+        self.boundary_ratio = boundary_ratio
+        self.max_detections = MAX_DETECTIONS_LVIS if truth.lvis else MAX_DETECTIONS
+        self.places = {a.get("id"): index for index, a in enumerate(truth.annotations)}
+        self.aligned = len(files) == 2 and _aligned(files[0].entries, files[1].entries)
+
+    def measure(self, job: tuple[int, ImageId]) -> _Measured:
+        ordinal, image_id = job
+        out = _Measured()
+        truths = self._decode(self.truth.path, self.truth.annotations, self.annotations.get(image_id, []), ordinal, out)
+        out.truths = [instance for instance, _ in truths]
+        sides = []
+        for side, file in enumerate(self.files):
+            found = self._decode(file.path, file.entries, file.by_image.get(image_id, []), ordinal, out)
+            out.detections[side] = [instance for instance, _ in found]
+            out.cells[side] = measure_image(
+                truths, found, boundary_ratio=self.boundary_ratio, max_detections=self.max_detections
+            )
+            sides.append({instance.index: mask for instance, mask in found})
+        if len(sides) == 2:
+            masks = {instance.index: mask for instance, mask in truths}
+            for triple in self._triples(out):
+                g, after, coarse = triple
+                if g in masks and after in sides[0] and coarse in sides[1]:
+                    row = measure_triple(
+                        sides[1][coarse], sides[0][after], masks[g], boundary_ratio=self.boundary_ratio
+                    )
+                    out.triples.append((triple, row))
+        return out
+
+    def _decode(
+        self, path: Path, entries: Sequence[Entry], indices: Sequence[int], ordinal: int, out: _Measured
+    ) -> list[tuple[Instance, Mask]]:
+        found = []
+        for index in indices:
+            entry = entries[index]
+            try:
+                mask = self.truth.mask(entry)
+            except InputError as error:
+                out.failures.append(Failure(str(path), f"{index} (image_id {entry['image_id']})", str(error)))
+                continue
+            is_truth = entries is self.truth.annotations
+            area = float(entry.get("area", mask.area)) if is_truth else float(mask.area)
+            crowd = is_truth and bool(entry.get("iscrowd", 0))
+            value = 1.0 if is_truth else float(entry["score"])
+            found.append((Instance(index, ordinal, entry["category_id"], area, value, crowd), mask))
+        return found
+
+    def _triples(self, out: _Measured) -> list[Triple]:
+        """Pair the image's coarse masks with their annotations and their refined masks, by index."""
+        after_entries, before_entries = self.files[0].entries, self.files[1].entries
+        best_truth = _best(out.cells[1], by_detection=True)
+        best_after = _best(out.cells[0], by_detection=False)
+        by_key = {after_entries[d.index]["gt"]: d.index for d in out.detections[0] if "gt" in after_entries[d.index]}
+        triples = []
+        for coarse in (d.index for d in out.detections[1]):
+            key = before_entries[coarse].get("gt")
+            g, iou = (self.places[key], 1.0) if key is not None else best_truth.get(coarse, (-1, 0.0))
+            if iou <= 0.5 or self.truth.annotations[g].get("iscrowd", 0):
+                continue
+            name = self.truth.annotations[g].get("id")
+            after = coarse if self.aligned else by_key.get(name, best_after.get(g, (-1, 0.0))[0])
+            if after >= 0:
+                triples.append((g, after, coarse))
+        return triples
+
+
+def _aligned(after: Sequence[Entry], before: Sequence[Entry]) -> bool:
+    """Say whether two files list the same objects in the same order, as refined results do."""
+    keys = ("image_id", "category_id", "gt")
+    return len(after) == len(before) and all(
+        [a.get(k) for k in keys] == [b.get(k) for k in keys] for a, b in zip(after, before, strict=True)
+    )
+
+
+def _best(cells: Sequence[Cell], by_detection: bool) -> dict[int, tuple[int, float]]:
+    """Give each detection's best true instance (no crowd), or each true instance's best detection."""
+    best: dict[int, tuple[int, float]] = {}
+    for cell in cells:
+        iou = np.where([t.crowd for t in cell.truths], 0.0, cell.iou)
+        rows, columns = cell.detections, cell.truths
+        if not by_detection:
+            iou, rows, columns = iou.T, columns, rows
+        for r, c in enumerate(iou.argmax(axis=1)):
+            if iou[r, c] > 0:
+                best[rows[r].index] = (columns[c].index, float(iou[r, c]))
+    return best
+
+
+def _score(truth: CocoDataset, measured: Sequence[_Measured], side: int) -> InstanceScores:
+    keys = ("neg_category_ids", "not_exhaustive_category_ids")
+    images = [
+        {"id": n, "height": i["height"], "width": i["width"]} | {k: i[k] for k in keys if k in i}
+        for n, i in enumerate(truth.images.values())
+    ]
+    return score(
+        [cell for m in measured for cell in m.cells[side]],
+        [t for m in measured for t in m.truths],
+        [d for m in measured for d in m.detections[side]],
+        images=images,
+        categories=[{"id": c, "name": name} for c, name in truth.categories.items()],
+        max_detections=MAX_DETECTIONS_LVIS if truth.lvis else MAX_DETECTIONS,
+        lvis=truth.lvis,
+    )
+
+
+def _change(measured: Sequence[_Measured], files: Sequence[_Results]) -> dict[str, Any]:
+    rows = [row for m in measured for _, row in m.triples]
+    if not rows:
+        raise FormatError(
+            f"{files[1].path} and {files[0].path}",
+            expected="coarse masks that match annotations: by the key gt, or IoU > 0.5 within a category",
+            got="no match at all",
+            fix="check that both files speak of this data set, and their category ids",
+        )
+    summary: dict[str, Any] = collect(rows, AF_TOLERANCE_PX)["summary"]
+    return summary
+
+
+def _examples(truth: CocoDataset, measured: Sequence[_Measured], scores: InstanceScores, paired: bool) -> list[Example]:
+    found: list[tuple[Triple, float | None, float]] = (
+        [(triple, row[0], row[5]) for m in measured for triple, row in m.triples]
+        if paired
+        else [((g, d, -1), None, iou) for d, g, iou in scores.pairs]
+    )
+    areas = {t.index: t.area for m in measured for t in m.truths}
+    examples = []
+    for key, iou_before, iou_after in found:
+        annotation = truth.annotations[key[0]]
+        name = truth.categories[annotation["category_id"]]
+        title = f"{name}, {truth.file_name(annotation['image_id'])}"
+        examples.append(Example(title, iou_before, iou_after, int(areas[key[0]]), key))
+    return examples
+
+
+def _crop(truth: CocoDataset, files: Sequence[_Results], folder: Path | None, example: Example) -> Crop:
+    g, after, coarse = example.key
+    annotation = truth.annotations[g]
+    path = folder / truth.file_name(annotation["image_id"]) if folder is not None else None
+    return cut(
+        path,
+        truth.mask(annotation),
+        truth.mask(files[0].entries[after]),
+        truth.mask(files[1].entries[coarse]) if coarse >= 0 else None,
+    )

@@ -1,0 +1,64 @@
+"""The pixels of one example: a crop of the image around its masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bpr_service.errors import FormatError, ImageError
+from refiner_training.evaluation.common import Crop
+
+if TYPE_CHECKING:
+    from bpr_service.core.masks import Mask
+
+MARGIN = 0.15  # of the box, on each side
+
+
+def find_images(folder: Path | str | None, names: Iterable[str], source: Path) -> Path | None:
+    """Check that a folder has all the images that a file names; None when there is no folder.
+
+    Raises:
+        FormatError: no such folder, or an image that is not in it.
+    """
+    if folder is None:
+        return None
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FormatError(f"{folder}", expected="a folder of images", got="no folder", fix="check the path")
+    for name in names:
+        if not (folder / name).is_file():
+            raise FormatError(
+                f"{source}", expected=f"the image {name} in {folder}", got="no such file", fix="check --images"
+            )
+    return folder
+
+
+def cut(path: Path | None, truth: Mask, prediction: Mask, before: Mask | None) -> Crop:
+    """Cut image and masks to the box around all of them, with a margin.
+
+    An image that cannot be read, or is of another size, is left out: the masks are shown without it.
+    """
+    from bpr_service.core.images import read_image
+
+    masks = [m for m in (truth, prediction, before) if m is not None and not m.is_empty]
+    boxes = [m.box for m in masks] or [(0, 0, truth.width, truth.height)]
+    x0, y0 = min(b[0] for b in boxes), min(b[1] for b in boxes)
+    x1, y1 = max(b[2] for b in boxes), max(b[3] for b in boxes)
+    margin = int(MARGIN * max(x1 - x0, y1 - y0)) + 4
+    x0, y0 = max(x0 - margin, 0), max(y0 - margin, 0)
+    x1, y1 = min(x1 + margin, truth.width), min(y1 + margin, truth.height)
+    image = None
+    if path is not None:
+        try:
+            pixels = read_image(path)
+            image = pixels[y0:y1, x0:x1] if pixels.shape[:2] == (truth.height, truth.width) else None
+        except ImageError:
+            image = None
+    window = (x0, y0, x1, y1)
+    return Crop(
+        image,
+        truth.window(*window),
+        prediction.window(*window),
+        before.window(*window) if before is not None else None,
+    )
