@@ -1,0 +1,68 @@
+"""Prediction files in published formats: read as a stream, written back in the same format."""
+
+from __future__ import annotations
+
+from bpr_service.errors import UnknownName
+from bpr_service.formats.base import (
+    TASKS,
+    Encoded,
+    Instance,
+    InstancePrediction,
+    PanopticPrediction,
+    Paths,
+    PredictionFormat,
+    SemanticPrediction,
+    Task,
+    Unit,
+)
+from bpr_service.formats.cityscapes import CityscapesInstances
+from bpr_service.formats.coco import CocoResults
+from bpr_service.formats.coco_panoptic import CocoPanoptic
+from bpr_service.formats.lvis import LvisResults
+from bpr_service.formats.semantic import Ade, CityscapesLabelIds, CityscapesTrainIds, SemanticPngs, Voc
+from bpr_service.formats.yolo import YoloSegments
+
+__all__ = [
+    "DEFAULT_FORMAT",
+    "FORMATS",
+    "TASKS",
+    "Encoded",
+    "Instance",
+    "InstancePrediction",
+    "PanopticPrediction",
+    "Paths",
+    "PredictionFormat",
+    "SemanticPrediction",
+    "Task",
+    "Unit",
+    "open_predictions",
+]
+
+_ALL: tuple[type[PredictionFormat], ...] = (
+    CocoResults,
+    LvisResults,
+    CityscapesInstances,
+    YoloSegments,
+    SemanticPngs,
+    CityscapesLabelIds,
+    CityscapesTrainIds,
+    Ade,
+    Voc,
+    CocoPanoptic,
+)
+FORMATS: dict[tuple[str, str], type[PredictionFormat]] = {(kind.task, kind.name): kind for kind in _ALL}
+DEFAULT_FORMAT: dict[str, str] = {"instance": "coco", "semantic": "png", "panoptic": "coco"}
+
+
+def open_predictions(task: str, name: str | None, paths: Paths) -> PredictionFormat:
+    """The prediction file at ``paths`` in the format ``name`` (default: the task's usual one).
+
+    Raises:
+        UnknownName: there is no such task, or no such format of it.
+    """
+    if task not in TASKS:
+        raise UnknownName("task", task, TASKS)
+    name = name or DEFAULT_FORMAT[task]
+    if (task, name) not in FORMATS:
+        raise UnknownName(f"{task} format", name, [known for of, known in FORMATS if of == task])
+    return FORMATS[task, name](paths)

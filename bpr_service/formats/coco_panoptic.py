@@ -1,0 +1,158 @@
+"""COCO panoptic: a JSON of ``annotations[{image_id, file_name, segments_info}]`` beside a folder of PNGs.
+
+A PNG's pixel is a segment's id, R + 256 G + 65536 B; 0 is void. Source: cocodataset.org, "Data format, panoptic".
+
+Letters: H, W are an image's height and width in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpr_service import storage
+from bpr_service.errors import BprError, FormatError
+from bpr_service.formats.base import Encoded, PanopticPrediction, Paths, PredictionFormat, Task, Unit, at
+from bpr_service.formats.images import ImageFolder
+from bpr_service.formats.records import Record, RecordFile, dump, parse
+
+WHAT = "an object with annotations[{image_id, file_name, segments_info}]"
+JSON_NAME = "panoptic.json"
+
+
+class CocoPanoptic(PredictionFormat):
+    """COCO panoptic; the result is a folder of PNGs and, beside them, ``panoptic.json``."""
+
+    name: ClassVar[str] = "coco"
+    task: ClassVar[Task] = "panoptic"
+
+    def __init__(self, paths: Paths) -> None:
+        super().__init__(paths)
+        self.file = RecordFile(paths.predictions, "annotations", WHAT)
+
+    @cached_property
+    def _folder(self) -> ImageFolder:
+        return ImageFolder(self.paths.images)
+
+    def scan(self) -> Iterator[Unit]:
+        self.need("panoptic_dir", "--panoptic-dir DIR", "the folder of the panoptic PNGs")
+        rows: list[tuple[int, int, int, Any, str]] = []
+        for position, start, length, record in self.file.scan(_image):
+            missing = [key for key in ("image_id", "file_name", "segments_info") if key not in record]
+            if missing:
+                raise FormatError(
+                    f"{self.file.address}: annotation {position} (byte {start}) has no {missing[0]}",
+                    expected=WHAT,
+                    got=f"keys {', '.join(map(str, list(record)[:6]))}",
+                    fix="check the file and --format",
+                )
+            rows.append((position, start, length, record["image_id"], str(record["file_name"])))
+        known, seen = self._known_images(), set()
+        for position, start, length, image_id, png in rows:
+            source, where = [position, start, length], f"annotation {position} (byte {start})"
+            try:
+                if image_id in seen:
+                    raise FormatError(f"image_id {image_id!r} is there twice", fix="keep one annotation an image")
+                image = known.get(image_id) or self._folder.find(png)
+                yield Unit(position, image, str(image_id), source)
+            except BprError as error:
+                problem = str(at(self.file.address, where, error))
+                yield Unit(position, "", str(image_id), source, problem=problem)
+            seen.add(image_id)
+
+    def _known_images(self) -> dict[Any, str]:
+        if self.paths.dataset is None:
+            return {key: name for key, name in self.file.head.images.items() if name}
+        data = RecordFile(self.paths.dataset, "images", "an annotation file with an 'images' array")
+        return {key: name for key, name in (_image(record) for _, _, _, record in data.scan()) if name}
+
+    def _record(self, unit: Unit) -> tuple[bytes, Record]:
+        data = self.file.raw([(unit.source[1], unit.source[2])])[0]
+        return data, parse(data)
+
+    def _png(self, record: Record) -> bytes:
+        folder = self.need("panoptic_dir", "--panoptic-dir DIR", "the folder of the panoptic PNGs")
+        name = str(record["file_name"])
+        return storage.read_bytes(storage.join_inside(folder, name, within=self.paths.within))
+
+    def read(self, unit: Unit) -> PanopticPrediction:
+        from bpr_service.core.masks import read_panoptic_png
+
+        where = f"annotation {unit.source[0]} (byte {unit.source[1]})"
+        try:
+            record = self._record(unit)[1]
+            segment_map = read_panoptic_png(self._png(record))
+            infos = _checked(record["segments_info"], segment_map, str(record["file_name"]))
+        except BprError as error:
+            raise at(self.file.address, where, error) from error
+        return PanopticPrediction(segment_map, infos, record)
+
+    def encode(self, unit: Unit, prediction: PanopticPrediction) -> Encoded:
+        from bpr_service.core.label_maps import panoptic_png
+
+        name = str(prediction.record["file_name"])
+        infos = recomputed(prediction.segment_map, prediction.segments_info)
+        record = {**prediction.record, "segments_info": infos}
+        files = {name: panoptic_png(prediction.segment_map)}
+        return Encoded(files=files, records={unit.source[0]: dump(record)})
+
+    def untouched(self, unit: Unit) -> Encoded:
+        data, record = self._record(unit)
+        try:
+            files = {str(record["file_name"]): self._png(record)}
+        except BprError:
+            files = {}  # the PNG is what cannot be read; the report says so
+        return Encoded(files=files, records={unit.source[0]: data})
+
+    def write(self, out: str, records: Iterable[bytes]) -> None:
+        self.file.write(storage.join(out, JSON_NAME), records)
+
+
+def _image(entry: Any) -> tuple[Any, str]:
+    if not isinstance(entry, dict) or "id" not in entry:
+        raise FormatError("an entry of 'images'", expected="an object with an id", got=str(entry)[:80])
+    return entry["id"], str(entry.get("file_name", ""))
+
+
+def _checked(infos: Any, segment_map: NDArray[np.int32], name: str) -> list[Record]:
+    """``segments_info`` when its ids are those of the PNG. Raises ``FormatError``."""
+    if not isinstance(infos, list) or not all(isinstance(i, dict) and isinstance(i.get("id"), int) for i in infos):
+        raise FormatError("segments_info", expected="a list of {id, category_id, ...}", got=str(infos)[:60])
+    ids = [info["id"] for info in infos]
+    twice = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
+    if twice:
+        raise FormatError(f"segment id {twice[0]} is there twice", fix="give every segment its own id")
+    in_png = set(np.unique(segment_map).tolist()) - {0}
+    for where, extra in (
+        (f"{name} but not in the JSON", in_png - set(ids)),
+        ("the JSON but not in " + name, set(ids) - in_png),
+    ):
+        if extra:
+            raise FormatError(
+                "PNG and JSON disagree",
+                expected="the same segment ids in both",
+                got=f"id {min(extra)} in {where} ({len(extra)} in all)",
+                fix="write ids as R + 256 G + 65536 B; OpenCV swaps the channels",
+            )
+    return infos
+
+
+def recomputed(segment_map: NDArray[np.int32], infos: list[Record]) -> list[Record]:
+    """``infos`` with ``area`` and ``bbox`` counted in ``segment_map`` (H, W), in one pass over the pixels."""
+    order = np.argsort(segment_map, axis=None, kind="stable")
+    ids, first = np.unique(segment_map.ravel()[order], return_index=True)
+    ys, xs = np.divmod(order, segment_map.shape[1])
+    x0, x1 = np.minimum.reduceat(xs, first), np.maximum.reduceat(xs, first) + 1
+    y0, y1 = ys[first], ys[np.append(first[1:], order.size) - 1] + 1  # a stable sort leaves rows in order
+    area = np.diff(np.append(first, order.size))
+    row = {int(segment): i for i, segment in enumerate(ids)}
+    out = []
+    for info in infos:
+        i = row[info["id"]]
+        box = [int(x0[i]), int(y0[i]), int(x1[i] - x0[i]), int(y1[i] - y0[i])]
+        out.append({**info, "area": int(area[i]), "bbox": box})
+    return out

@@ -1,0 +1,208 @@
+"""Files on disk and on object storage behind one handful of functions.
+
+An *address* is a local path or anything fsspec understands (``s3://bucket/key``, ``gs://...``, ``memory://...``).
+Writing is atomic: a reader sees the old file or the whole new one, never a part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, BinaryIO, cast
+
+from bpr_service.errors import FormatError, NotFoundError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+COPY_BYTES = 1 << 20
+
+
+def is_remote(address: str) -> bool:
+    """True for ``scheme://...`` addresses other than ``file://``."""
+    return "://" in address and not address.startswith("file://")
+
+
+def filesystem(address: str) -> tuple[AbstractFileSystem, str]:
+    """The fsspec file system of an address, and the path in it."""
+    from fsspec.core import url_to_fs
+
+    fs, path = url_to_fs(address)
+    return fs, path
+
+
+def join(folder: str, *names: str) -> str:
+    """Join address parts with ``/``; empty names are left out."""
+    return "/".join([folder.rstrip("/") or "/", *(name.strip("/") for name in names if name)])
+
+
+def join_inside(folder: str, relative: str, *, within: str | None = None) -> str:
+    """``folder/relative`` for a name that a file supplied; it may not leave ``folder``.
+
+    Args:
+        within: when given, the real local path (links followed) must stay inside this folder.
+
+    Raises:
+        FormatError: the name is empty, absolute, has a ``..`` part, or leaves ``within`` through a link.
+    """
+    parts = relative.replace("\\", "/").split("/")
+    if not relative or relative.startswith("/") or ":" in parts[0] or ".." in parts or "\0" in relative:
+        raise FormatError(
+            "a file name leaves its folder",
+            expected="a relative name without '..'",
+            got=repr(relative),
+            fix="give names relative to the folder of the images or predictions",
+        )
+    address = join(folder, relative)
+    if within is not None and not is_remote(address):
+        real, root = os.path.realpath(address), os.path.realpath(within)
+        if os.path.commonpath([real, root]) != root:
+            raise FormatError(
+                "a link leaves the allowed folder",
+                expected=f"a file inside {within}",
+                got=repr(relative),
+                fix="copy the file into the allowed folder",
+            )
+    return address
+
+
+def exists(address: str) -> bool:
+    """True when the address is a file or folder that is there."""
+    if not is_remote(address):
+        return os.path.exists(address)
+    fs, path = filesystem(address)
+    return bool(fs.exists(path))
+
+
+def open_read(address: str) -> BinaryIO:
+    """Open for reading bytes; remote files are read in blocks as they are needed.
+
+    Raises:
+        NotFoundError: there is no such file.
+    """
+    try:
+        if not is_remote(address):
+            return open(address, "rb")
+        fs, path = filesystem(address)
+        return cast(BinaryIO, fs.open(path, "rb"))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise NotFoundError(
+            "cannot read", expected="a file", got=f"{address} ({type(error).__name__})", fix="check the path"
+        ) from error
+
+
+def read_bytes(address: str) -> bytes:
+    """The whole file. Raises ``NotFoundError``."""
+    with open_read(address) as file:
+        return file.read()
+
+
+def size_bytes(address: str) -> int:
+    """Size of the file in bytes. Raises ``NotFoundError``."""
+    with open_read(address) as file:
+        return file.seek(0, os.SEEK_END)
+
+
+@contextmanager
+def replacing(address: str) -> Iterator[IO[bytes]]:
+    """Write a new file and put it in place at the end, all of it or nothing.
+
+    Local: temporary file beside the target, fsync, ``os.replace``, fsync of the folder. Remote: a local
+    temporary file that is uploaded when it is complete.
+    """
+    remote = is_remote(address)
+    folder = None if remote else os.path.dirname(os.path.abspath(address))
+    if folder is not None:
+        os.makedirs(folder, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if folder is None:
+            fs, path = filesystem(address)
+            fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            fs.put_file(temporary, path)
+        else:
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, address)
+            sync_folder(folder)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _umask() -> int:
+    """The process's umask, without the race of setting it (Linux); 0o022 where /proc is missing."""
+    with suppress(OSError, StopIteration):
+        status = Path("/proc/self/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("Umask:")).split()[1], 8)
+    return 0o022
+
+
+def sync_folder(folder: str) -> None:
+    """Make a rename inside a local folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(address: str, data: bytes) -> None:
+    """Write a whole file atomically."""
+    with replacing(address) as file:
+        file.write(data)
+
+
+def copy(source: str, target: str) -> None:
+    """Copy a file atomically, in blocks."""
+    with open_read(source) as reader, replacing(target) as writer:
+        while block := reader.read(COPY_BYTES):
+            writer.write(block)
+
+
+def list_files(folder: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Sorted names, relative to the folder, of the files below it with one of the (lower-case) suffixes.
+
+    Raises:
+        NotFoundError: the folder is not there.
+    """
+    if not is_remote(folder):
+        if not os.path.isdir(folder):
+            raise NotFoundError("cannot list", expected="a folder", got=folder, fix="check the path")
+        base = Path(folder)
+        found = [
+            os.path.relpath(os.path.join(where, name), base).replace(os.sep, "/")
+            for where, _, names in os.walk(base, followlinks=True)
+            for name in names
+            if name.lower().endswith(suffixes)
+        ]
+        return sorted(found)
+    fs, path = filesystem(folder)
+    prefix = path.rstrip("/") + "/"
+    found = [name.removeprefix(prefix) for name in fs.find(path) if name.lower().endswith(suffixes)]
+    if not found and not fs.exists(path):
+        raise NotFoundError("cannot list", expected="a folder", got=folder, fix="check the address")
+    return sorted(found)
+
+
+def sha256(address: str) -> str:
+    """Hex SHA-256 of a file, read in blocks. Raises ``NotFoundError``."""
+    digest = hashlib.sha256()
+    with open_read(address) as file:
+        while block := file.read(COPY_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def remove_tree(address: str) -> None:
+    """Delete a folder and all below it; nothing happens when it is not there."""
+    fs, path = filesystem(address)
+    with suppress(FileNotFoundError):
+        fs.rm(path, recursive=True)
