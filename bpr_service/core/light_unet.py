@@ -84,5 +84,5 @@ class LightUNet(nn.Module):
 
 
 def _double(x: Tensor) -> Tensor:
-    """(P, C, h, w) -> (P, C, 2h, 2w), bilinear."""
-    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+    """(P, C, h, w) -> (P, C, 2h, 2w)."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")

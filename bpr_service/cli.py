@@ -1,0 +1,109 @@
+"""The ``bpr`` command: parse, call, print.
+
+Nothing heavy is imported before a command runs, so ``bpr --help`` answers at once. Exit codes: 0 done, 1 some items
+failed (each named in the report), 2 the call is wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bpr_service import __version__
+from bpr_service.errors import BprError
+
+app = typer.Typer(
+    name="bpr",
+    help="Exact boundaries for the masks of any segmentation model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Preset = Annotated[str, typer.Option(help="fast, balanced or best.")]
+Model = Annotated[Path | None, typer.Option(help="A model version's folder, instead of the preset's model.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bpr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the JSON and the pictures go.")] = Path("demo"),
+    preset: Preset = "balanced",
+    model: Model = None,
+    device: Device = "cpu",
+) -> None:
+    """Refine the bundled example and show what changed; needs nothing else."""
+    from bpr_service.commands import run_demo
+
+    run_demo(out, preset=preset, model=model, device=device)
+
+
+@app.command()
+def refine(
+    image: Annotated[Path, typer.Argument(help="The photograph.")],
+    mask: Annotated[Path, typer.Argument(help="Its coarse masks: PNG, or JSON with RLE or polygons.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where the refined masks go, in the format they came in.")],
+    task: Annotated[str, typer.Option(help="instance, semantic or panoptic.")] = "instance",
+    preset: Preset = "balanced",
+    model: Model = None,
+    device: Device = "cpu",
+    ignore_label: Annotated[int, typer.Option(help="Semantic: a label that is never rewritten.")] = 255,
+    segments: Annotated[Path | None, typer.Option(help="Panoptic: JSON with segments_info.")] = None,
+    gate: Annotated[bool, typer.Option(help="Do no harm: keep a mask where no gain is expected.")] = True,
+    picture: Annotated[Path | None, typer.Option(help="Write a before/after picture here.")] = None,
+) -> None:
+    """Refine the masks of one image."""
+    from bpr_service.commands import run_refine
+
+    run_refine(
+        image,
+        mask,
+        out,
+        task=task,
+        preset=preset,
+        model=model,
+        device=device,
+        ignore_label=ignore_label,
+        segments=segments,
+        gate=gate,
+        picture=picture,
+    )
+
+
+@app.command()
+def doctor(model: Model = None) -> None:
+    """Versions, devices, the models and their hashes."""
+    from bpr_service.commands import run_doctor
+
+    run_doctor(model)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except BprError as error:
+        print(f"bpr: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""What a refinement network sees of a patch: the one place where pixels become numbers, in training and in serving.
+
+Shapes: P patches of S x S px.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+def normalise(patches: Tensor) -> Tensor:
+    """(P, S, S, 4) uint8 RGB + mask -> (P, 4, S, S) float32, in channels-last memory: a view, nothing is moved.
+
+    RGB is scaled by ImageNet's mean and deviation, the mask from 0..255 to [-1, 1] (Tang et al., CVPR 2021, 3.3).
+    """
+    mean = torch.tensor([*(255 * m for m in IMAGE_MEAN), 127.5], device=patches.device)
+    std = torch.tensor([*(255 * s for s in IMAGE_STD), 127.5], device=patches.device)
+    return ((patches.float() - mean) / std).permute(0, 3, 1, 2)

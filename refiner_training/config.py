@@ -1,0 +1,138 @@
+"""Settings of a training run: one YAML file, validated before any long work begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from bpr_service.config import PatchConfig, Settings, build
+from bpr_service.errors import ConfigError, FormatError
+from refiner_training.data.simulate import DEFAULT_MIX, KINDS
+
+
+class NetworkConfig(Settings):
+    """A refinement network of ``bpr_service.core.network`` and its arguments."""
+
+    name: str = "light_unet_s"
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    start_from: Path | None = None
+    """A model version to take the weights from, for fine-tuning."""
+
+
+class SimulatedData(Settings):
+    """Patches cut on the fly, their coarse masks simulated from the ground truth of a scene store."""
+
+    kind: Literal["simulated"] = "simulated"
+    scenes: Path
+    sources: dict[str, float]
+    """Share of each source of the store."""
+    mix: dict[str, float] = Field(default_factory=lambda: dict(DEFAULT_MIX))
+    """Share of each kind of coarse-mask error."""
+    soft_share: float = Field(default=0.25, ge=0, le=1)
+    scale_share: float = Field(default=0.45, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        unknown = sorted(set(self.mix) - set(KINDS))
+        if unknown:
+            raise ValueError(f"mix holds {unknown[0]!r}; the known kinds are {', '.join(sorted(KINDS))}")
+        return self
+
+
+class PatchData(Settings):
+    """Patches of a patch set built by ``bpr-train patches``."""
+
+    kind: Literal["patches"] = "patches"
+    patches: Path
+
+
+class OptimConfig(Settings):
+    """Optimiser and schedule. The paper: SGD 0.01, momentum 0.9, weight decay 5e-4, poly 0.9 (section 4.1)."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(default=2e-3, gt=0)
+    weight_decay: float = Field(default=0.02, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    poly_power: float = 0.9
+    warmup_steps: int = Field(default=200, ge=0)
+    gradient_clip: float = Field(default=1.0, ge=0)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    """Weight averaging; 0 turns it off."""
+
+
+class LossConfig(Settings):
+    """Binary cross-entropy, heavier in the boundary band."""
+
+    band_px: int = Field(default=5, ge=0)
+    band_weight: float = Field(default=4.0, ge=0)
+    """What a pixel within ``band_px`` of the true or the coarse boundary weighs above one far from both."""
+    padding_weight: float = Field(default=0.25, ge=0)
+    """What a pixel of the context weighs, which is never pasted back."""
+
+
+class RunConfig(Settings):
+    """How the run is done."""
+
+    steps: int = Field(default=10_000, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    """Patches a process and step."""
+    precision: Literal["32", "bf16", "16"] = "bf16"
+    devices: int = Field(default=1, ge=1)
+    nodes: int = Field(default=1, ge=1)
+    sync_batchnorm: bool = True
+    workers: int = Field(default=1, ge=0)
+    threads: int = Field(default=0, ge=0)
+    """Processor threads of one process; 0 leaves torch's own choice."""
+    seed: int = 0
+    checkpoint_every: int = Field(default=500, ge=1)
+    validate_every: int = Field(default=1000, ge=1)
+    validation_batches: int = Field(default=20, ge=0)
+    patience: int = Field(default=0, ge=0)
+    """Validations without gain after which the run stops; 0 never stops early."""
+
+
+class TrainConfig(Settings):
+    """One training run."""
+
+    name: str
+    network: NetworkConfig = NetworkConfig()
+    patch: PatchConfig = PatchConfig()
+    data: SimulatedData | PatchData = Field(discriminator="kind")
+    validation: SimulatedData | PatchData | None = Field(default=None, discriminator="kind")
+    optim: OptimConfig = OptimConfig()
+    loss: LossConfig = LossConfig()
+    run: RunConfig = RunConfig()
+    notes: dict[str, str] = Field(default_factory=dict)
+    """Free text for the model card: data and its terms, what the model is for."""
+
+
+def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+    """Read and check a YAML file; paths in it are relative to the working directory.
+
+    Args:
+        overrides: dotted keys and values, as ``{"run.steps": 100}``.
+
+    Raises:
+        FormatError: no file, or no YAML.
+        ConfigError, UnknownName: a key that does not exist, or a value of the wrong type.
+    """
+    if not path.is_file():
+        raise FormatError(str(path), expected="a YAML file", got="none", fix="check the path")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise FormatError(str(path), expected="YAML", got=str(error).replace("\n", " "), fix="mend the file") from None
+    if not isinstance(values, dict):
+        raise ConfigError(str(path), expected="keys and values", got=type(values).__name__, fix="see configs/")
+    for dotted, value in (overrides or {}).items():
+        place = values
+        *parents, last = dotted.split(".")
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return build(TrainConfig, values)
