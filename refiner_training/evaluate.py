@@ -12,8 +12,9 @@ Each gives an :class:`Evaluation`. Its ``to_json()`` is a flat dict of the measu
 were given as `before`, theirs are under ``before`` and what changed in between under ``change``.
 
 All files are read and checked before the long work (``FormatError`` names file and entry); an item that turns
-out broken in the middle is left out, counted, and named in ``failures``. The work runs in threads over the
-images: kernels and decoders hold no lock.
+out broken in the middle is left out, counted, and named in ``failures``. The work runs in
+processes over the images where there are many; a script that calls these functions on a large set needs the
+usual ``if __name__ == "__main__"`` guard, or ``workers=1``.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""What the three evaluations share: their outcome, threads over images, and the rules of JSON."""
+"""What the three evaluations share: their outcome, processes over images, and the rules of JSON."""
 
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -91,23 +92,37 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_threads(
-    work: Callable[[Job], Done], jobs: Iterable[Job], total: int, workers: int | None, label: str
+def in_parallel(
+    work: Callable[[Job], Done],
+    jobs: Sequence[Job],
+    *,
+    workers: int | None,
+    label: str,
+    serial_below: int,
+    preload: str,
 ) -> Iterator[Done]:
-    """Yield ``work(job)`` in order, a bounded number of jobs ahead, with a progress bar where there is a
-    terminal."""
+    """Yield ``work(job)`` in order, from processes where there are jobs enough to pay for their start.
+
+    Processes come from a fork server, which is safe whatever threads the caller runs; `work` and the jobs are
+    pickled; `preload` is the module it needs, imported once. The progress bar goes to stderr where that is a terminal.
+    """
+    count = min(workers or default_workers(), len(jobs))
+    if count <= 1 or len(jobs) < serial_below:
+        yield from _progress(map(work, jobs), len(jobs), label)
+        return
+    context = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
+    if sys.platform != "win32":
+        context.set_forkserver_preload([preload])
+    chunk = max(1, min(32, len(jobs) // (4 * count)))
+    with ProcessPoolExecutor(max_workers=count, mp_context=context) as pool:
+        first = work(jobs[0])  # here, so that kernels are compiled once and the others find them on disk
+        results = pool.map(work, jobs[1:], chunksize=chunk)
+        yield from _progress(chain([first], results), len(jobs), label)
+
+
+def _progress(results: Iterable[Done], total: int, label: str) -> Iterable[Done]:
     from rich.console import Console
     from rich.progress import track
 
-    def results() -> Iterator[Done]:
-        pending: deque[Future[Done]] = deque()
-        with ThreadPoolExecutor(max_workers=(count := max(workers or default_workers(), 1))) as pool:
-            for job in jobs:
-                pending.append(pool.submit(work, job))
-                if len(pending) > 4 * count:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-
     quiet = not sys.stderr.isatty()
-    yield from track(results(), label, total, console=Console(stderr=True), disable=quiet, transient=True)
+    return track(results, label, total, console=Console(stderr=True), disable=quiet, transient=True)

@@ -7,32 +7,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from bpr_service.errors import FormatError, InputError
+from bpr_service.errors import FormatError
 from refiner_training.data.coco import CocoDataset, ImageId, read_dataset, read_results
-from refiner_training.evaluation.common import Crop, Evaluation, Example, Failure, in_threads
+from refiner_training.evaluation.common import Crop, Evaluation, Example, in_parallel
+from refiner_training.evaluation.instance_image import Entry, ImageJob, Measured, Settings, Triple, measure
 from refiner_training.evaluation.pictures import cut, find_images
-from refiner_training.metrics.change import TripleRow, collect, measure_triple
-from refiner_training.metrics.instance import (
-    AF_TOLERANCE_PX,
-    Cell,
-    Instance,
-    InstanceScores,
-    measure_image,
-    score,
-)
+from refiner_training.metrics.change import collect
+from refiner_training.metrics.instance import AF_TOLERANCE_PX, InstanceScores, score
 
-if TYPE_CHECKING:
-    from bpr_service.core.masks import Mask
-
-Entry = dict[str, Any]
-Triple = tuple[int, int, int]  # indices of annotation, prediction, coarse prediction
+SERIAL_BELOW = 400  # images
 MAX_DETECTIONS, MAX_DETECTIONS_LVIS = 100, 300
 
 
@@ -43,17 +31,6 @@ class _Results:
     path: Path
     entries: list[Entry]
     by_image: dict[ImageId, list[int]]
-
-
-@dataclass(slots=True)
-class _Measured:
-    """What is left of one image when its masks are dropped."""
-
-    truths: list[Instance] = field(default_factory=list)
-    detections: list[list[Instance]] = field(default_factory=lambda: [[], []])  # of after and before
-    cells: list[list[Cell]] = field(default_factory=lambda: [[], []])
-    triples: list[tuple[Triple, TripleRow]] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
 
 
 def evaluate(
@@ -73,7 +50,7 @@ def evaluate(
     before : the coarse results that `predictions` were refined from
     images : folder of the images, for the pictures of a report only
     boundary_ratio : boundary IoU's d as a share of the image diagonal: 0.02 COCO, LVIS; 0.005 Cityscapes
-    workers : threads, default one a processor
+    workers : processes, default one a processor
 
     A coarse mask belongs to the annotation its key ``gt`` names, else to the one of its category it overlaps
     most, over IoU 0.5. Its refined mask is the entry at the same place when both files have the same images
@@ -85,11 +62,22 @@ def evaluate(
     truth = read_dataset(dataset)
     files = [_results(predictions, truth)] + ([_results(before, truth)] if before is not None else [])
     folder = find_images(images, [truth.file_name(i) for i in truth.images], truth.path)
-    annotations: dict[ImageId, list[int]] = defaultdict(list)
-    for index, annotation in enumerate(truth.annotations):
-        annotations[annotation["image_id"]].append(index)
-    work = _Work(truth, annotations, files, boundary_ratio)
-    measured = list(in_threads(work.measure, enumerate(truth.images), len(truth.images), workers, "masks"))
+    settings = Settings(
+        files=(str(truth.path), *(str(file.path) for file in files)),
+        boundary_ratio=boundary_ratio,
+        max_detections=MAX_DETECTIONS_LVIS if truth.lvis else MAX_DETECTIONS,
+        aligned=len(files) == 2 and _aligned(files[0].entries, files[1].entries),
+    )
+    measured = list(
+        in_parallel(
+            partial(measure, settings),
+            _jobs(truth, files),
+            workers=workers,
+            label="masks",
+            serial_below=SERIAL_BELOW,
+            preload=measure.__module__,
+        )
+    )
 
     scores = [_score(truth, measured, side) for side in range(len(files))]
     summary = scores[0].summary()
@@ -139,81 +127,19 @@ def _results(path: Path | str, truth: CocoDataset) -> _Results:
     return _Results(Path(path), entries, by_image)
 
 
-class _Work:
-    """The measuring of one image; called from many threads, changes nothing of its own."""
-
-    def __init__(
-        self,
-        truth: CocoDataset,
-        annotations: dict[ImageId, list[int]],
-        files: Sequence[_Results],
-        boundary_ratio: float,
-    ) -> None:
-        self.truth, self.annotations, self.files = truth, annotations, files
-        self.boundary_ratio = boundary_ratio
-        self.max_detections = MAX_DETECTIONS_LVIS if truth.lvis else MAX_DETECTIONS
-        self.places = {a.get("id"): index for index, a in enumerate(truth.annotations)}
-        self.aligned = len(files) == 2 and _aligned(files[0].entries, files[1].entries)
-
-    def measure(self, job: tuple[int, ImageId]) -> _Measured:
-        ordinal, image_id = job
-        out = _Measured()
-        truths = self._decode(self.truth.path, self.truth.annotations, self.annotations.get(image_id, []), ordinal, out)
-        out.truths = [instance for instance, _ in truths]
-        sides = []
-        for side, file in enumerate(self.files):
-            found = self._decode(file.path, file.entries, file.by_image.get(image_id, []), ordinal, out)
-            out.detections[side] = [instance for instance, _ in found]
-            out.cells[side] = measure_image(
-                truths, found, boundary_ratio=self.boundary_ratio, max_detections=self.max_detections
-            )
-            sides.append({instance.index: mask for instance, mask in found})
-        if len(sides) == 2:
-            masks = {instance.index: mask for instance, mask in truths}
-            for triple in self._triples(out):
-                g, after, coarse = triple
-                if g in masks and after in sides[0] and coarse in sides[1]:
-                    row = measure_triple(
-                        sides[1][coarse], sides[0][after], masks[g], boundary_ratio=self.boundary_ratio
-                    )
-                    out.triples.append((triple, row))
-        return out
-
-    def _decode(
-        self, path: Path, entries: Sequence[Entry], indices: Sequence[int], ordinal: int, out: _Measured
-    ) -> list[tuple[Instance, Mask]]:
-        found = []
-        for index in indices:
-            entry = entries[index]
-            try:
-                mask = self.truth.mask(entry)
-            except InputError as error:
-                out.failures.append(Failure(str(path), f"{index} (image_id {entry['image_id']})", str(error)))
-                continue
-            is_truth = entries is self.truth.annotations
-            area = float(entry.get("area", mask.area)) if is_truth else float(mask.area)
-            crowd = is_truth and bool(entry.get("iscrowd", 0))
-            value = 1.0 if is_truth else float(entry["score"])
-            found.append((Instance(index, ordinal, entry["category_id"], area, value, crowd), mask))
-        return found
-
-    def _triples(self, out: _Measured) -> list[Triple]:
-        """Pair the image's coarse masks with their annotations and their refined masks, by index."""
-        after_entries, before_entries = self.files[0].entries, self.files[1].entries
-        best_truth = _best(out.cells[1], by_detection=True)
-        best_after = _best(out.cells[0], by_detection=False)
-        by_key = {after_entries[d.index]["gt"]: d.index for d in out.detections[0] if "gt" in after_entries[d.index]}
-        triples = []
-        for coarse in (d.index for d in out.detections[1]):
-            key = before_entries[coarse].get("gt")
-            g, iou = (self.places[key], 1.0) if key is not None else best_truth.get(coarse, (-1, 0.0))
-            if iou <= 0.5 or self.truth.annotations[g].get("iscrowd", 0):
-                continue
-            name = self.truth.annotations[g].get("id")
-            after = coarse if self.aligned else by_key.get(name, best_after.get(g, (-1, 0.0))[0])
-            if after >= 0:
-                triples.append((g, after, coarse))
-        return triples
+def _jobs(truth: CocoDataset, files: Sequence[_Results]) -> list[ImageJob]:
+    annotations: dict[ImageId, list[int]] = defaultdict(list)
+    for index, annotation in enumerate(truth.annotations):
+        annotations[annotation["image_id"]].append(index)
+    return [
+        ImageJob(
+            ordinal,
+            *truth.size(image_id),
+            truths=[(i, truth.annotations[i]) for i in annotations.get(image_id, ())],
+            sides=[[(i, f.entries[i]) for i in f.by_image.get(image_id, ())] for f in files],
+        )
+        for ordinal, image_id in enumerate(truth.images)
+    ]
 
 
 def _aligned(after: Sequence[Entry], before: Sequence[Entry]) -> bool:
@@ -224,21 +150,7 @@ def _aligned(after: Sequence[Entry], before: Sequence[Entry]) -> bool:
     )
 
 
-def _best(cells: Sequence[Cell], by_detection: bool) -> dict[int, tuple[int, float]]:
-    """Give each detection's best true instance (no crowd), or each true instance's best detection."""
-    best: dict[int, tuple[int, float]] = {}
-    for cell in cells:
-        iou = np.where([t.crowd for t in cell.truths], 0.0, cell.iou)
-        rows, columns = cell.detections, cell.truths
-        if not by_detection:
-            iou, rows, columns = iou.T, columns, rows
-        for r, c in enumerate(iou.argmax(axis=1)):
-            if iou[r, c] > 0:
-                best[rows[r].index] = (columns[c].index, float(iou[r, c]))
-    return best
-
-
-def _score(truth: CocoDataset, measured: Sequence[_Measured], side: int) -> InstanceScores:
+def _score(truth: CocoDataset, measured: Sequence[Measured], side: int) -> InstanceScores:
     keys = ("neg_category_ids", "not_exhaustive_category_ids")
     images = [
         {"id": n, "height": i["height"], "width": i["width"]} | {k: i[k] for k in keys if k in i}
@@ -255,7 +167,7 @@ def _score(truth: CocoDataset, measured: Sequence[_Measured], side: int) -> Inst
     )
 
 
-def _change(measured: Sequence[_Measured], files: Sequence[_Results]) -> dict[str, Any]:
+def _change(measured: Sequence[Measured], files: Sequence[_Results]) -> dict[str, Any]:
     rows = [row for m in measured for _, row in m.triples]
     if not rows:
         raise FormatError(
@@ -268,7 +180,7 @@ def _change(measured: Sequence[_Measured], files: Sequence[_Results]) -> dict[st
     return summary
 
 
-def _examples(truth: CocoDataset, measured: Sequence[_Measured], scores: InstanceScores, paired: bool) -> list[Example]:
+def _examples(truth: CocoDataset, measured: Sequence[Measured], scores: InstanceScores, paired: bool) -> list[Example]:
     found: list[tuple[Triple, float | None, float]] = (
         [(triple, row[0], row[5]) for m in measured for triple, row in m.triples]
         if paired

@@ -13,6 +13,7 @@ Two boundaries are in use in the field, and both are here:
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,12 +32,12 @@ def boundary_distance_px(height: int, width: int, ratio: float = 0.02) -> int:
 
     The ratio is 0.02 for COCO and LVIS, 0.005 for Cityscapes.
     """
-    return max(1, round(ratio * float(np.sqrt(height**2 + width**2))))
+    return max(1, round(ratio * math.sqrt(height**2 + width**2)))
 
 
 def f_tolerance_px(height: int, width: int, ratio: float = AF_TOLERANCE_RATIO) -> int:
     """Give SegFix's matching tolerance for an image: ``ceil(ratio * diagonal)``, in pixels."""
-    return math.ceil(ratio * float(np.sqrt(height**2 + width**2)))
+    return math.ceil(ratio * math.sqrt(height**2 + width**2))
 
 
 def mask_iou(a: Mask, b: Mask) -> float:
@@ -101,6 +102,7 @@ def band_error(mask: Mask, truth: Mask, band_px: int) -> tuple[int, int]:
     return int(wrong), int(total)
 
 
+@lru_cache(maxsize=16)
 def disk_offsets(radius_px: int) -> NDArray[np.int64]:
     """Give the (K, 2) offsets dy, dx within a Euclidean radius, nearest first."""
     reach = np.arange(-radius_px, radius_px + 1)
@@ -150,7 +152,10 @@ def _erode(crop, d, outside):  # type: ignore[no-untyped-def]
                     rows[y, k] = 1
                 start = -1
     out = np.zeros((h, w), np.uint8)
-    run = np.full(w, 2 * d + 1 if outside else 0, np.int64)
+    run = np.zeros(w, np.int64)
+    if outside:
+        for x in range(w):
+            run[x] = 2 * d + 1
     for y in range(h + d if outside else h):
         for x in range(w):
             run[x] = run[x] + 1 if y >= h or rows[y, x] else 0
@@ -161,13 +166,26 @@ def _erode(crop, d, outside):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _boundary_region(crop, d):  # type: ignore[no-untyped-def]
-    return crop & (1 - _erode(crop, d, False))
+    out = _erode(crop, d, False)
+    for y in range(crop.shape[0]):
+        for x in range(crop.shape[1]):
+            out[y, x] = crop[y, x] & (1 - out[y, x])
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _area(crop):  # type: ignore[no-untyped-def]
+    total = 0
+    for y in range(crop.shape[0]):
+        for x in range(crop.shape[1]):
+            total += crop[y, x]
+    return total
 
 
 @njit(cache=True, nogil=True)
 def _region_iou(a, ax, ay, b, bx, by):  # type: ignore[no-untyped-def]
     shared = _intersection(a, ax, ay, b, bx, by)
-    return shared / max(a.sum() + b.sum() - shared, 1)
+    return shared / max(_area(a) + _area(b) - shared, 1)
 
 
 @njit(cache=True, nogil=True)
@@ -176,8 +194,9 @@ def _window(crop, x, y, x0, y0, x1, y1):  # type: ignore[no-untyped-def]
     out = np.zeros((y1 - y0, x1 - x0), np.uint8)
     top, bottom = max(y, y0), min(y + crop.shape[0], y1)
     left, right = max(x, x0), min(x + crop.shape[1], x1)
-    if top < bottom and left < right:
-        out[top - y0 : bottom - y0, left - x0 : right - x0] = crop[top - y : bottom - y, left - x : right - x]
+    for v in range(top, bottom):
+        for u in range(left, right):
+            out[v - y0, u - x0] = crop[v - y, u - x]
     return out
 
 
@@ -249,7 +268,11 @@ def _band_error(a, ax, ay, t, tx, ty, height, width, band):  # type: ignore[no-u
     if x1 == x0 or y1 == y0:
         return 0, 0
     truth, mask = _window(t, tx, ty, x0, y0, x1, y1), _window(a, ax, ay, x0, y0, x1, y1)
-    inside, outside = _erode(truth, band, True), _erode(1 - truth, band, True)
+    background = np.zeros(truth.shape, np.uint8)
+    for y in range(y1 - y0):
+        for x in range(x1 - x0):
+            background[y, x] = 1 - truth[y, x]
+    inside, outside = _erode(truth, band, True), _erode(background, band, True)
     wrong, total = 0, 0
     for y in range(y1 - y0):
         for x in range(x1 - x0):

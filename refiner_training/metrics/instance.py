@@ -64,6 +64,16 @@ class Cell:
     iou: NDArray[np.float64]  # (D, G); a crowd's is intersection over the detection's area
     boundary_iou: NDArray[np.float64]  # (D, G) min(mask IoU, boundary IoU) where IoU >= 0.5, else mask IoU
     f: NDArray[np.float64]  # (D, G) boundary F where IoU >= 0.5 and no crowd, else nan
+    f_total: NDArray[np.float64] = field(init=False)  # (T,) sum of F over the true positives
+    f_count: NDArray[np.int64] = field(init=False)  # (T,) the number of true positives
+    match: NDArray[np.int64] = field(init=False)  # (D,) column matched at IoU 0.5, else -1
+
+    def __post_init__(self) -> None:
+        crowd = np.array([t.crowd for t in self.truths], dtype=np.bool_)
+        match = match_detections(self.iou, crowd, IOU_THRESHOLDS)
+        hit = match >= 0
+        f = self.f[np.arange(len(self.detections)), match]
+        self.f_total, self.f_count, self.match = np.where(hit, f, 0.0).sum(1), hit.sum(1), match[0]
 
 
 @dataclass(slots=True)
@@ -235,14 +245,11 @@ def _true_positive_f(
     count = np.zeros_like(total)
     pairs: list[tuple[int, int, float]] = []
     for cell in cells:
-        crowd = np.array([t.crowd for t in cell.truths], dtype=np.bool_)
-        match = match_detections(cell.iou, crowd, IOU_THRESHOLDS)
-        for t, d in zip(*np.nonzero(match >= 0), strict=True):
-            total[t, column[cell.category]] += cell.f[d, match[t, d]]
-            count[t, column[cell.category]] += 1
-        for d in np.flatnonzero(match[0] >= 0):
-            g = match[0, d]
-            pairs.append((cell.detections[d].index, cell.truths[g].index, float(cell.iou[d, g])))
+        total[:, column[cell.category]] += cell.f_total
+        count[:, column[cell.category]] += cell.f_count
+        for d, g in enumerate(cell.match.tolist()):
+            if g >= 0:
+                pairs.append((cell.detections[d].index, cell.truths[g].index, float(cell.iou[d, g])))
     with np.errstate(invalid="ignore", divide="ignore"):
         af = total.sum(1) / count.sum(1)
         by_threshold = total / count
@@ -259,7 +266,7 @@ def match_detections(iou, crowd, thresholds):  # type: ignore[no-untyped-def]
     or it is a crowd.
     """
     n_detections, n_truths = iou.shape
-    out = np.full((thresholds.size, n_detections), -1, np.int64)
+    out = np.zeros((thresholds.size, n_detections), np.int64)
     for t in range(thresholds.size):
         taken = np.zeros(n_truths, np.bool_)
         for d in range(n_detections):
@@ -269,7 +276,7 @@ def match_detections(iou, crowd, thresholds):  # type: ignore[no-untyped-def]
                     best, at = iou[d, g], g
             if at >= 0:
                 taken[at] = True
-                out[t, d] = at
+            out[t, d] = at
     return out
 
 

@@ -1,0 +1,134 @@
+"""Measure the instances of one image: the part of the work that runs in parallel.
+
+A job carries all it needs, and its outcome only numbers, so that both travel between processes cheaply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bpr_service.core.masks import Mask, as_mask
+from bpr_service.errors import InputError
+from refiner_training.evaluation.common import Failure
+from refiner_training.metrics.change import TripleRow, measure_triple
+from refiner_training.metrics.instance import Cell, Instance, measure_image
+
+Entry = dict[str, Any]
+Triple = tuple[int, int, int]  # indices of annotation, prediction, coarse prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is the same for all images."""
+
+    files: tuple[str, ...]  # ground truth, predictions, and the coarse predictions when there are any
+    boundary_ratio: float
+    max_detections: int
+    aligned: bool  # predictions and coarse predictions list the same objects in the same order
+
+
+@dataclass(frozen=True, slots=True)
+class ImageJob:
+    """One image: its size in px and its entries with their indices; `sides` holds after, then before."""
+
+    ordinal: int
+    height: int
+    width: int
+    truths: list[tuple[int, Entry]]
+    sides: list[list[tuple[int, Entry]]]
+
+
+@dataclass(slots=True)
+class Measured:
+    """What is left of one image when its masks are dropped."""
+
+    truths: list[Instance] = field(default_factory=list)
+    detections: list[list[Instance]] = field(default_factory=list)
+    cells: list[list[Cell]] = field(default_factory=list)
+    triples: list[tuple[Triple, TripleRow]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+def measure(settings: Settings, job: ImageJob) -> Measured:
+    """Decode and measure the masks of one image; a mask that cannot be decoded is left out and named."""
+    out = Measured()
+    truths = _decode(job, job.truths, settings.files[0], True, out)
+    out.truths = [instance for instance, _ in truths]
+    sides: list[dict[int, Mask]] = []
+    for entries, file in zip(job.sides, settings.files[1:], strict=True):
+        found = _decode(job, entries, file, False, out)
+        out.detections.append([instance for instance, _ in found])
+        out.cells.append(
+            measure_image(
+                truths,
+                found,
+                boundary_ratio=settings.boundary_ratio,
+                max_detections=settings.max_detections,
+            )
+        )
+        sides.append({instance.index: mask for instance, mask in found})
+    if len(sides) == 2:
+        masks = {instance.index: mask for instance, mask in truths}
+        for triple in _triples(settings, job, out):
+            g, after, coarse = triple
+            if g in masks and after in sides[0] and coarse in sides[1]:
+                row = measure_triple(
+                    sides[1][coarse], sides[0][after], masks[g], boundary_ratio=settings.boundary_ratio
+                )
+                out.triples.append((triple, row))
+    return out
+
+
+def _decode(
+    job: ImageJob, entries: Sequence[tuple[int, Entry]], file: str, is_truth: bool, out: Measured
+) -> list[tuple[Instance, Mask]]:
+    found = []
+    for index, entry in entries:
+        try:
+            mask = as_mask(entry["segmentation"], job.height, job.width)
+        except InputError as error:
+            out.failures.append(Failure(file, f"{index} (image_id {entry['image_id']})", str(error)))
+            continue
+        area = float(entry.get("area", mask.area)) if is_truth else float(mask.area)
+        crowd = is_truth and bool(entry.get("iscrowd", 0))
+        value = 1.0 if is_truth else float(entry["score"])
+        found.append((Instance(index, job.ordinal, entry["category_id"], area, value, crowd), mask))
+    return found
+
+
+def _triples(settings: Settings, job: ImageJob, out: Measured) -> list[Triple]:
+    """Pair the image's coarse masks with their annotations and their refined masks, by index."""
+    truths = dict(job.truths)
+    place = {entry.get("id"): index for index, entry in job.truths}
+    best_truth = _best(out.cells[1], by_detection=True)
+    best_after = _best(out.cells[0], by_detection=False)
+    by_key = {entry["gt"]: index for index, entry in job.sides[0] if "gt" in entry}
+    triples = []
+    for coarse, entry in job.sides[1]:
+        g, iou = (place[entry["gt"]], 1.0) if "gt" in entry else best_truth.get(coarse, (-1, 0.0))
+        if iou <= 0.5 or truths[g].get("iscrowd", 0):
+            continue
+        after = by_key.get(truths[g].get("id"), best_after.get(g, (-1, 0.0))[0])
+        if settings.aligned:
+            after = coarse
+        if after >= 0:
+            triples.append((g, after, coarse))
+    return triples
+
+
+def _best(cells: Sequence[Cell], by_detection: bool) -> dict[int, tuple[int, float]]:
+    """Give each detection's best true instance (no crowd), or each true instance's best detection."""
+    best: dict[int, tuple[int, float]] = {}
+    for cell in cells:
+        iou = np.where([t.crowd for t in cell.truths], 0.0, cell.iou)
+        rows, columns = cell.detections, cell.truths
+        if not by_detection:
+            iou, rows, columns = iou.T, columns, rows
+        for r, c in enumerate(iou.argmax(axis=1)):
+            if iou[r, c] > 0:
+                best[rows[r].index] = (columns[c].index, float(iou[r, c]))
+    return best
