@@ -28,10 +28,10 @@ def is_remote(address: str) -> bool:
 
 
 def filesystem(address: str) -> tuple[AbstractFileSystem, str]:
-    """The fsspec file system of an address, and the path in it."""
+    """The fsspec file system of an address, and the path in it. Listings are never cached: others write too."""
     from fsspec.core import url_to_fs
 
-    fs, path = url_to_fs(address)
+    fs, path = url_to_fs(address, use_listings_cache=False) if is_remote(address) else url_to_fs(address)
     return fs, path
 
 
