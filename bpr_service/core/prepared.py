@@ -1,0 +1,156 @@
+"""One image between the steps: patches placed, waiting for the network.
+
+Letters: P patches of all masks, S ``network_size_px``, C output maps.
+
+This is what lets an engine batch patches of many images: it asks for crops, runs the network when and with
+what it likes, hands the logits back, and asks for the result. Crops are made when asked for and a mask is
+finished when its last patch is in, so memory does not grow with the number of patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpr_service.config import RefineConfig
+from bpr_service.core.masks import Mask
+from bpr_service.core.patches import Boxes, crop_patches
+from bpr_service.core.reassemble import Accumulator
+from bpr_service.core.tasks import Run, Task
+from bpr_service.errors import ConflictError, ModelError
+
+R = TypeVar("R", bound=Run)
+
+
+class Prepared(Generic[R]):
+    """The patches of one image and its masks.
+
+    `crops` and `add` may be called in any order of patches, each patch once, from one thread at a time.
+    """
+
+    def __init__(
+        self,
+        image: NDArray[np.uint8],
+        task: Task[R],
+        config: RefineConfig,
+        *,
+        model: str,
+        device: str,
+        outputs: int = 1,
+    ) -> None:
+        """Find the boundary pixels of every mask of the (H, W, 3) `image` and place the patches."""
+        self.image, self.task, self.config, self.outputs = image, task, config, outputs
+        self.model, self.device = model, device
+        self.timings_ms: dict[str, float] = {"patches": 0.0, "crops": 0.0, "network": 0.0, "reassembly": 0.0}
+        self._boxes: list[Boxes] = []
+        self._sums: dict[int, Accumulator] = {}
+        with self.timed("patches"):
+            for i in range(len(task.masks)):
+                mask = task.masks[i]
+                boxes = task.place(mask, config.patch)
+                self._boxes.append(boxes)
+                if boxes.shape[0] == 0:
+                    task.keep(i, _why_none(mask))
+        counts = [boxes.shape[0] for boxes in self._boxes]
+        self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+        self._missing = self.n_patches
+
+    @property
+    def n_patches(self) -> int:
+        """P."""
+        return int(self._starts[-1])
+
+    @property
+    def n_masks(self) -> int:
+        return len(self._boxes)
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Add the time spent inside to ``timings_ms[step]``."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.timings_ms[step] += 1e3 * (perf_counter() - start)
+
+    def crops(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Patches ``start`` to ``stop`` (exclusive, clipped to P): (n, S, S, 4) uint8, RGB and mask."""
+        stop = min(stop, self.n_patches)
+        side = self.config.patch.network_size_px
+        out = np.empty((max(stop - start, 0), side, side, 4), np.uint8)
+        with self.timed("crops"):
+            for i, first, a, b in self._parts(start, stop):
+                boxes = self._boxes[i][a:b]
+                crop_patches(self.image, self.task.masks[i], boxes, self.config.patch, out[first : first + b - a])
+        return out
+
+    def add(self, start: int, logits: NDArray[np.float32]) -> None:
+        """Hand back the network's answer for the patches from number `start` on.
+
+        `logits`: (n, C, S, S) float32, or (n, S, S) when C is 1. Raises :class:`ModelError` for another shape
+        or values that are not finite.
+        """
+        side = self.config.patch.network_size_px
+        if logits.ndim == 3:
+            logits = logits[:, None]
+        if logits.shape[1:] != (self.outputs, side, side) or start + logits.shape[0] > self.n_patches:
+            raise ModelError(
+                f"logits of patch {start} on",
+                expected=f"(n, {self.outputs}, {side}, {side}) with n of at most {self.n_patches - start}",
+                got=str(logits.shape),
+                fix="check that the network gives one logit a pixel at its input's size",
+            )
+        if not np.isfinite(logits.sum(dtype=np.float64)):
+            raise ModelError(
+                "the network's answer",
+                expected="finite logits",
+                got="NaN or infinity",
+                fix="check the weights, or run in float32",
+            )
+        with self.timed("reassembly"):
+            for i, first, a, b in self._parts(start, start + logits.shape[0]):
+                sums = self._sums.get(i)
+                if sums is None:
+                    height, width = self.image.shape[:2]
+                    sums = self._sums[i] = Accumulator(self._boxes[i], height, width, self.outputs, self.config)
+                sums.add(a, logits[first : first + b - a])
+                if sums.missing == 0:
+                    self.task.take(i, self._sums.pop(i))
+        self._missing -= logits.shape[0]
+
+    def finish(self) -> R:
+        """The result. Raises :class:`ConflictError` while patches are missing."""
+        if self._missing:
+            raise ConflictError(
+                "the result is not complete",
+                expected=f"the logits of {self.n_patches} patches",
+                got=f"{self.n_patches - self._missing}",
+                fix="add each patch once before finish()",
+            )
+        with self.timed("reassembly"):
+            run = Run(model=self.model, device=self.device, timings_ms=self.timings_ms)
+            return self.task.result(run)
+
+    def _parts(self, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+        """(mask, offset in the chunk, first and end of the mask's own patches) for patches `start` to
+        `stop`.
+        """
+        at = start
+        while at < stop:
+            i = int(np.searchsorted(self._starts, at, side="right")) - 1
+            end = min(stop, int(self._starts[i + 1]))
+            yield i, at - start, at - int(self._starts[i]), end - int(self._starts[i])
+            at = end
+
+
+def _why_none(mask: Mask) -> str:
+    if mask.is_empty:
+        return "the mask is empty"
+    if mask.area == mask.height * mask.width:
+        return "the mask fills the image"
+    return "no patch holds both foreground and background"

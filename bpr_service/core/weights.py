@@ -1,0 +1,201 @@
+"""Model versions: a folder with ``model.safetensors`` and ``card.json``, checked when it is loaded.
+
+Nothing is ever unpickled: weights are safetensors, the card is JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from bpr_service.config import PatchConfig, Settings
+from bpr_service.errors import BprError, ModelError, UnknownName
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+WEIGHTS_FILE, CARD_FILE = "model.safetensors", "card.json"
+MODELS = Path(__file__).resolve().parent.parent / "models"
+"""The models that come with the package, a folder each."""
+
+
+class NetworkCard(Settings):
+    """A network of :mod:`bpr_service.core.network` and the arguments it is built with."""
+
+    name: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class ModelCard(Settings):
+    """What a model version is, where it comes from and how good it is."""
+
+    name: str
+    version: str
+    network: NetworkCard
+    patch: PatchConfig
+    """The patches it was trained on; a Refiner uses them unless told otherwise."""
+    outputs: Literal[1, 2] = 1
+    """Maps the network gives: the foreground logit, and an auxiliary map where there are two."""
+    normalisation: dict[str, list[float]] = Field(default_factory=dict)
+    """``mean`` and ``std`` of RGB; must be those of :mod:`bpr_service.core.normalise`."""
+    data: list[dict[str, Any]] = Field(default_factory=list)
+    """What it was trained on, with the terms of each source."""
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    figures: dict[str, Any] = Field(default_factory=dict)
+    """What was measured, with the command that measures it."""
+    license: str = ""
+    sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    """Of the weights file; written by `save_model`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A network in evaluation mode, on the CPU, and its card."""
+
+    network: nn.Module
+    card: ModelCard
+
+
+def bundled_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(p.parent.name for p in MODELS.glob(f"*/{CARD_FILE}"))
+
+
+def find_model(path_or_name: str | Path) -> Path:
+    """The folder of a model version: a path, or the name of a bundled model; :class:`UnknownName` lists
+    these.
+    """
+    path = Path(path_or_name)
+    if path.is_dir():
+        return path
+    if str(path_or_name) in bundled_models():
+        return MODELS / str(path_or_name)
+    raise UnknownName("model", str(path_or_name), bundled_models() or ["(none is bundled: pass a folder)"])
+
+
+def read_card(folder: Path) -> ModelCard:
+    """The card of a model version; :class:`ModelError` when it is missing or damaged."""
+    try:
+        return ModelCard.model_validate_json((folder / CARD_FILE).read_bytes())
+    except OSError as cause:
+        raise ModelError(
+            f"{folder} is not a model version",
+            expected=f"{CARD_FILE} and {WEIGHTS_FILE}",
+            got=f"no {CARD_FILE} ({cause.strerror})",
+            fix="export the model again",
+        ) from None
+    except ValidationError as cause:
+        first = cause.errors()[0]
+        place = ".".join(str(p) for p in first["loc"])
+        raise ModelError(
+            f"{folder / CARD_FILE} is damaged",
+            expected="a model card",
+            got=f"{place}: {first['msg']}",
+            fix="export the model again",
+        ) from None
+
+
+def load_model(path_or_name: str | Path) -> LoadedModel:
+    """Load a model version, checked: SHA-256 of the weights, then every tensor's name and shape.
+
+    Raises
+    ------
+    UnknownName
+        Neither a folder nor a bundled model.
+    ModelError
+        The card or the weights are missing, damaged, changed, or of another network.
+    """
+    folder = find_model(path_or_name)
+    card = read_card(folder)
+    _check_normalisation(folder, card)
+    try:
+        data = (folder / WEIGHTS_FILE).read_bytes()
+    except OSError as cause:
+        raise ModelError(
+            f"{folder} has no weights", expected=WEIGHTS_FILE, got=str(cause.strerror), fix="export the model again"
+        ) from None
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != card.sha256:
+        raise ModelError(
+            f"{folder / WEIGHTS_FILE} is not the file its card speaks of",
+            expected=f"SHA-256 {card.sha256 or '(the card has none)'}",
+            got=digest,
+            fix="fetch or export the model again",
+        )
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        state = load(data)
+    except SafetensorError as cause:
+        raise ModelError(
+            f"{folder / WEIGHTS_FILE}", expected="safetensors", got=str(cause), fix="export the model again"
+        ) from None
+    return LoadedModel(_fill(folder, card, state), card)
+
+
+def _fill(folder: Path, card: ModelCard, state: Mapping[str, Tensor]) -> nn.Module:
+    """The card's network with `state` in it; :class:`ModelError` names what does not fit."""
+    from bpr_service.core.network import build_network
+
+    arguments = {**card.network.arguments, "outputs": card.outputs}
+    try:
+        network = build_network(card.network.name, **arguments)
+    except BprError as cause:
+        raise ModelError(f"{folder / CARD_FILE} names a network that cannot be built: {cause}") from None
+    wanted = {name: tuple(t.shape) for name, t in network.state_dict().items()}
+    given = {name: tuple(t.shape) for name, t in state.items()}
+    wrong = sorted(n for n in wanted.keys() | given.keys() if wanted.get(n) != given.get(n))
+    if wrong:
+        name = wrong[0]
+        raise ModelError(
+            f"{folder / WEIGHTS_FILE} does not fit network {card.network.name} ({len(wrong)} tensors)",
+            expected=f"{name} {wanted.get(name, 'absent')}",
+            got=f"{given.get(name, 'none')}",
+            fix="check the card's network and arguments",
+        )
+    network.load_state_dict(dict(state))
+    return network.eval()
+
+
+def _check_normalisation(folder: Path, card: ModelCard) -> None:
+    from bpr_service.core.normalise import IMAGE_MEAN, IMAGE_STD
+
+    used = {"mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)}
+    if card.normalisation and card.normalisation != used:
+        raise ModelError(
+            f"{folder / CARD_FILE}: another normalisation",
+            expected=str(used),
+            got=str(card.normalisation),
+            fix="train the model with this package's normalisation",
+        )
+
+
+def save_model(folder: str | Path, network: nn.Module, card: ModelCard) -> ModelCard:
+    """Write a model version: the weights, then the card with their SHA-256. Returns that card.
+
+    Each file is whole or not there; the card comes last, so a folder with a card has its weights.
+    """
+    from safetensors.torch import save
+
+    from bpr_service.core.label_maps import write_atomic
+    from bpr_service.core.normalise import IMAGE_MEAN, IMAGE_STD
+
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    state = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    data = save(state)
+    full = card.with_options(
+        sha256=hashlib.sha256(data).hexdigest(),
+        normalisation={"mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)},
+    )
+    write_atomic(target / WEIGHTS_FILE, data)
+    text = json.dumps(full.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+    write_atomic(target / CARD_FILE, text.encode())
+    return full
