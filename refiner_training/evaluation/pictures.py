@@ -34,6 +34,24 @@ def find_images(folder: Path | str | None, names: Iterable[str], source: Path) -
     return folder
 
 
+def find_by_stem(folder: Path | str | None, names: Iterable[str], source: Path) -> dict[str, Path] | None:
+    """Find the image of each label map: the same name without its ending, whatever the picture's format.
+
+    Raises:
+        FormatError: no such folder, or a label map without an image.
+    """
+    if find_images(folder, (), source) is None:
+        return None
+    found = {str(p.relative_to(str(folder)).with_suffix("")): p for p in Path(str(folder)).rglob("*.*")}
+    out = {}
+    for name in names:
+        stem = str(Path(name).with_suffix(""))
+        if stem not in found:
+            raise FormatError(f"{source / name}", expected=f"its image in {folder}", got="none", fix="check --images")
+        out[name] = found[stem]
+    return out
+
+
 def cut(path: Path | None, truth: Mask, prediction: Mask, before: Mask | None) -> Crop:
     """Cut image and masks to the box around all of them, with a margin.
 

@@ -1,0 +1,1 @@
+"""The commands of ``bpr-train``, one light module each: parse, call, print."""

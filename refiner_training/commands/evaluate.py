@@ -1,0 +1,123 @@
+"""``bpr-train evaluate instance | semantic | panoptic``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from refiner_training.evaluate import Evaluation
+
+app = typer.Typer(
+    help="Measure predictions, and what a refinement made of them.", no_args_is_help=True, add_completion=False
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print every measure as JSON.")]
+Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with charts and pictures.")]
+Images = Annotated[Path | None, typer.Option(metavar="DIR", help="The images, for the pictures of the page.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default one a processor.")]
+Ratio = Annotated[
+    float,
+    typer.Option(min=1e-5, max=0.5, help="Boundary IoU's width, a share of the diagonal (Cityscapes 0.005)."),
+]
+
+
+@app.command()
+def instance(
+    dataset: Annotated[Path, typer.Option(metavar="ANN.json", help="Ground truth: COCO or LVIS.")],
+    predictions: Annotated[Path, typer.Option(metavar="PRED.json", help="Results in COCO's format.")],
+    before: Annotated[Path | None, typer.Option(metavar="PRED.json", help="The coarse results.")] = None,
+    boundary_ratio: Ratio = 0.02,
+    images: Images = None,
+    html: Html = None,
+    json: AsJson = False,
+    workers: Workers = None,
+) -> None:
+    """Mask AP, boundary AP and AF."""
+    from refiner_training.evaluate import evaluate_instances
+
+    evaluation = evaluate_instances(
+        dataset, predictions, before=before, images=images, boundary_ratio=boundary_ratio, workers=workers
+    )
+    _deliver(evaluation, html, json)
+
+
+@app.command()
+def semantic(
+    labels: Annotated[Path, typer.Option(metavar="DIR", help="Label PNGs of the ground truth.")],
+    predictions: Annotated[Path, typer.Option(metavar="DIR", help="Label PNGs of the same names.")],
+    classes: Annotated[int, typer.Option(min=1, max=65535, help="Labels are 0 to CLASSES - 1.")],
+    before: Annotated[Path | None, typer.Option(metavar="DIR", help="The coarse label PNGs.")] = None,
+    ignore_label: Annotated[int, typer.Option(help="A label of the ground truth that is not measured.")] = 255,
+    boundary_ratio: Ratio = 0.02,
+    images: Images = None,
+    html: Html = None,
+    json: AsJson = False,
+    workers: Workers = None,
+) -> None:
+    """mIoU and boundary F of each class."""
+    from refiner_training.evaluate import evaluate_semantic
+
+    evaluation = evaluate_semantic(
+        labels,
+        predictions,
+        classes,
+        before=before,
+        ignore_label=ignore_label,
+        images=images,
+        boundary_ratio=boundary_ratio,
+        workers=workers,
+    )
+    _deliver(evaluation, html, json)
+
+
+@app.command()
+def panoptic(
+    dataset: Annotated[Path, typer.Option(metavar="PAN_GT.json", help="Ground truth: COCO panoptic.")],
+    panoptic_dir: Annotated[Path, typer.Option(metavar="DIR", help="Its PNGs.")],
+    predictions: Annotated[Path, typer.Option(metavar="PAN.json", help="Predictions: COCO panoptic.")],
+    predictions_dir: Annotated[Path, typer.Option(metavar="DIR", help="Their PNGs.")],
+    before: Annotated[Path | None, typer.Option(metavar="PAN.json", help="The coarse predictions.")] = None,
+    before_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Their PNGs; default the folder named as the file.")
+    ] = None,
+    boundary_ratio: Ratio = 0.02,
+    images: Images = None,
+    html: Html = None,
+    json: AsJson = False,
+    workers: Workers = None,
+) -> None:
+    """PQ, SQ, RQ and boundary PQ."""
+    from refiner_training.evaluate import evaluate_panoptic
+
+    evaluation = evaluate_panoptic(
+        dataset,
+        panoptic_dir,
+        predictions,
+        predictions_dir,
+        before=before,
+        before_dir=before_dir,
+        images=images,
+        boundary_ratio=boundary_ratio,
+        workers=workers,
+    )
+    _deliver(evaluation, html, json)
+
+
+def _deliver(evaluation: Evaluation, html: Path | None, as_json: bool) -> None:
+    """Print the measures, write the page, name what failed; exit code 1 when something did."""
+    import json
+
+    from refiner_training.report import summary_table, write_report
+
+    if html is not None:
+        write_report(evaluation, html)
+        print(f"wrote {html}", file=sys.stderr)
+    print(json.dumps(evaluation.to_json(), indent=2, allow_nan=False) if as_json else summary_table(evaluation))
+    for failure in evaluation.failures:
+        print(f"left out: {failure.file}: {failure.entry}: {failure.error}", file=sys.stderr)
+    if evaluation.failures:
+        raise typer.Exit(1)
