@@ -117,8 +117,8 @@ NETWORKS: dict[str, NetworkSpec] = {
     "deeplabv3plus_resnet50": NetworkSpec(_deeplab, 16),
     "fast_scnn": NetworkSpec(_fast_scnn, 32),
     "light_unet_s": NetworkSpec(partial(_light, (24, 48, 64, 96), 1), 16),
-    "light_unet_m": NetworkSpec(partial(_light, (32, 64, 96, 128), 2), 16),
-    "light_unet_l": NetworkSpec(partial(_light, (48, 96, 160, 224), 3), 16),
+    "light_unet_m": NetworkSpec(partial(_light, (48, 96, 160, 224), 1), 16),
+    "light_unet_l": NetworkSpec(partial(_light, (64, 128, 192, 256), 2), 16),
 }
 
 
