@@ -17,34 +17,15 @@ from bpr_service.errors import DeviceError
 T = TypeVar("T")
 
 
-def resolve_device(name: str) -> str:
-    """Return the torch device that ``name`` ("auto", "cpu", "cuda", "cuda:1") stands for.
-
-    "auto" is the first CUDA device where there is one and the CPU where there is none; any other name is
-    taken at its word, and raises `DeviceError` where the device does not exist.
-    """
-    import torch
+def choose_device(name: str) -> str:
+    """``name`` of `bpr_service.core.devices`, checked; "auto" is the first CUDA device, the CPU where there is none."""
+    from bpr_service.core.devices import resolve_device
 
     if name == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise DeviceError(
-            "unknown device", expected="auto, cpu, cuda or cuda:N", got=repr(name), fix="correct the setting"
-        ) from None
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise DeviceError(
-                "no such device",
-                expected=f"one of {count} CUDA devices",
-                got=repr(name),
-                fix="choose 'cpu', or start where the device is visible",
-            )
-    elif device.type != "cpu":
-        raise DeviceError("unsupported device", expected="cpu or cuda", got=repr(name), fix="choose one of them")
-    return str(device)
+        import torch
+
+        name = "cuda:0" if torch.cuda.is_available() else "cpu"
+    return str(resolve_device(name))
 
 
 def device_memory_bytes(device: str) -> int:
@@ -119,3 +100,21 @@ class DeviceOwner:
                     self.failure = error
                 future.set_exception(error)
             del function, future, item
+
+
+def bound_heap() -> None:
+    """Give large blocks back to the system when they are freed, so that memory stays flat under load.
+
+    glibc raises its threshold for mapped blocks as they are freed and keeps an arena a thread; both let a busy
+    many-threaded process grow. Elsewhere than on glibc nothing is done.
+    """
+    import ctypes
+
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(mmap_threshold, 4 << 20)
+    mallopt(trim_threshold, 16 << 20)
+    mallopt(arena_max, 4)

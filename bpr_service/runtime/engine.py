@@ -48,6 +48,9 @@ State = Literal["starting", "ready", "draining", "failed", "stopped"]
 FAILURES_IN_A_ROW = 5
 """Batches that may fail one after the other before the device is taken for broken."""
 
+DEADLINE_CHECK_S = 0.25
+"""A request may shorten its deadline once its body is read; it is looked at this often."""
+
 
 class EngineConfig(Settings):
     """Bounds of the engine."""
@@ -251,10 +254,10 @@ class Engine:
         for n in sorted({1, self.config.max_batch_patches}):
             blank = np.zeros((n, size, size, 4), np.uint8)
             outputs = self._owner.call(partial(lane.refiner.predict, blank)).result()
-            if outputs.shape != (n, size, size) or not np.isfinite(outputs).all():
+            if outputs.shape[0] != n or not np.isfinite(outputs).all():
                 raise ModelError(
                     f"model {lane.model} {lane.version} does not work",
-                    expected=f"finite logits of shape ({n}, {size}, {size})",
+                    expected=f"finite logits for {n} patches",
                     got=f"shape {outputs.shape}, finite: {bool(np.isfinite(outputs).all())}",
                     fix="export it again",
                 )
@@ -275,6 +278,11 @@ class Engine:
         return NotReadyError(
             why.get(self.state, "the server has stopped"), fix="try again or elsewhere", retry_after_s=2.0
         )
+
+    @property
+    def queue_patches(self) -> int:
+        """Patches that wait for the device."""
+        return self._queue.patches
 
     def expected_wait_s(self) -> float:
         """How long what is admitted keeps the device busy, by its measured pace; 0 before it was measured."""
@@ -337,6 +345,8 @@ class Engine:
                     self.cancel(work, CancelledError("the caller went away"))
                 elif work.remaining_s() <= 0:
                     self.cancel(work, past_deadline(work))
+                else:
+                    continue
                 await asyncio.wait({answer})
             return answer.result()
         except asyncio.CancelledError:
@@ -433,7 +443,7 @@ class Engine:
                 try:
                     if work.ended or work.stages is None:
                         raise CancelledError("ended before its patches were cut")
-                    with work.timed("crop"):
+                    with work.stage_lock, work.timed("crop"):
                         parts.append(work.stages.crops(piece.start, piece.stop))
                     slices.append(piece)
                 except BaseException as error:
@@ -511,7 +521,7 @@ class Engine:
                 try:
                     if not work.ended and work.stages is not None:
                         work.add_ms("network", seconds * 1e3)
-                        with work.timed("add"):
+                        with work.stage_lock, work.timed("add"):
                             work.stages.add(piece.start, outputs[offset : offset + n])
                         work.added += n
                         if work.added == work.n_patches:

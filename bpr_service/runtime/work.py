@@ -27,7 +27,7 @@ class Stages(Protocol):
         """Patches ``start`` to ``stop``: (n, S, S, 4) uint8, RGB and mask."""
 
     def add(self, start: int, outputs: NDArray[np.float32]) -> None:
-        """Hand back what the network said of patches ``start`` ...: (n, S, S) float32 logits."""
+        """Hand back what the network said of patches ``start`` ...: (n, C, S, S) float32 logits."""
 
     def finish(self) -> Any:
         """The result, once every patch was added."""
@@ -37,7 +37,7 @@ class Predictor(Protocol):
     """The one step of a `Refiner` that touches the device."""
 
     def predict(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(n, S, S, 4) uint8 -> (n, S, S) float32 logits."""
+        """(n, S, S, 4) uint8 -> (n, C, S, S) float32 logits, C output maps."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,6 +142,8 @@ class Work:
         self.next_patch = 0
         self.added = 0
         self.holds = 0
+        self.stage_lock = threading.Lock()
+        """Held by whoever asks ``stages`` for crops or adds to it: they take one thread at a time."""
         self._lock = threading.Lock()
 
     @property

@@ -1,0 +1,65 @@
+"""The application: its parts put together."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from bpr_service import __version__
+from bpr_service.errors import BprError
+from bpr_service.runtime.engine import Engine
+from bpr_service.server import health, label_studio, page, routes
+from bpr_service.server.auth import Keys, read_keys
+from bpr_service.server.metrics import Metrics
+from bpr_service.server.middleware import Edge
+from bpr_service.server.models import Catalogue, ServedModels
+from bpr_service.server.openapi import install_openapi
+from bpr_service.server.problems import problem_response
+from bpr_service.server.settings import ServerSettings
+
+
+def create_app(
+    engine: Engine,
+    config: ServerSettings | None = None,
+    *,
+    catalogue: Catalogue | None = None,
+    keys: Keys | None = None,
+    metrics: Metrics | None = None,
+    job_router: APIRouter | None = None,
+) -> FastAPI:
+    """The service around a running (or starting) ``engine``.
+
+    ``catalogue`` lists and activates models (by default only what the engine serves), ``keys`` guard the routes (by
+    default those of ``config.api_keys_file``), ``job_router`` adds ``/v1/jobs``. Starting, draining and stopping the
+    engine is the caller's: see `bpr_service.server.commands`.
+    """
+    settings = config or ServerSettings()
+    metrics = metrics or Metrics()
+    metrics.watch(engine)
+    app = FastAPI(title="bpr-service", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    if keys is None:
+        keys = Keys(read_keys(settings.api_keys_file) if settings.api_keys_file else None)
+    app.state.engine, app.state.settings, app.state.metrics, app.state.keys = engine, settings, metrics, keys
+    app.state.catalogue = catalogue or ServedModels()
+    for router in (health.router, routes.router, label_studio.router, page.router):
+        app.include_router(router)
+    if job_router is not None:
+        app.include_router(job_router)
+    for kind in (BprError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _problem)
+    app.add_middleware(Edge, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    install_openapi(app)
+    if settings.otel:
+        from bpr_service.server.telemetry import instrument
+
+        instrument(app)
+    return app
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    if isinstance(error, BprError):
+        metrics: Metrics = request.app.state.metrics
+        metrics.rejected.labels(error.code).inc()
+    return problem_response(error)

@@ -1,0 +1,155 @@
+"""API keys: hashed at rest, compared in constant time, with names, scopes and a rate each."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import secrets
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import Request
+from pydantic import Field, TypeAdapter, ValidationError
+
+from bpr_service.config import Settings
+from bpr_service.errors import AuthError, BusyError, ConfigError, ForbiddenError
+
+Scope = Literal["refine", "jobs", "admin"]
+
+
+class ApiKey(Settings):
+    """One key as it is kept: never the key itself."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    scopes: tuple[Scope, ...] = ("refine", "jobs")
+    """What it may do: refine and read models; submit and steer jobs; activate models."""
+    per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Requests a minute; unlimited where unset."""
+
+
+_KEYS = TypeAdapter(list[ApiKey])
+
+
+def hash_key(key: str) -> str:
+    """SHA-256 of a key. Keys are 256 random bits, so a slow password hash would add nothing."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def new_key(name: str, scopes: tuple[Scope, ...], per_minute: int | None = None) -> tuple[str, ApiKey]:
+    """A fresh key, to be shown once, and what to keep of it."""
+    key = "bpr_" + secrets.token_urlsafe(32)
+    return key, ApiKey(name=name, sha256=hash_key(key), scopes=scopes, per_minute=per_minute)
+
+
+def read_keys(path: Path) -> list[ApiKey]:
+    """Keys of a file; `ConfigError` where it cannot be read, for a server must not start open by mistake."""
+    fix = "write a JSON list of {name, sha256, scopes, per_minute}; `bpr keys` makes one"
+    try:
+        keys = _KEYS.validate_python(json.loads(path.read_bytes()))
+    except OSError as error:
+        raise ConfigError("api_keys_file", expected="a readable file", got=str(error), fix=fix) from None
+    except (ValueError, ValidationError) as error:
+        got = str(error).splitlines()[0]
+        raise ConfigError("api_keys_file", expected="a JSON list of keys", got=got, fix=fix) from None
+    if len({key.name for key in keys}) != len(keys) or not keys:
+        raise ConfigError("api_keys_file", expected="one key or more, each name once", got=f"{len(keys)}", fix=fix)
+    return keys
+
+
+class Bucket:
+    """A token bucket: ``per_minute`` tokens a minute, at most a tenth of a minute's saved up (one at
+    least).
+    """
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = per_minute / 60.0
+        self._room = max(1.0, per_minute / 10.0)
+        self._tokens = self._room
+        self._clock = clock
+        self._at = clock()
+        self._lock = threading.Lock()
+
+    def take(self) -> float:
+        """Take a token and return 0, or return the seconds until there is one."""
+        with self._lock:
+            now = self._clock()
+            self._tokens = min(self._room, self._tokens + (now - self._at) * self._rate)
+            self._at = now
+            if self._tokens >= 1.0:
+                self._tokens -= 1.0
+                return 0.0
+            return (1.0 - self._tokens) / self._rate
+
+
+class Keys:
+    """The keys of a server; with none, every caller may do everything."""
+
+    def __init__(self, keys: list[ApiKey] | None = None) -> None:
+        self._keys = keys or []
+        self._buckets = {key.name: Bucket(key.per_minute) for key in self._keys if key.per_minute}
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def check(self, authorization: str | None, scope: Scope) -> str:
+        """Name of the key in an ``Authorization`` header.
+
+        Raises `AuthError` (none, or not known), `ForbiddenError` (without ``scope``), `BusyError` (over its
+        rate).
+        """
+        if not self._keys:
+            return "anonymous"
+        digest = hash_key(_presented(authorization))
+        found: ApiKey | None = None
+        for key in self._keys:  # every key is compared: the time tells nothing of which one is near
+            if hmac.compare_digest(digest, key.sha256):
+                found = key
+        if found is None:
+            raise AuthError("the key is not known", expected="a valid API key", fix="ask the operator for one")
+        if scope not in found.scopes:
+            raise ForbiddenError(
+                "this key may not do that",
+                expected=f"a key with the scope {scope}",
+                got=f"{found.name} with {', '.join(found.scopes)}",
+                fix="use another key",
+            )
+        if (bucket := self._buckets.get(found.name)) and (wait_s := bucket.take()):
+            raise BusyError(
+                "the key's rate is exceeded",
+                expected=f"at most {found.per_minute} requests a minute",
+                fix="try again after the time in Retry-After",
+                retry_after_s=wait_s,
+            )
+        return found.name
+
+
+def _presented(authorization: str | None) -> str:
+    """The key of ``Bearer KEY``, or of ``Basic`` with the key as the password (what Label Studio sends)."""
+    kind, _, value = (authorization or "").partition(" ")
+    if kind.lower() == "bearer" and value.strip():
+        return value.strip()
+    if kind.lower() == "basic":
+        try:
+            return base64.b64decode(value, validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            pass
+    raise AuthError("no API key", expected="the header Authorization: Bearer KEY", fix="send your key")
+
+
+def require(scope: Scope) -> Callable[[Request], Awaitable[None]]:
+    """A dependency of routes that need a key with ``scope``."""
+
+    async def check(request: Request) -> None:
+        keys: Keys = request.app.state.keys
+        name = keys.check(request.headers.get("authorization"), scope)
+        state: Any = request.state
+        state.key_name = name
+
+    return check

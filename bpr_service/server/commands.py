@@ -1,0 +1,73 @@
+"""``bpr serve`` and ``bpr keys``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port (8000); 0 takes a free one.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    presets: Annotated[str | None, typer.Option(help="Presets to keep warm, the default first: balanced,fast.")] = None,
+    models_dir: Annotated[Path | None, typer.Option(help="Model store; its active versions are served.")] = None,
+    max_batch_patches: Annotated[int | None, typer.Option(help="Patches to the device at once (64).")] = None,
+    max_batch_wait_ms: Annotated[float | None, typer.Option(help="Wait for a fuller batch (5).")] = None,
+    max_requests: Annotated[int | None, typer.Option(help="Requests admitted at a time (64).")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of the network; 0 takes every core.")] = None,
+    api_keys_file: Annotated[Path | None, typer.Option(help="JSON list of keys, see `bpr keys`.")] = None,
+    jobs: Annotated[bool | None, typer.Option(help="Offer /v1/jobs.")] = None,
+    otel: Annotated[bool | None, typer.Option(help="Send OpenTelemetry traces.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+) -> None:
+    """Serve refinement over HTTP. Every setting also is a BPR_* variable; see docs/api.md."""
+    from bpr_service.server.process import run
+    from bpr_service.server.settings import load_settings
+
+    settings = load_settings(
+        host=host,
+        port=port,
+        device=device,
+        presets=tuple(presets.split(",")) if presets else None,
+        models_dir=models_dir,
+        max_batch_patches=max_batch_patches,
+        max_batch_wait_ms=max_batch_wait_ms,
+        max_requests=max_requests,
+        threads=threads,
+        api_keys_file=api_keys_file,
+        jobs=jobs,
+        otel=otel,
+        log_level=log_level,
+    )
+    raise typer.Exit(run(settings))
+
+
+def keys(
+    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    file: Annotated[Path, typer.Option(help="The key's hash is added to this file.")] = Path("keys.json"),
+    scopes: Annotated[str, typer.Option(help="What it may do: refine, jobs, admin.")] = "refine,jobs",
+    per_minute: Annotated[int | None, typer.Option(help="Requests a minute; unlimited where left out.")] = None,
+) -> None:
+    """Make an API key: it is shown once, and only its hash is kept."""
+    from bpr_service.core.label_maps import write_atomic
+    from bpr_service.errors import ConflictError
+    from bpr_service.server.auth import new_key, read_keys
+
+    known = read_keys(file) if file.exists() else []
+    if name in {key.name for key in known}:
+        raise ConflictError("that name has a key", got=name, fix="choose another name, or take it out of the file")
+    key, kept = new_key(name, tuple(scopes.split(",")), per_minute)  # type: ignore[arg-type]
+    listed: list[dict[str, Any]] = [entry.model_dump(mode="json") for entry in [*known, kept]]
+    write_atomic(file, json.dumps(listed, indent=2).encode())
+    file.chmod(0o600)
+    typer.echo(key)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the server's commands to ``bpr``."""
+    app.command()(serve)
+    app.command()(keys)

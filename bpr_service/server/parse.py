@@ -1,0 +1,265 @@
+"""From a body to images and masks, in a pool thread; every cap is checked before the step that it guards."""
+
+from __future__ import annotations
+
+import binascii
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+
+from bpr_service.core.images import read_image
+from bpr_service.core.masks import Mask, as_mask
+from bpr_service.errors import BprError, InputError, LimitError, MaskError
+from bpr_service.runtime.work import Slot
+from bpr_service.server.limits import check_runs, picture_size
+from bpr_service.server.multipart import Part, parse_multipart
+from bpr_service.server.problems import BodyError, invalid, located
+from bpr_service.server.schemas import (
+    EncodedFile,
+    InstanceRequest,
+    MaskIn,
+    Options,
+    PanopticRequest,
+    PngMask,
+    Rle,
+    SegmentInfo,
+    SemanticRequest,
+    Task,
+)
+from bpr_service.server.settings import ServerSettings
+
+JSON = "application/json"
+MULTIPART = "multipart/form-data"
+
+BYTES_PER_MASK_PIXEL = 8
+"""Reserved for a pixel of a mask's box: the crop, and the sums of the overlapping patches."""
+
+_M = TypeVar("_M", bound=BaseModel)
+_KINDS: dict[Task, type[InstanceRequest] | type[SemanticRequest] | type[PanopticRequest]] = {
+    "instance": InstanceRequest,
+    "semantic": SemanticRequest,
+    "panoptic": PanopticRequest,
+}
+
+
+@dataclass(slots=True)
+class Call:
+    """A request whose shape is right and whose pictures are still files."""
+
+    task: Task
+    image: bytes
+    masks: list[MaskIn] | None
+    options: Options
+    map: bytes | None = None
+    """The label map or panoptic PNG."""
+    segments_info: list[SegmentInfo] | None = None
+
+
+def parse_call(body: bytes, content_type: str, task: Task) -> Call:
+    """The call in a JSON or multipart body. Raises `BodyError` (400), `InputError` (422), `LimitError`
+    (413).
+    """
+    if content_type.lower().startswith(MULTIPART):
+        return _from_parts(parse_multipart(body, content_type), task)
+    request = _validated(_KINDS[task], load_json(body))
+    label_map = getattr(request, "label_map", None) or getattr(request, "segment_map", None)
+    return Call(
+        task,
+        decode_base64(request.image.data, "/image/data"),
+        request.masks,
+        request.options,
+        decode_base64(label_map.data, f"/{_map_name(task)}/data") if isinstance(label_map, EncodedFile) else None,
+        getattr(request, "segments_info", None),
+    )
+
+
+def load_json(body: bytes) -> Any:
+    """``body`` as JSON. Raises `BodyError` where it is none, or nested too deeply to be read."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        got = f"{len(body)} bytes: {str(error)[:100]}"
+        raise BodyError(
+            "the body is not JSON", expected="a JSON object", got=got, fix="check how it is written"
+        ) from None
+
+
+def decode_base64(text: str, pointer: str) -> bytes:
+    """The bytes of base64 ``text``, with or without a data URI's head; `BodyError` (400) where it is none."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    if any(space in text for space in "\n\r "):
+        text = "".join(text.split())
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except (binascii.Error, ValueError) as error:
+        got = f"{len(text)} characters: {str(error)[:60]}"
+        raise located(
+            BodyError("not base64", expected="base64", got=got, fix="encode the file's bytes"), pointer
+        ) from None
+
+
+def _validated(kind: type[_M], value: Any) -> _M:
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise invalid(error) from None
+    except RecursionError:
+        raise BodyError("the body is nested too deeply", expected="the documented shape", fix="see /docs") from None
+
+
+def _map_name(task: Task) -> str:
+    return "label_map" if task == "semantic" else "segment_map"
+
+
+# ---------------------------------------------------------------- multipart
+
+
+def _from_parts(parts: list[Part], task: Task) -> Call:
+    """``image`` (a file), ``masks`` (JSON, or PNG files, one a mask; of the other tasks one map),
+    ``options``.
+    """
+    image: bytes | None = None
+    options: Any = {}
+    pngs: list[bytes] = []
+    listed: Any = None
+    segments: Any = None
+    for part in parts:
+        if part.name == "image":
+            image = part.data
+        elif part.name == "options":
+            options = load_json(part.data)
+        elif part.name == "segments_info":
+            segments = load_json(part.data)
+        elif part.name in ("masks", "label_map", "segment_map"):
+            if part.data.lstrip()[:1] in (b"[", b"{"):
+                listed = load_json(part.data)
+            else:
+                pngs.append(part.data)
+        else:
+            raise InputError(
+                "an unknown part of the form",
+                expected="image, masks, options, segments_info",
+                got=repr(part.name[:60]),
+                fix="leave it out",
+            )
+    if image is None:
+        got = ", ".join(part.name for part in parts[:8]) or "no parts"
+        raise InputError("the form has no image", expected="a part named image", got=got, fix="send the file as image")
+    if isinstance(listed, dict):
+        segments = listed.get("segments_info", segments)
+        listed = listed.get("masks", listed.get("annotations"))
+    masks = _list_of(MaskIn, listed, "masks")
+    if task == "instance":
+        masks = (masks or []) + [_png_mask(data) for data in pngs]
+    elif len(pngs) > 1:
+        raise InputError(f"{len(pngs)} maps", expected="one PNG", got=str(len(pngs)), fix="send one")
+    return Call(
+        task,
+        image,
+        masks,
+        _validated(Options, options),
+        pngs[0] if pngs and task != "instance" else None,
+        _list_of(SegmentInfo, segments, "segments_info"),
+    )
+
+
+class _PngBytes(PngMask):
+    """A PNG that came as bytes."""
+
+    raw: bytes
+
+
+def _png_mask(data: bytes) -> MaskIn:
+    return MaskIn.model_construct(segmentation=_PngBytes(png="", raw=data))
+
+
+def _list_of(kind: type[_M], value: Any, name: str) -> list[_M] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise located(InputError(name, expected="a JSON list", got=type(value).__name__, fix="see /docs"), f"/{name}")
+    return [_validated(kind, item) for item in value]
+
+
+# ---------------------------------------------------------------- pictures and masks
+
+
+def decode_image(call: Call, settings: ServerSettings, slot: Slot) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB. The header is checked and the memory reserved before anything is decoded."""
+    try:
+        height, width = picture_size(call.image, settings.max_pixels)
+        slot.reserve(4 * height * width)
+        return read_image(call.image, max_pixels=settings.max_pixels)
+    except BprError as error:
+        raise located(error, "/image") from None
+
+
+def decode_masks(masks: list[MaskIn], height: int, width: int, settings: ServerSettings, slot: Slot) -> list[Mask]:
+    """Masks of an (H, W) image. Number and runs are checked first; the boxes' pixels are added up as they
+    come.
+    """
+    if len(masks) > settings.max_masks:
+        got = str(len(masks))
+        raise LimitError(
+            "too many masks", expected=f"at most {settings.max_masks}", got=got, fix="send fewer, or use a job"
+        )
+    out: list[Mask] = []
+    pixels = 0
+    for index, item in enumerate(masks):
+        try:
+            orjson.dumps(item.model_extra)  # what cannot be sent back must not be worked on
+            mask = _decode_mask(item.segmentation, height, width, settings)
+            pixels += mask.crop.size
+            if pixels > settings.max_mask_pixels:
+                raise LimitError(
+                    "the masks are too large together",
+                    expected=f"boxes of at most {settings.max_mask_pixels} pixels in all",
+                    got=f"more at mask {index}",
+                    fix="send fewer at once, or use a job",
+                )
+            slot.reserve(BYTES_PER_MASK_PIXEL * mask.crop.size)
+        except BprError as error:
+            raise located(error, f"/masks/{index}/segmentation") from None
+        except orjson.JSONEncodeError:
+            raise located(
+                InputError("a mask's own keys", expected="plain JSON, not deeply nested", fix="leave them out"),
+                f"/masks/{index}",
+            ) from None
+        out.append(mask)
+    return out
+
+
+def _decode_mask(segmentation: Any, height: int, width: int, settings: ServerSettings) -> Mask:
+    if isinstance(segmentation, Rle):
+        rle = {"size": segmentation.size, "counts": segmentation.counts}
+        check_runs(rle, settings.max_runs)
+        return as_mask(rle, height, width, max_pixels=settings.max_pixels)
+    if isinstance(segmentation, list):
+        check_runs(segmentation, settings.max_runs)
+        return as_mask(segmentation, height, width, max_pixels=settings.max_pixels)
+    soft = isinstance(segmentation, PngMask) and segmentation.soft
+    if isinstance(segmentation, _PngBytes):
+        data = segmentation.raw
+    else:
+        data = decode_base64(segmentation.png if isinstance(segmentation, PngMask) else segmentation, "")
+    check_size(data, height, width, settings.max_pixels, "mask")
+    return Mask.from_png(data, soft=soft, max_pixels=settings.max_pixels)
+
+
+def check_size(data: bytes, height: int, width: int, max_pixels: int, what: str) -> None:
+    """Raise `MaskError` where the header of a picture says another size than the image's; nothing is
+    decoded.
+    """
+    size = picture_size(data, max_pixels, what)
+    if size != (height, width):
+        raise MaskError(
+            f"the {what} is of another size than the image",
+            expected=f"{height} x {width} (height x width)",
+            got=f"{size[0]} x {size[1]}",
+            fix="scale it to the image, with nearest-neighbour",
+        )

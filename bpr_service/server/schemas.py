@@ -1,0 +1,216 @@
+"""Requests and answers of the refine routes, as OpenAPI shows them.
+
+Base64 fields take a data URI (``data:image/png;base64,...``) as well.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+Encoding = Literal["same", "rle", "uncompressed_rle", "polygon", "png"]
+Task = Literal["instance", "semantic", "panoptic"]
+
+_Side = Annotated[int, Field(ge=1, le=1 << 20)]
+_Id = Annotated[int, Field(ge=-(1 << 53), le=1 << 53)] | Annotated[str, Field(max_length=256)] | None
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class EncodedFile(_Strict):
+    """A picture file."""
+
+    data: str = Field(description="the file's bytes, base64", examples=["iVBORw0KGgo..."])
+
+
+class Rle(_Strict):
+    """COCO run-length encoding, compressed (a string) or not (integers, zeros first, down the columns)."""
+
+    size: Annotated[list[_Side], Field(min_length=2, max_length=2, description="[height, width] in px")]
+    counts: str | Annotated[list[Annotated[int, Field(ge=0, le=1 << 40)]], Field(fail_fast=True)]
+
+
+class PngMask(_Strict):
+    """A PNG of the image's size, non-zero is foreground."""
+
+    png: str = Field(description="base64")
+    soft: bool = Field(default=False, description="the values are probabilities (8- or 16-bit gray)")
+
+
+_Coordinate = Annotated[float, Field(strict=False, allow_inf_nan=False)]
+Polygon = Annotated[list[_Coordinate], Field(fail_fast=True)]
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return "png" if "png" in value else "rle"
+    if isinstance(value, Rle | PngMask):
+        return "png" if isinstance(value, PngMask) else "rle"
+    return "polygons" if isinstance(value, list) else "base64"
+
+
+Segmentation = Annotated[
+    Annotated[Rle, Tag("rle")]
+    | Annotated[PngMask, Tag("png")]
+    | Annotated[list[Polygon], Field(fail_fast=True), Tag("polygons")]
+    | Annotated[str, Field(description="a PNG, base64"), Tag("base64")],
+    Discriminator(_kind),
+]
+
+
+class MaskIn(BaseModel):
+    """A mask. Keys that are not known come back as they were."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    id: _Id = None
+    category_id: Annotated[int, Field(ge=0, le=65535)] | None = None
+    score: Annotated[float, Field(strict=False, allow_inf_nan=False)] | None = None
+    segmentation: Segmentation
+
+
+class Options(_Strict):
+    """How to refine, and how to answer."""
+
+    preset: Annotated[str, Field(max_length=64)] | None = Field(
+        default=None, description="fast, balanced (default) or best", examples=["balanced"]
+    )
+    nms_threshold: Annotated[float, Field(ge=0.0, lt=1.0, strict=False)] | None = Field(
+        default=None, description="overlap (IoU) up to which patches are kept; higher is denser, slower, better"
+    )
+    gate: bool | None = Field(default=None, description="keep the coarse mask where the model itself expects no gain")
+    encoding: Encoding = Field(default="same", description="how masks are answered; `same`: as they came")
+    timeout_s: Annotated[float, Field(gt=0.0, le=3600.0, strict=False)] | None = Field(
+        default=None, description="deadline; the server's own where left out"
+    )
+    ignore_label: Annotated[int, Field(ge=-1, le=65535)] = Field(
+        default=255, description="semantic: the label that is never rewritten"
+    )
+
+
+class InstanceRequest(_Strict):
+    """Masks that know nothing of each other: they may overlap."""
+
+    image: EncodedFile
+    masks: Annotated[list[MaskIn], Field(fail_fast=True)]
+    options: Options = Options()
+
+
+class SemanticRequest(_Strict):
+    """One label a pixel: a label map, or masks that are painted one over the other (later ones on top)."""
+
+    image: EncodedFile
+    label_map: EncodedFile | None = Field(default=None, description="a PNG of labels, gray or palette")
+    masks: Annotated[list[MaskIn], Field(fail_fast=True)] | None = Field(
+        default=None,
+        description="instead of label_map; `category_id` is the label; the rest is answered as ignore_label",
+    )
+    options: Options = Options()
+
+
+class SegmentInfo(BaseModel):
+    """A segment of a panoptic map (COCO panoptic). Keys that are not known come back as they were."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    id: Annotated[int, Field(ge=1, lt=1 << 24)]
+    category_id: Annotated[int, Field(ge=0, le=1 << 31)]
+
+
+class PanopticRequest(_Strict):
+    """One segment a pixel: a COCO panoptic PNG with its segments, or masks (with `id` and `category_id`)."""
+
+    image: EncodedFile
+    segment_map: EncodedFile | None = Field(default=None, description="an RGB PNG, id = R + 256 G + 65536 B, 0 is void")
+    segments_info: Annotated[list[SegmentInfo], Field(fail_fast=True)] | None = None
+    masks: Annotated[list[MaskIn], Field(fail_fast=True)] | None = None
+    options: Options = Options()
+
+
+class MaskOut(BaseModel):
+    """A mask as it was sent, with its new outline and what was done."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: int | str | None = None
+    category_id: int | None = None
+    score: float | None = None
+    segmentation: Rle | PngMask | list[list[float]] | str
+    bbox: list[float] = Field(description="COCO box [x, y, width, height], px")
+    area: int = Field(description="foreground, px")
+    status: Literal["refined", "unchanged"]
+    reason: str | None = Field(description="why it is unchanged")
+    patches: int
+    changed_px: int
+    added_px: int
+    removed_px: int
+
+
+class ModelOut(BaseModel):
+    """What answered."""
+
+    name: str
+    version: str
+    preset: str
+
+
+class RefineResponse(BaseModel):
+    """`masks` are in the order in which they came."""
+
+    request_id: str
+    task: Task
+    size: list[int] = Field(description="[height, width] in px")
+    masks: list[MaskOut]
+    label_map: EncodedFile | None = Field(default=None, description="semantic: a PNG of labels")
+    segment_map: EncodedFile | None = Field(default=None, description="panoptic: an RGB PNG of segment ids")
+    segments_info: list[dict[str, Any]] | None = Field(default=None, description="panoptic, as COCO has it")
+    vanished: list[int] | None = Field(default=None, description="labels or segment ids with no pixel left")
+    model: ModelOut
+    device: str
+    timings_ms: dict[str, float] = Field(description="decode, prepare, queue, crop, network, add, finish, encode")
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str
+    expected: str | None = None
+    got: str | None = None
+    fix: str | None = None
+    pointer: str | None = Field(default=None, description="where in the request, a JSON pointer")
+    faults: list[dict[str, str]] | None = None
+
+
+class ModelInfo(BaseModel):
+    """A model that is served or could be."""
+
+    name: str
+    active: str | None = Field(description="the version that is served")
+    versions: list[str]
+    presets: list[str]
+    card: dict[str, Any] | None = Field(default=None, description="of the served version: data, metrics, sizes")
+
+
+class ModelList(BaseModel):
+    default_preset: str
+    models: list[ModelInfo]
+
+
+class ActivateRequest(_Strict):
+    version: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
+        default=None, description="the newest where left out"
+    )
+
+
+class ActivateResponse(BaseModel):
+    name: str
+    version: str
+    presets: list[str]
