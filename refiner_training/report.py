@@ -26,7 +26,7 @@ BAR_MEASURES = {
     "semantic": ("IoU", "F"),
     "panoptic": ("PQ", "boundary_PQ"),
 }
-MAX_POINTS, MAX_CLASSES, MAX_CROPS, CROP_PX = 4000, 40, 8, 320
+MAX_POINTS, MAX_CLASSES, MAX_CROPS, PER_CLASS, CROP_PX = 4000, 40, 8, 2, 320
 MIN_CROP_AREA_PX = 256  # smaller objects make no picture
 
 
@@ -166,8 +166,7 @@ def _scatter_section(examples: Sequence[Example]) -> str:
 
 
 def _kind(example: Example) -> str:
-    gain = example.iou_after - (example.iou_before if example.iou_before is not None else example.iou_after)
-    return "better" if gain > CHANGE_IOU else "worse" if gain < -CHANGE_IOU else ""
+    return "better" if example.gain > CHANGE_IOU else "worse" if example.gain < -CHANGE_IOU else ""
 
 
 def _bar_section(evaluation: Evaluation, measure: str) -> str:
@@ -181,11 +180,9 @@ def _bar_section(evaluation: Evaluation, measure: str) -> str:
     shown = ranked if len(ranked) <= MAX_CLASSES else ranked[:half] + ranked[-half:]
     title = f"{measure.replace('_', ' ')} by class"
     note = "" if len(shown) == len(ranked) else f"The best and the worst {half} of {len(ranked)} classes. "
-    legend = [("after", "border-color:var(--after)", "")]
-    if before is not None:
-        legend.insert(0, ("before", "border-color:var(--before)", ""))
     head = f"<h2>{escape(title)}</h2>" + (f'<p class="note">{note}</p>' if note else "")
-    return head + _legend(legend) + bars({n: rows[n] for n in shown}, title)
+    legend = [(when, f"border-color:var(--{when})", "") for when in ("before", "after")]
+    return head + (_legend(legend) if before is not None else "") + bars({n: rows[n] for n in shown}, title)
 
 
 def _legend(entries: Sequence[tuple[str, str, str]]) -> str:
@@ -198,13 +195,10 @@ def _crops(evaluation: Evaluation) -> str:
     large = [e for e in evaluation.examples if e.area_px >= MIN_CROP_AREA_PX] or evaluation.examples
     paired = evaluation.per_class_before is not None
 
-    def merit(example: Example) -> float:
-        return example.iou_after - (example.iou_before or 0.0)
-
-    ranked = sorted(large, key=merit)
-    worst, best = ranked[:MAX_CROPS], ranked[::-1][: min(MAX_CROPS, max(len(ranked) - MAX_CROPS, 0))]
-    if paired:  # a mask that lost nothing is no bad example, and the other way round
-        worst, best = [e for e in worst if merit(e) < 0], [e for e in best if merit(e) > 0]
+    ranked = sorted(large, key=lambda e: e.gain)
+    # where there is a before, a mask that lost nothing is no bad example, and the other way round
+    worst = _varied([e for e in ranked if not paired or e.gain < 0])
+    best = _varied([e for e in reversed(ranked) if e not in worst and (not paired or e.gain > 0)])
     legend = [("truth", "border-color:#3ddc97", ""), ("after" if paired else "prediction", "border-color:#4db5ff", "")]
     if paired:
         legend.append(("before", "border-color:#ffb02e", "dashed"))
@@ -219,6 +213,17 @@ def _crops(evaluation: Evaluation) -> str:
     return out
 
 
+def _varied(examples: Sequence[Example]) -> list[Example]:
+    """Take the first MAX_CROPS, of each class PER_CLASS at most."""
+    seen: dict[str, int] = {}
+    chosen = []
+    for example in examples:
+        seen[example.label] = seen.get(example.label, 0) + 1
+        if seen[example.label] <= PER_CLASS and len(chosen) < MAX_CROPS:
+            chosen.append(example)
+    return chosen
+
+
 def _figure(example: Example, crop: Crop) -> str:
     h, w = crop.truth.shape
     side = max(h, w)
@@ -231,13 +236,14 @@ def _figure(example: Example, crop: Crop) -> str:
         for kind, mask in (("truth", crop.truth), ("before", crop.before), ("after", crop.prediction))
         if mask is not None and (path := _path(mask))
     )
+    title = f"{example.label}, {example.image}"
     numbers = f"IoU <b>{example.iou_after:.3f}</b>"
     if example.iou_before is not None:
         numbers = f"IoU {example.iou_before:.3f} → <b>{example.iou_after:.3f}</b>"
     return (
         f'<figure><div class="frame"><svg viewBox="0 0 {side} {side}" role="img" '
-        f'aria-label="{escape(example.title)}"><g transform="translate({dx} {dy})">{below}{outlines}</g></svg></div>'
-        f"<figcaption>{escape(example.title)}<br>{numbers}</figcaption></figure>"
+        f'aria-label="{escape(title)}"><g transform="translate({dx} {dy})">{below}{outlines}</g></svg></div>'
+        f"<figcaption>{escape(title)}<br>{numbers}</figcaption></figure>"
     )
 
 

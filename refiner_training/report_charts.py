@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -38,16 +39,20 @@ def line_chart(lines: Sequence[Line], x_title: str, y_title: str) -> str:
 
 
 def scatter(points: Sequence[tuple[float, float]], kinds: Sequence[str], x_title: str, y_title: str) -> str:
-    """Draw points in the unit square with its diagonal; `kinds` are their CSS classes."""
+    """Draw points over the diagonal, axes from the lowest tenth to 1; `kinds` are their CSS classes."""
     side = 420
+    low = math.floor(10 * min((v for point in points for v in point), default=0.0) + 1e-9) / 10
+    low = min(max(low, 0.0), 0.9)
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return LEFT + x * (side - LEFT - RIGHT), TOP + (1 - y) * (side - TOP - BOTTOM)
+        across, up = (x - low) / (1 - low), (y - low) / (1 - low)
+        return LEFT + across * (side - LEFT - RIGHT), TOP + (1 - up) * (side - TOP - BOTTOM)
 
-    parts = [_grid(side, side)]
+    parts = [_grid(side, side, low)]
     for tick in range(6):
-        parts.append(_text(at(tick / 5, 0)[0], side - BOTTOM + 18, f"{tick / 5:.1f}", "middle"))
-    (x0, y0), (x1, y1) = at(0, 0), at(1, 1)
+        x = low + tick / 5 * (1 - low)
+        parts.append(_text(at(x, low)[0], side - BOTTOM + 18, f"{x:.2f}", "middle"))
+    (x0, y0), (x1, y1) = at(low, low), at(1, 1)
     parts.append(f'<line class="diagonal" x1="{x0}" y1="{y0}" x2="{x1}" y2="{y1}"/>')
     for (x, y), kind in zip(points, kinds, strict=True):
         px, py = at(x, y)
@@ -59,7 +64,7 @@ def scatter(points: Sequence[tuple[float, float]], kinds: Sequence[str], x_title
 def bars(rows: Mapping[str, Mapping[str, float | None]], title: str) -> str:
     """Draw horizontal bars from 0 to 1: for each row its named values (``after``, ``before``) below each other."""
     longest = max((len(name) for name in rows), default=0)
-    left, thick, gap = min(24 + 7 * longest, 190), 9, 9
+    left, thick, gap = min(24 + 7 * longest, 190), 11, 8
     width = 560
     parts, y = [], TOP
     for name, values in rows.items():
@@ -77,12 +82,12 @@ def bars(rows: Mapping[str, Mapping[str, float | None]], title: str) -> str:
     return _svg(width, int(y + 4), parts, title)
 
 
-def _grid(width: int, height: int) -> str:
+def _grid(width: int, height: int, low: float = 0.0) -> str:
     lines = []
     for tick in range(6):
         y = TOP + (1 - tick / 5) * (height - TOP - BOTTOM)
         lines.append(f'<line class="grid" x1="{LEFT}" y1="{y:.1f}" x2="{width - RIGHT}" y2="{y:.1f}"/>')
-        lines.append(_text(LEFT - 8, y + 4, f"{tick / 5:.1f}", "end"))
+        lines.append(_text(LEFT - 8, y + 4, f"{low + tick / 5 * (1 - low):.2f}", "end"))
     return "".join(lines)
 
 

@@ -34,11 +34,17 @@ class Failure:
 class Example:
     """One measured object: an instance, a segment, or a class of one image."""
 
-    title: str
+    label: str  # of its class
+    image: str
     iou_before: float | None
     iou_after: float
     area_px: int
     key: tuple[Any, ...]  # how `Evaluation.crop` finds its pixels
+
+    @property
+    def gain(self) -> float:
+        """IoU after less IoU before; the IoU itself where there is no before."""
+        return self.iou_after - (self.iou_before or 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,8 +191,8 @@ def _examples(truth: CocoDataset, measured: Sequence[Measured], scores: Instance
     for key, iou_before, iou_after in found:
         annotation = truth.annotations[key[0]]
         name = truth.categories[annotation["category_id"]]
-        title = f"{name}, {truth.file_name(annotation['image_id'])}"
-        examples.append(Example(title, iou_before, iou_after, int(areas[key[0]]), key))
+        image = truth.file_name(annotation["image_id"])
+        examples.append(Example(name, image, iou_before, iou_after, int(areas[key[0]]), key))
     return examples
 
 

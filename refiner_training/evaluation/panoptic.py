@@ -204,8 +204,7 @@ def _examples(
         segments = truth.annotations[image_id]["segments_info"]
         for key, area, row in m.objects:
             name = truth.categories[segments[key[0]]["category_id"]].name
-            title = f"{name}, {names[image_id]}"
-            examples.append(Example(title, row[0] if paired else None, row[5], area, (image_id, *key)))
+            examples.append(Example(name, names[image_id], row[0] if paired else None, row[5], area, (image_id, *key)))
     return examples
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bpr_service.core.masks import Mask
 
 MARGIN = 0.15  # of the box, on each side
+ZOOM_PX = 160  # a wider window is cut to this
 
 
 def find_images(folder: Path | str | None, names: Iterable[str], source: Path) -> Path | None:
@@ -53,7 +54,7 @@ def find_by_stem(folder: Path | str | None, names: Iterable[str], source: Path) 
 
 
 def cut(path: Path | None, truth: Mask, prediction: Mask, before: Mask | None) -> Crop:
-    """Cut image and masks to the box around all of them, with a margin.
+    """Cut image and masks to the box around all of them, or where that is large, to where they differ most.
 
     An image that cannot be read, or is of another size, is left out: the masks are shown without it.
     """
@@ -66,6 +67,7 @@ def cut(path: Path | None, truth: Mask, prediction: Mask, before: Mask | None) -
     margin = int(MARGIN * max(x1 - x0, y1 - y0)) + 4
     x0, y0 = max(x0 - margin, 0), max(y0 - margin, 0)
     x1, y1 = min(x1 + margin, truth.width), min(y1 + margin, truth.height)
+    x0, y0, x1, y1 = window = _zoom((x0, y0, x1, y1), truth, prediction, before)
     image = None
     if path is not None:
         try:
@@ -73,10 +75,26 @@ def cut(path: Path | None, truth: Mask, prediction: Mask, before: Mask | None) -
             image = pixels[y0:y1, x0:x1] if pixels.shape[:2] == (truth.height, truth.width) else None
         except ImageError:
             image = None
-    window = (x0, y0, x1, y1)
     return Crop(
         image,
         truth.window(*window),
         prediction.window(*window),
         before.window(*window) if before is not None else None,
     )
+
+
+def _zoom(
+    window: tuple[int, int, int, int], truth: Mask, prediction: Mask, before: Mask | None
+) -> tuple[int, int, int, int]:
+    """Cut a window larger than ZOOM_PX to the square of that size with most pixels that differ."""
+    import cv2
+
+    x0, y0, x1, y1 = window
+    width, height = min(x1 - x0, ZOOM_PX), min(y1 - y0, ZOOM_PX)
+    wrong = truth.window(*window) ^ prediction.window(*window)
+    if before is not None:
+        wrong |= truth.window(*window) ^ before.window(*window)
+    total = cv2.integral(wrong)
+    inside = total[height:, width:] - total[:-height, width:] - total[height:, :-width] + total[:-height, :-width]
+    dy, dx = divmod(int(inside.argmax()), inside.shape[1])
+    return x0 + dx, y0 + dy, x0 + dx + width, y0 + dy + height

@@ -178,7 +178,7 @@ def _summarise(measured: Sequence[_Measured], side: int) -> tuple[dict[str, Any]
 
 def _examples(measured: Sequence[_Measured], paired: bool) -> list[Example]:
     return [
-        Example(f"class {c}, {m.name}", row[0] if paired else None, row[5], area, (m.name, c))
+        Example(f"class {c}", m.name, row[0] if paired else None, row[5], area, (m.name, c))
         for m in measured
         for c, area, row in m.objects
     ]
