@@ -7,6 +7,7 @@ that two requests can never meet on the device, and the event loop never waits f
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -43,21 +44,23 @@ def device_memory_bytes(device: str) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """True where the device only lacked memory for this batch: a smaller one may pass."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError | MemoryError)
+    torch = sys.modules.get("torch")  # where it was never imported, no error is its
+    return isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))
 
 
 def is_fatal(error: BaseException) -> bool:
-    """True where no later call on the device can succeed (a sticky CUDA error): the process must be
-    replaced.
-    """
-    import torch
-
+    """True where no later call on the device can succeed (a sticky CUDA error): the process must be replaced."""
+    torch = sys.modules.get("torch")
+    if torch is None or is_out_of_memory(error):
+        return isinstance(error, FatalDeviceError)
     accelerator_error: type[BaseException] = getattr(torch, "AcceleratorError", RuntimeError)
-    if isinstance(error, torch.OutOfMemoryError):
-        return False
-    return isinstance(error, DeviceError) or (isinstance(error, accelerator_error) and "CUDA error" in str(error))
+    return isinstance(error, FatalDeviceError) or (isinstance(error, accelerator_error) and "CUDA error" in str(error))
+
+
+class FatalDeviceError(DeviceError):
+    """The device is gone for this process."""
+
+    code = "device_failed"
 
 
 class DeviceOwner:
@@ -91,7 +94,7 @@ class DeviceOwner:
             if not future.set_running_or_notify_cancel():
                 continue
             if self.failure is not None:
-                future.set_exception(DeviceError("the device failed earlier", fix="restart the server"))
+                future.set_exception(FatalDeviceError("the device failed earlier", fix="restart the server"))
                 continue
             try:
                 future.set_result(function())

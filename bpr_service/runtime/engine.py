@@ -338,7 +338,8 @@ class Engine:
             waits.add(watcher)
         try:
             while not answer.done():
-                await asyncio.wait(waits, timeout=max(0.0, work.remaining_s()), return_when=asyncio.FIRST_COMPLETED)
+                timeout_s = min(DEADLINE_CHECK_S, max(0.0, work.remaining_s()))
+                await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
                 if answer.done():
                     break
                 if watcher is not None and watcher.done():

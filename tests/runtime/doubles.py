@@ -1,0 +1,100 @@
+"""A request of numbered patches and a predictor that can be held up: what the engine sees of the pipeline."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+from bpr_service.runtime.engine import Engine, EngineConfig
+from bpr_service.runtime.work import Lane, Work
+
+SIDE = 4
+
+
+class Patches:
+    """``n`` patches; patch i of request ``tag`` is filled with (tag, i // 256, i % 256, 0)."""
+
+    def __init__(self, tag: int, n: int) -> None:
+        self.tag, self.n_patches = tag, n
+        self.seen: list[int] = []
+
+    def crops(self, start: int, stop: int) -> np.ndarray:
+        out = np.zeros((stop - start, SIDE, SIDE, 4), np.uint8)
+        index = np.arange(start, stop)
+        out[..., 0] = self.tag
+        out[..., 1] = (index // 256)[:, None, None]
+        out[..., 2] = (index % 256)[:, None, None]
+        return out
+
+    def add(self, start: int, outputs: np.ndarray) -> None:
+        numbers = outputs[:, 0, 0].astype(int)
+        assert (numbers // 65536 == self.tag).all(), "patches of another request"
+        self.seen += (numbers % 65536).tolist()
+        assert self.seen[start:] == list(range(start, start + len(outputs)))
+
+    def finish(self) -> list[int]:
+        return self.seen
+
+
+class Predictor:
+    """Gives each patch's number back; remembers its batches; waits for ``gate`` where one is set."""
+
+    def __init__(self, call_ms: float = 0.0) -> None:
+        self.call_ms = call_ms
+        self.batches: list[list[int]] = []
+        self.gate: threading.Event | None = None
+        self.running = threading.Event()
+        self.error: BaseException | None = None
+        self.room = 10**9
+
+    def predict(self, crops: np.ndarray) -> np.ndarray:
+        if len(crops) > self.room:
+            raise MemoryError
+        self.running.set()
+        if self.gate is not None:
+            assert self.gate.wait(10)
+        time.sleep(self.call_ms / 1e3)
+        if self.error is not None:
+            raise self.error
+        self.batches.append(crops[:, 0, 0, 0].tolist())
+        c = crops.astype(np.float32)
+        return c[..., 0] * 65536 + c[..., 1] * 256 + c[..., 2]
+
+
+class Source:
+    """One preset per model; `versions` are loaded through `broken`."""
+
+    def __init__(self, *presets: str, predictor: Predictor | None = None) -> None:
+        self.names = list(presets or ("balanced",))
+        self.predictor = predictor or Predictor()
+        self.broken: BaseException | None = None
+
+    def presets(self) -> list[str]:
+        return self.names
+
+    def open(self, preset: str, model: str | None = None, version: str | None = None) -> Lane:
+        if self.broken is not None:
+            raise self.broken
+        return Lane(preset, model or f"model-{preset}", version or "v1", SIDE, self.predictor)
+
+
+def started(source: Source | None = None, **config: Any) -> Engine:
+    engine = Engine(source or Source(), EngineConfig(**{"max_batch_wait_ms": 0.0, **config}))
+    engine.start()
+    source_predictor = engine.lanes()[0].refiner
+    source_predictor.batches.clear()
+    source_predictor.running.clear()
+    return engine
+
+
+def send(engine: Engine, tag: int, n: int, timeout_s: float = 10.0, preset: str | None = None) -> Work:
+    """Submit a request of ``n`` patches; its answer is (version, patches in order)."""
+    return engine.submit(
+        engine.admit(),
+        lambda work: (engine.lane(preset), Patches(tag, n)),
+        lambda work, result: (work.lane.version if work.lane else "", result),
+        deadline=time.monotonic() + timeout_s,
+    )
