@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 WIDTH, HEIGHT = 560, 340  # px, of the line chart; the scatter is square
-LEFT, RIGHT, TOP, BOTTOM = 48, 16, 14, 42
+LEFT, RIGHT, TOP, BOTTOM = 60, 16, 14, 42
 
 Line = tuple[str, str, Sequence[tuple[float, float | None]]]  # name, CSS class, points
 

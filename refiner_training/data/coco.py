@@ -108,7 +108,8 @@ def read_results(path: Path | str, dataset: CocoDataset) -> list[dict[str, Any]]
     """Read and check results in COCO's format against the data set they speak of, in their order.
 
     Raises:
-        FormatError: not a list, an image or category that the data set has not, another size, no score.
+        FormatError: not a list, an image or category that the data set has not, another size, no score,
+            a ``gt`` key that is no annotation of that image.
     """
     path = Path(path)
     data = read_json(path)
@@ -119,9 +120,17 @@ def read_results(path: Path | str, dataset: CocoDataset) -> list[dict[str, Any]]
             got=f"a {type(data).__name__}",
             fix="pass the predictions, not an annotation file",
         )
+    owners = {a.get("id"): a["image_id"] for a in dataset.annotations}
     for i, entry in enumerate(data):
         where = f"{path}: entry {i}"
         check_entry(where, entry, dataset)
+        if "gt" in entry and owners.get(entry["gt"]) != entry["image_id"]:
+            raise FormatError(
+                where,
+                expected=f"as gt the id of an annotation of image {entry['image_id']!r} in {dataset.path}",
+                got=repr(entry["gt"]),
+                fix="leave the key gt out to match by IoU",
+            )
         value = entry.get("score")
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise FormatError(where, expected="a number as score", got=repr(value), fix="give every result a score")

@@ -107,19 +107,11 @@ def evaluate(
 
 
 def _results(path: Path | str, truth: CocoDataset) -> _Results:
-    """Read results and check their ``gt`` keys; for LVIS keep the 300 best of an image, as its rules say."""
+    """Read results; for LVIS keep the 300 best of an image, as its rules say."""
     entries = read_results(path, truth)
-    ids = {a.get("id"): a["image_id"] for a in truth.annotations}
     by_image: dict[ImageId, list[int]] = defaultdict(list)
     for index, entry in enumerate(entries):
         by_image[entry["image_id"]].append(index)
-        if "gt" in entry and ids.get(entry["gt"]) != entry["image_id"]:
-            raise FormatError(
-                f"{path}: entry {index}",
-                expected=f"as gt the id of an annotation of image {entry['image_id']!r} in {truth.path}",
-                got=repr(entry["gt"]),
-                fix="leave the key gt out to match by IoU",
-            )
     if truth.lvis:
         for image, found in by_image.items():
             best = sorted(found, key=lambda i: -entries[i]["score"])[:MAX_DETECTIONS_LVIS]
