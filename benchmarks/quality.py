@@ -1,0 +1,219 @@
+"""How good the shipped models are, and how good others are on the same masks, in one run.
+
+    python benchmarks/quality.py --model balanced --peers guided,grabcut,crf --workers 4 --json quality.json
+
+Reads the val splits of the boundary corpus (``--data``) and their fixed coarse masks; prints the measures of every
+method and, where there is one, the target. Real predictions are measured too: ``--instances NAME=RESULTS.json``
+(COCO results for ccp's val images) and ``--labels NAME=FOLDER`` (label PNGs of CamVid's val images).
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from quality_sets import SETS, Item, corpus_items, instance_items, measure_item, semantic_items, summarise_set
+
+DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+Rows = list[tuple[str, str, str, float | None]]
+TABLE: dict[str, Rows] = {
+    # what is printed, the measure, how it is shown, the target
+    "instance": [
+        ("(1 - F@1px) removed", "share_removed", "percent", None),
+        ("masks worse", "worse_share", "percent", None),
+        ("masks better", "better_share", "percent", None),
+        ("mean IoU", "iou_after", "plain", None),
+        ("band error", "band_error_after", "percent", None),
+    ],
+    "semantic": [
+        ("mIoU", "mIoU", "gain", 1.5),
+        ("class F@1px", "AF_present", "gain", 10.0),
+        ("class F@1px, absent = 1", "AF", "gain", None),
+    ],
+    "panoptic": [("PQ", "PQ", "gain", 2.5), ("boundary PQ", "boundary_PQ", "gain", 4.0)],
+}
+TARGETS: dict[tuple[str, str], float] = {
+    ("ccp", "share_removed"): 50.0,
+    ("ccp", "worse_share"): 8.0,
+    ("bsds", "share_removed"): 20.0,
+    ("bsds", "worse_share"): 12.0,
+    ("exact", "iou_after"): 0.985,
+}
+LESS_IS_BETTER = ("worse_share", "band_error_after")
+HIDDEN = {"exact": ("share_removed", "better_share", "band_error_after")}
+
+_METHODS: dict[str, Any] = {}
+
+
+class Ours:
+    """The refiner, with the interface of the peers."""
+
+    def __init__(self, model: str, options: dict[str, Any]) -> None:
+        from bpr_service.core.pipeline import Refiner
+
+        self.refiner = Refiner.load(model, **options)
+
+    def instances(self, image: Any, masks: Any) -> Any:
+        return self.refiner.refine(image, masks).masks
+
+    def semantic(self, image: Any, label_map: Any) -> Any:
+        return self.refiner.refine_semantic(image, label_map).label_map
+
+    def panoptic(self, image: Any, segments: Any, infos: Any) -> Any:
+        return self.refiner.refine_panoptic(image, segments, infos).segment_map
+
+
+def make_methods(models: list[str], peers: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    """The coarse masks, the peers and our models, by name."""
+    from quality_peers import PEERS, Coarse
+
+    methods: dict[str, Any] = {"coarse": Coarse()}
+    methods |= {name: PEERS[name]() for name in peers}
+    for model in models:
+        methods[Path(model).name if Path(model).is_dir() else model] = Ours(model, options)
+    return methods
+
+
+def _start(models: list[str], peers: list[str], options: dict[str, Any]) -> None:
+    import cv2
+    import torch
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    _METHODS.update(make_methods(models, peers, options))
+
+
+def _work(item: Item) -> tuple[Item, dict[str, dict[str, Any]]]:
+    return item, measure_item(item, _METHODS)
+
+
+def measure(
+    items: list[Item], models: list[str], peers: list[str], options: dict[str, Any], workers: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Measures by set and method, image after image in ``workers`` processes of one thread each."""
+    gathered: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    kinds = {item.set: item.kind for item in items}
+    for done, (item, results) in enumerate(_run(items, models, peers, options, workers), 1):
+        for name, result in results.items():
+            entry = gathered[item.set].setdefault(name, {"rows": [], "seconds": 0.0, "masks": 0})
+            entry["rows"] += result["rows"]
+            entry["seconds"] += result["seconds"]
+            entry["masks"] += result["masks"]
+        if sys.stderr.isatty():
+            print(f"\r{done}/{len(items)} images", end="", file=sys.stderr)
+    out: dict[str, dict[str, dict[str, float]]] = {}
+    for name, methods in gathered.items():
+        out[name] = {}
+        for method, entry in methods.items():
+            values = summarise_set(kinds[name], entry["rows"])
+            values["ms_per_mask"] = 1e3 * entry["seconds"] / max(entry["masks"], 1)
+            out[name][method] = values
+    return out
+
+
+def _run(
+    items: list[Item], models: list[str], peers: list[str], options: dict[str, Any], workers: int
+) -> Iterator[Any]:
+    if workers <= 1:
+        _start(models, peers, options)
+        yield from map(_work, items)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start, (models, peers, options)) as pool:
+        yield from pool.map(_work, items)
+
+
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+
+def shown(measure: str, style: str, value: float, base: float) -> float:
+    """A measure as the table shows it: percent, points above the coarse masks, or as it is."""
+    return {"percent": 100 * value, "gain": 100 * (value - base), "plain": value}[style]
+
+
+def table(results: dict[str, dict[str, dict[str, float]]], kinds: dict[str, str]) -> list[list[str]]:
+    """Rows of text: set, measure, each method, target."""
+    methods = list(next(iter(results.values())))
+    rows = [["set", "measure", *methods, "target"]]
+    for name, of_method in results.items():
+        for label, key, style, target in TABLE[kinds[name]]:
+            if key in HIDDEN.get(name, ()):
+                continue
+            wanted = TARGETS.get((name, key), target)
+            cells = []
+            for method in methods:
+                value = shown(key, style, of_method[method][key], of_method["coarse"][key])
+                if style == "gain" and method == "coarse":
+                    cells.append(f"{100 * of_method[method][key]:.2f}")
+                else:
+                    cells.append({"percent": f"{value:.1f}%", "gain": f"{value:+.2f}", "plain": f"{value:.4f}"}[style])
+            sign = "<=" if key in LESS_IS_BETTER else ">="
+            rows.append([name, label, *cells, f"{sign} {wanted:g}" if wanted is not None else ""])
+        rows.append([name, "ms a mask", *[f"{of_method[m]['ms_per_mask']:.1f}" for m in methods], ""])
+    return rows
+
+
+def print_table(rows: list[list[str]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for k, row in enumerate(rows):
+        print("  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))))
+        if k == 0:
+            print("  ".join("-" * w for w in widths))
+
+
+def _named(pairs: list[str]) -> list[tuple[str, Path]]:
+    named = [pair.partition("=") for pair in pairs]
+    return [(name, Path(path)) for name, _, path in named]
+
+
+def main(
+    model: Annotated[list[str], typer.Option(help="Preset, bundled model or model folder; may be repeated.")] = [
+        "balanced"
+    ],  # noqa: B006
+    peers: Annotated[str, typer.Option(help="Of guided, grabcut, crf; comma-separated, or none.")] = "none",
+    sets: Annotated[str, typer.Option(help="Of " + ", ".join(SETS) + "; comma-separated.")] = ",".join(SETS),
+    data: Annotated[Path, typer.Option(help="The boundary corpus.")] = DATA,
+    subset: Annotated[int, typer.Option(min=1, help="Take every N-th image.")] = 1,
+    gate: Annotated[bool, typer.Option(help="Do no harm.")] = True,
+    flip: Annotated[bool, typer.Option(help="Also refine each patch mirrored.")] = False,
+    option: Annotated[list[str], typer.Option(help="Another setting of the refiner: KEY=VALUE as JSON.")] = [],  # noqa: B006
+    instances: Annotated[list[str], typer.Option(help="NAME=RESULTS.json for ccp's val images.")] = [],  # noqa: B006
+    labels: Annotated[list[str], typer.Option(help="NAME=FOLDER of label PNGs for CamVid's val images.")] = [],  # noqa: B006
+    workers: Annotated[int, typer.Option(min=1)] = max((os.cpu_count() or 2) // 2, 1),
+    out: Annotated[Path | None, typer.Option("--json", help="Also write the measures here.")] = None,
+) -> None:
+    """Print the measures of every method on the val splits."""
+    options: dict[str, Any] = {"gate": gate, "flip": flip}
+    for pair in option:
+        key, _, value = pair.partition("=")
+        options[key] = json.loads(value)
+    items = corpus_items(data, [s for s in sets.split(",") if s], subset)
+    ccp, camvid = data / "ccp", data / "camvid" / "val"
+    for name, path in _named(instances):
+        items += list(instance_items(name, ccp / "instances_val.json", path, ccp / "images"))[::subset]
+    for name, path in _named(labels):
+        items += list(semantic_items(name, camvid / "labels", path, camvid / "images"))[::subset]
+    start = time.perf_counter()
+    results = measure(items, model, [p for p in peers.split(",") if p not in ("", "none")], options, workers)
+    rows = table(results, {item.set: item.kind for item in items})
+    print_table(rows)
+    print(f"\n{len(items)} images, {time.perf_counter() - start:.0f} s; options {options}; every {subset}. image")
+    print("Gains are points above the coarse masks, whose own values stand in their column.")
+    if out is not None:
+        out.write_text(json.dumps({"options": options, "subset": subset, "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(main)
+    app()
