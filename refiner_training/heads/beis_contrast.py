@@ -1,0 +1,220 @@
+"""The boundary contrast of one BEIS stage: draw queries and keys, compute IBDL and CBDL, remember afterwards.
+
+Letters: N RoIs, M cells a side, P = M * M cells, D channels, Q queries, C classes with 0 as background.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from refiner_training.heads.beis_memory import ConfusionMatrix, FeatureBank, class_weights, weighted_sample
+from refiner_training.heads.losses import contrastive_loss, zero_loss
+from refiner_training.heads.protocol import OwnRandom, RoiContext
+from refiner_training.heads.targets import boundary_band
+
+if TYPE_CHECKING:
+    from refiner_training.heads.beis import BeisSettings
+
+
+@dataclass(frozen=True)
+class StageInput:
+    """One stage's tensors: features (N, D, M, M); masks, contour, probability, others (N, M, M); labels (N,).
+
+    ``others`` holds the class of the instance that covers a cell (0: none); only cells outside the RoI's own mask
+    are read. ``probability`` is the detached mask of the RoI's class.
+    """
+
+    features: Tensor
+    masks: Tensor
+    contour: Tensor
+    probability: Tensor
+    labels: Tensor
+    others: Tensor
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """A stage flattened: features (N, P, D); sides, a pair (outside, inside) of (N, P) bool; hard likewise."""
+
+    features: Tensor
+    sides: tuple[Tensor, Tensor]
+    hard: tuple[Tensor, Tensor]
+    classes: Tensor
+
+
+def roi_class_maps(context: RoiContext, size: int) -> Tensor:
+    """(N, M, M) int64: the class of the instance under each cell's centre, 0 where there is none.
+
+    Smaller instances lie on top of larger ones.
+    """
+    assert context.truth is not None
+    maps = []
+    for boxes, masks, labels in zip(context.boxes, context.truth.masks, context.truth.labels, strict=True):
+        if len(boxes) == 0:
+            continue
+        height, width = masks.shape[-2:]
+        order = masks.flatten(1).sum(1).argsort()
+        covered = masks[order] > 0
+        painted = torch.where(covered.any(0), labels[order][covered.int().argmax(0)], 0)
+        centres = (torch.arange(size, device=boxes.device) + 0.5) / size
+        xs = (boxes[:, :1] + centres * (boxes[:, 2:3] - boxes[:, :1])).long().clamp(0, width - 1)
+        ys = (boxes[:, 1:2] + centres * (boxes[:, 3:] - boxes[:, 1:2])).long().clamp(0, height - 1)
+        maps.append(painted[ys[:, :, None], xs[:, None, :]])
+    return torch.cat(maps) if maps else torch.zeros((0, size, size), dtype=torch.int64)
+
+
+class StageContrast:
+    """Losses and memory of one stage: two banks (outside, inside) and a confusion matrix.
+
+    The memory is written by :meth:`remember`, after the step, so a loss never sees its own features in the bank.
+    """
+
+    def __init__(self, settings: BeisSettings, classes: int, random: OwnRandom) -> None:
+        self.settings, self._random = settings, random
+        self.banks = (FeatureBank(settings.bank_size), FeatureBank(settings.bank_size))
+        self.confusion = ConfusionMatrix(classes)
+        self._pending: list[tuple[Tensor, ...]] = []
+
+    def losses(self, stage: StageInput) -> dict[str, Tensor]:
+        """``loss_ibdl`` and ``loss_cbdl`` of the stage, as far as they are switched on."""
+        cells = self._cells(stage)
+        generator = self._random.on(stage.features.device)
+        losses: dict[str, Tensor] = {}
+        if self.settings.ibdl:
+            losses["loss_ibdl"] = self._within(cells, stage.labels, generator)
+        if self.settings.cbdl:
+            losses["loss_cbdl"] = self._across(cells, stage.labels, generator)
+        self._observe(cells, stage.labels)
+        return losses
+
+    def _cells(self, stage: StageInput) -> _Cells:
+        inside, outside = boundary_band(stage.masks, stage.contour, self.settings.band_px)
+        inside, outside = inside.flatten(1), outside.flatten(1)
+        y = stage.probability.flatten(1)
+        hard = (outside, inside)
+        if self.settings.aqs:  # AQS (sec. 3.4): queries whose mask is not sure yet
+            hard = (outside & (y > 1 - self.settings.hardness), inside & (y < self.settings.hardness))
+        features = stage.features.float().flatten(2).transpose(1, 2)
+        return _Cells(features, (outside, inside), hard, stage.others.flatten(1))
+
+    def _within(self, cells: _Cells, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """IBDL: mean over queries, sum over both sides, mean over RoIs that have queries."""
+        settings = self.settings
+        positives, negatives = settings.ibdl_keys
+        per_roi = cells.features.new_zeros(len(labels))
+        has_query = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+        for side in (0, 1):
+            queries, query_valid = weighted_sample(cells.hard[side].float(), settings.queries, generator)
+            # One key more than wanted is drawn for all queries of a mask; each then drops itself, or the last.
+            keys, key_valid = weighted_sample(cells.sides[side].float(), positives + 1, generator)
+            own = keys[:, None, :] == queries[:, :, None]
+            usable = key_valid[:, None, :] & ~own
+            usable[..., -1] &= own.any(-1)
+            weights = cells.sides[1 - side].float()
+            if side == 1 and settings.aks:
+                weights = class_weights(self.confusion.rows(labels), cells.classes, cells.sides[0])
+            others, other_valid = weighted_sample(weights, negatives, generator)
+            loss = contrastive_loss(
+                _take(cells.features, queries),
+                _take(cells.features, keys),
+                _take(cells.features, others),
+                usable,
+                other_valid,
+                normalize=settings.normalize,
+                tau=settings.tau,
+            )
+            valid = query_valid & usable.any(-1)
+            per_roi = per_roi + (loss * valid).sum(1) / valid.sum(1).clamp(min=1)
+            has_query = has_query | valid.any(1)
+        return per_roi.sum() / has_query.sum().clamp(min=1)
+
+    def _across(self, cells: _Cells, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """CBDL: queries of both sides against the banks; mean over queries, then over RoIs that have queries."""
+        settings = self.settings
+        if min(len(bank) for bank in self.banks) < settings.bank_warmup:
+            return zero_loss(cells.features)
+        positives, negatives = settings.cbdl_keys
+        queries, query_valid = weighted_sample((cells.hard[0] | cells.hard[1]).float(), settings.queries, generator)
+        features, inside = _take(cells.features, queries), cells.sides[1].gather(1, queries)
+        total = features.new_zeros(queries.shape)
+        for side, bank in enumerate(self.banks):
+            opposite = self.banks[1 - side]
+            same = torch.ones((len(labels), len(bank)), device=labels.device)
+            if settings.pos_same_class:
+                same = (bank.classes[None] == labels[:, None]).float()
+            keys, key_valid = weighted_sample(same, positives, generator)
+            present = torch.ones(len(opposite), dtype=torch.bool, device=labels.device)
+            weights = present.float().expand(len(labels), -1)
+            if settings.aks:
+                weights = class_weights(self.confusion.rows(labels), opposite.classes, present)
+            others, other_valid = weighted_sample(weights, negatives, generator)
+            loss = contrastive_loss(
+                features,
+                bank.features[keys],
+                opposite.features[others],
+                key_valid[:, None, :].expand(-1, settings.queries, -1),
+                other_valid,
+                normalize=settings.normalize,
+                tau=settings.tau,
+            )
+            total = torch.where(inside == bool(side), loss, total)
+        per_roi = (total * query_valid).sum(1) / query_valid.sum(1).clamp(min=1)
+        return per_roi.sum() / query_valid.any(1).sum().clamp(min=1)
+
+    @torch.no_grad()
+    def _observe(self, cells: _Cells, labels: Tensor) -> None:
+        """Band means R^0, R^1 of each mask, and cosines between a mask and what lies next to it in its RoI."""
+        outside, inside = (side.float() for side in cells.sides)
+        means = [
+            torch.bmm(side[:, None], cells.features)[:, 0] / side.sum(1, keepdim=True).clamp(min=1)
+            for side in (outside, inside)
+        ]
+        roi, cell = cells.sides[0].nonzero(as_tuple=True)
+        classes = self.confusion.values.shape[0]
+        pairs = roi * classes + cells.classes[roi, cell]
+        groups, group = pairs.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        sums = cells.features.new_zeros((len(groups), cells.features.shape[-1]))
+        sums.index_add_(0, group, cells.features[roi, cell])  # a sum has the direction of the mean
+        owner, other = groups // classes, groups % classes
+        cosine = F.cosine_similarity(means[1][owner], sums, dim=1)
+        known = inside.any(1)[owner]
+        present = [side.any(1) for side in cells.sides]
+        self._pending.append(
+            (
+                means[0][present[0]],
+                labels[present[0]],
+                means[1][present[1]],
+                labels[present[1]],
+                labels[owner][known],
+                other[known],
+                cosine[known],
+            )
+        )
+
+    def remember(self) -> None:
+        """Write what the last losses observed into the banks and the confusion matrix."""
+        for outside, outside_class, inside, inside_class, own, other, cosine in self._pending:
+            self.banks[0].push(outside, outside_class)
+            self.banks[1].push(inside, inside_class)
+            self.confusion.update(own, other, cosine)
+        self._pending.clear()
+
+    def state(self) -> dict[str, Any]:
+        """For checkpoints."""
+        return {"banks": [bank.state() for bank in self.banks], "confusion": self.confusion.values}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state`."""
+        for bank, saved in zip(self.banks, state["banks"], strict=True):
+            bank.load_state(saved)
+        self.confusion.values = state["confusion"]
+
+
+def _take(features: Tensor, indices: Tensor) -> Tensor:
+    """features (N, P, D), indices (N, Q) -> (N, Q, D)."""
+    return features.gather(1, indices[:, :, None].expand(-1, -1, features.shape[-1]))

@@ -1,0 +1,83 @@
+"""BMask R-CNN: predict the instance's boundary beside its mask and let the two features help each other.
+
+Source: Cheng, Wang, Huang, Liu, *Boundary-preserving Mask R-CNN*, ECCV 2020, section 3.
+N RoIs, C classes; features are (N, D, 14, 14), logits (N, 28, 28) of the chosen class.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from refiner_training.heads.layers import MaskPredictor, conv, conv_tower
+from refiner_training.heads.losses import bce_loss, boundary_loss
+from refiner_training.heads.protocol import (
+    FINEST,
+    PYRAMID,
+    BoundaryPadding,
+    HeadSettings,
+    HeadSpec,
+    Pooler,
+    RoiContext,
+    RoiHead,
+)
+
+
+class BMaskSettings(HeadSettings):
+    """Settings of BMask R-CNN.
+
+    Attributes:
+        channels: width of the convolutions.
+        padding: how the boundary target treats the RoI's border (``zero`` is the reference).
+        squared: Dice with squared sums (the paper); False is the released code.
+        dice_weight: lambda of the boundary loss.
+        max_rois: most RoIs an image the mask branch trains on.
+    """
+
+    channels: int = 256
+    padding: BoundaryPadding = "zero"
+    squared: bool = True
+    dice_weight: float = 1.0
+    max_rois: int | None = None
+
+
+class BMaskHead(RoiHead):
+    """Mask and boundary branches with mask-to-boundary and boundary-to-mask fusion (figure 3)."""
+
+    def __init__(self, in_channels: int, classes: int, settings: BMaskSettings) -> None:
+        super().__init__()
+        width = settings.channels
+        poolers = {"mask": Pooler(PYRAMID, 14), "boundary": Pooler(FINEST, 28)}
+        self.spec = HeadSpec("roi", ("loss_mask", "loss_boundary"), poolers)
+        self.settings, self.max_rois = settings, settings.max_rois
+        self.mask_tower = conv_tower(in_channels, width, 4)
+        self.downsample = nn.Sequential(conv(in_channels, width, stride=2), nn.ReLU(inplace=True))
+        self.mask_to_boundary = conv(width, width, 1)
+        self.boundary_tower = conv_tower(width, width, 2)
+        self.boundary_to_mask = conv(width, width, 1)
+        self.fusion = nn.Sequential(conv(width, width), nn.ReLU(inplace=True))
+        self.mask_predictor = MaskPredictor(width, width, classes)
+        self.boundary_predictor = MaskPredictor(width, width, classes)
+
+    def features(self, pooled: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The fused mask features and the boundary features, each (N, D, 14, 14)."""
+        mask = self.mask_tower(pooled["mask"])
+        boundary = self.downsample(pooled["boundary"]) + torch.relu(self.mask_to_boundary(mask))
+        boundary = self.boundary_tower(boundary)
+        return self.fusion(mask + torch.relu(self.boundary_to_mask(boundary))), boundary
+
+    def forward(self, context: RoiContext) -> dict[str, Tensor]:
+        mask, boundary = self.features(context.pooled)
+        out = {"mask": self.mask_predictor(mask, context.labels)}
+        if self.training:
+            out["boundary"] = self.boundary_predictor(boundary, context.labels)
+        return out
+
+    def losses(self, out: dict[str, Tensor], context: RoiContext) -> dict[str, Tensor]:
+        masks, boundaries = context.boundary_targets(out["mask"].shape[-1], self.settings.padding)
+        return {
+            "loss_mask": bce_loss(out["mask"], masks),
+            "loss_boundary": boundary_loss(
+                out["boundary"], boundaries, dice_weight=self.settings.dice_weight, squared=self.settings.squared
+            ),
+        }

@@ -1,0 +1,136 @@
+"""BoundarySqueeze: two flow-warped features squeeze the boundary from outside and from inside.
+
+Source: He, Li, Cheng, Yan, *BoundarySqueeze: Image Segmentation as Boundary Squeezing*, 2021, section 3.
+N RoIs or images, D channels, C classes, h and w cells of the feature map, K the window of the target morphology.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from refiner_training.heads.layers import MaskPredictor, conv, conv_tower
+from refiner_training.heads.losses import bce_loss, boundary_loss, dice_loss
+from refiner_training.heads.protocol import (
+    FINEST,
+    PYRAMID,
+    BoundaryPadding,
+    HeadSettings,
+    HeadSpec,
+    Pooler,
+    RoiContext,
+    RoiHead,
+)
+from refiner_training.heads.targets import squeeze_targets
+
+
+class SqueezeSettings(HeadSettings):
+    """Settings of the instance head.
+
+    Attributes:
+        channels: width of the convolutions.
+        window_px: K of the dilation and erosion, in cells of the 28 x 28 grid.
+        or_boundary: also count the boundary as contraction and expansion (released code; the paper does not).
+        detach_sum: stop the mask features' gradient in F_sum (released code; the paper does not).
+        padding: how the boundary target treats the RoI's border.
+        squared: Dice with squared sums (the paper).
+        max_rois: most RoIs an image the mask branch trains on.
+    """
+
+    channels: int = 256
+    window_px: int = 5
+    or_boundary: bool = False
+    detach_sum: bool = False
+    padding: BoundaryPadding = "zero"
+    squared: bool = True
+    max_rois: int | None = None
+
+
+def warp(features: Tensor, flow: Tensor) -> Tensor:
+    """Sample ``features`` (N, D, h, w) at p + flow(p), bilinear, the border continued; float32.
+
+    ``flow`` is (N, 2, h, w), x then y, in cells. The grid runs corner to corner with ``align_corners=True``, so
+    a zero flow is the identity. (A corner-to-corner grid read with the default ``align_corners=False``, as
+    released, is not: it halves what lies on the edges.)
+    """
+    height, width = features.shape[-2:]
+    with torch.autocast(features.device.type, enabled=False):
+        ys = torch.linspace(-1, 1, height, device=features.device)
+        xs = torch.linspace(-1, 1, width, device=features.device)
+        grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1)
+        step = torch.tensor([2 / max(width - 1, 1), 2 / max(height - 1, 1)], device=features.device)
+        where = grid + flow.float().permute(0, 2, 3, 1) * step
+        return F.grid_sample(features.float(), where, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+class Squeeze(nn.Module):
+    """One direction: a tower on F_sum and a flow that warps F_RoI towards the boundary (eqs. 1 and 2)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.tower = nn.Sequential(
+            conv(channels, channels, bias=False), nn.ReLU(inplace=True), conv(channels, channels, bias=False)
+        )
+        self.flow = conv(2 * channels, 2, bias=False)
+        nn.init.zeros_(self.flow.weight)  # training starts from the identity warp
+
+    def forward(self, summed: Tensor, features: Tensor) -> Tensor:
+        flow = self.flow(torch.cat([self.tower(summed), features], dim=1))
+        return warp(features, flow).to(features.dtype)
+
+
+class BoundarySqueezeModule(nn.Module):
+    """Contraction, expansion and boundary features, and their way back into the mask (figure 4, eqs. 3 and 4)."""
+
+    def __init__(self, channels: int, detach_sum: bool = False) -> None:
+        super().__init__()
+        self.detach_sum = detach_sum
+        self.contraction, self.expansion = Squeeze(channels), Squeeze(channels)
+        self.boundary = nn.Sequential(
+            conv(channels, channels, bias=False), nn.ReLU(inplace=True), conv(channels, channels, bias=False)
+        )
+        self.to_mask = conv(channels, channels, 1)
+        self.fusion = nn.Sequential(conv(channels, channels), nn.ReLU(inplace=True))
+
+    def forward(self, features: Tensor, fine: Tensor) -> dict[str, Tensor]:
+        """F_RoI and F'_RoI (N, D, h, w) -> ``mask, boundary, contraction, expansion`` features of that shape."""
+        summed = (features.detach() if self.detach_sum else features) + fine
+        contraction = self.contraction(summed, features)
+        expansion = self.expansion(summed, features)
+        boundary = self.boundary(contraction + expansion + features)
+        mask = self.fusion(features + torch.relu(self.to_mask(boundary)) + contraction + expansion)
+        return {"mask": mask, "boundary": boundary, "contraction": contraction, "expansion": expansion}
+
+
+class BoundarySqueezeHead(RoiHead):
+    """BoundarySqueeze as a mask head of Mask R-CNN, 14 x 14 -> 28 x 28."""
+
+    outputs = ("mask", "boundary", "contraction", "expansion")
+
+    def __init__(self, in_channels: int, classes: int, settings: SqueezeSettings) -> None:
+        super().__init__()
+        width = settings.channels
+        poolers = {"mask": Pooler(PYRAMID, 14), "fine": Pooler(FINEST, 28)}
+        self.spec = HeadSpec("roi", tuple(f"loss_{name}" for name in self.outputs), poolers)
+        self.settings, self.max_rois = settings, settings.max_rois
+        self.mask_tower = conv_tower(in_channels, width, 4)
+        self.downsample = nn.Sequential(conv(in_channels, width, stride=2), nn.ReLU(inplace=True))
+        self.squeeze = BoundarySqueezeModule(width, settings.detach_sum)
+        self.predictors = nn.ModuleDict({name: MaskPredictor(width, width, classes) for name in self.outputs})
+
+    def forward(self, context: RoiContext) -> dict[str, Tensor]:
+        features = self.squeeze(self.mask_tower(context.pooled["mask"]), self.downsample(context.pooled["fine"]))
+        wanted = self.outputs if self.training else ("mask",)
+        return {name: self.predictors[name](features[name], context.labels) for name in wanted}
+
+    def losses(self, out: dict[str, Tensor], context: RoiContext) -> dict[str, Tensor]:
+        masks, boundaries = context.boundary_targets(out["mask"].shape[-1], self.settings.padding)
+        contraction, expansion = squeeze_targets(masks, boundaries, self.settings.window_px, self.settings.or_boundary)
+        squared = self.settings.squared
+        return {
+            "loss_mask": bce_loss(out["mask"], masks),
+            "loss_boundary": boundary_loss(out["boundary"], boundaries, squared=squared),
+            "loss_contraction": dice_loss(out["contraction"], contraction, squared=squared),
+            "loss_expansion": dice_loss(out["expansion"], expansion, squared=squared),
+        }

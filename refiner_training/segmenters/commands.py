@@ -1,0 +1,94 @@
+"""The commands ``bpr-train segmenter`` and ``bpr-train predict``: parse, call, print. Heavy imports wait inside."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bpr_service.errors import ConfigError
+
+Arch = Annotated[str, typer.Option(help="mask_rcnn, blendmask, yolact or deeplabv3plus.")]
+Head = Annotated[str, typer.Option(help="plain (the baseline), bmask, bsm, beis or b2inst.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: --set run.steps=100.")]
+
+
+def segmenter(
+    config: Annotated[Path | None, typer.Argument(help="A YAML file of configs/segmenter.")] = None,
+    arch: Arch = "mask_rcnn",
+    head: Head = "plain",
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME_ARCH_HEAD when left out.")] = None,
+    settings: Set = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the folder's last checkpoint.")] = True,
+    json_progress: Annotated[bool, typer.Option(help="JSON lines on stdout instead of a bar.")] = False,
+    smoke: Annotated[bool, typer.Option(help="Two steps and one prediction on synthetic data, in seconds.")] = False,
+) -> None:
+    """Train a segmenter: an architecture with one of its heads."""
+    if smoke:
+        from refiner_training.segmenters.smoke import run_smoke
+
+        typer.echo(run_smoke(arch, head))
+        return
+    if config is None:
+        raise ConfigError("no configuration", expected="CONFIG.yaml", got="none", fix="give one, or try --smoke")
+    from refiner_training.segmenters.config import load_segmenter_config
+    from refiner_training.segmenters.train import train_segmenter
+
+    loaded = load_segmenter_config(config, parse_settings(settings or []))
+    folder = out or Path("runs") / f"{loaded.name}_{arch}_{head}"
+    typer.echo(train_segmenter(arch, head, loaded, folder, resume=resume, json_progress=json_progress))
+
+
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of bpr-train segmenter.")],
+    images: Annotated[Path, typer.Argument(help="The folder of images.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="JSON file (coco, panoptic) or folder (labels).")],
+    dataset: Annotated[Path | None, typer.Option(help="A COCO file whose images give ids and names.")] = None,
+    form: Annotated[str | None, typer.Option("--format", help="coco, labels or panoptic.")] = None,
+    min_score: Annotated[float, typer.Option(help="Leave out instances that score less.")] = 0.0,
+    panoptic_score: Annotated[float, typer.Option(help="Likewise for panoptic segments of instances.")] = 0.5,
+    scores: Annotated[Path | None, typer.Option(help="A folder for confidence PNGs of label maps.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    resume: Annotated[bool, typer.Option(help="Skip images that are done.")] = True,
+) -> None:
+    """Write a segmenter's predictions, ready for `bpr batch` and `bpr-train patches`."""
+    from bpr_service.errors import UnknownName
+    from refiner_training.segmenters.predict import Options
+    from refiner_training.segmenters.predict import predict as run
+
+    known: Any = form
+    if form not in (None, "coco", "labels", "panoptic"):
+        raise UnknownName("format", form, ("coco", "labels", "panoptic"))
+    options = Options(min_score, panoptic_score, scores, device, resume)
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True)) as bar:
+            task = bar.add_task("predict", total=None)
+            done = run(
+                checkpoint, images, out, dataset=dataset, form=known, options=options,
+                progress=lambda at, total: bar.update(task, completed=at, total=total),
+            )  # fmt: skip
+    else:
+        done = run(checkpoint, images, out, dataset=dataset, form=known, options=options)
+    typer.echo(f"{done} images predicted: {out}")
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """``["run.steps=100"]`` -> ``{"run.steps": 100}``; values are read as YAML.
+
+    Raises:
+        ConfigError: an entry without "=".
+    """
+    import yaml
+
+    parsed: dict[str, Any] = {}
+    for entry in settings:
+        key, sign, value = entry.partition("=")
+        if not sign or not key:
+            raise ConfigError("--set", expected="KEY=VALUE", got=repr(entry), fix="write --set run.steps=100")
+        parsed[key] = yaml.safe_load(value)
+    return parsed

@@ -1,0 +1,189 @@
+"""Settings of a segmenter's training run: one YAML file for all heads of its data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from bpr_service.config import Settings, build
+from bpr_service.errors import ConfigError, FormatError
+from refiner_training.heads.b2inst import B2InstSettings
+from refiner_training.heads.beis import BeisSettings
+from refiner_training.heads.bmask import BMaskSettings
+from refiner_training.heads.boundary_squeeze import SqueezeSettings
+from refiner_training.heads.boundary_squeeze_dense import DenseSqueezeSettings
+from refiner_training.heads.plain import PlainSettings
+from refiner_training.segmenters.backbone import BackboneConfig
+from refiner_training.segmenters.blendmask import BlendMaskConfig
+from refiner_training.segmenters.deeplab import DeepLabConfig
+from refiner_training.segmenters.mask_rcnn import InputConfig, MaskRcnnConfig
+from refiner_training.segmenters.yolact import YolactConfig
+
+
+class InstanceData(Settings):
+    """Images and a COCO annotation file (COCO, LVIS, or Cityscapes converted to it) for each split.
+
+    Attributes:
+        classes: ``all`` categories; ``agnostic``, every instance is one class; or names, others are left out.
+        num_classes: how many classes that makes; training refuses data with another number.
+        flip: chance of a horizontal flip.
+    """
+
+    kind: Literal["instance"] = "instance"
+    train_images: Path
+    train_annotations: Path
+    val_images: Path | None = None
+    val_annotations: Path | None = None
+    classes: Literal["all", "agnostic"] | tuple[str, ...] = "all"
+    num_classes: int = Field(ge=1)
+    flip: float = Field(default=0.5, ge=0, le=1)
+
+
+class SemanticData(Settings):
+    """Folders of images and of label PNGs with the same stems for each split.
+
+    Attributes:
+        num_classes: labels are 0..num_classes-1, or ``ignore_label``.
+        things: classes whose connected pieces become segments of their own in panoptic output.
+        label_suffix: what a label file's name has after the image's stem (Cityscapes: ``_gtFine_labelTrainIds``),
+            image_suffix likewise of the image's own (``_leftImg8bit``).
+        crop_px: height and width of training crops; scale: range of the random scale before it.
+    """
+
+    kind: Literal["semantic"] = "semantic"
+    train_images: Path
+    train_labels: Path
+    val_images: Path | None = None
+    val_labels: Path | None = None
+    num_classes: int = Field(ge=1)
+    ignore_label: int = 255
+    things: tuple[int, ...] = ()
+    image_suffix: str = ""
+    label_suffix: str = ""
+    crop_px: tuple[int, int] = (832, 832)
+    scale: tuple[float, float] = (0.75, 2.0)
+    flip: float = Field(default=0.5, ge=0, le=1)
+
+
+class HeadsConfig(Settings):
+    """Settings of each head; ``bsm_dense`` is ``bsm`` on DeepLabV3+."""
+
+    plain: PlainSettings = PlainSettings()
+    bmask: BMaskSettings = BMaskSettings()
+    bsm: SqueezeSettings = SqueezeSettings()
+    bsm_dense: DenseSqueezeSettings = DenseSqueezeSettings()
+    beis: BeisSettings = BeisSettings()
+    b2inst: B2InstSettings = B2InstSettings()
+
+
+class ModelConfig(Settings):
+    """The backbone, the sizes of the input, and each architecture's own settings."""
+
+    backbone: BackboneConfig = BackboneConfig()
+    inputs: InputConfig = InputConfig()
+    mask_rcnn: MaskRcnnConfig = MaskRcnnConfig()
+    blendmask: BlendMaskConfig = BlendMaskConfig()
+    yolact: YolactConfig = YolactConfig()
+    deeplabv3plus: DeepLabConfig = DeepLabConfig()
+
+
+class OptimConfig(Settings):
+    """Optimiser and schedule.
+
+    Attributes:
+        schedule: ``multistep`` multiplies the rate by ``gamma`` at each of ``milestones``; ``poly`` and ``cosine``
+            fall to 0 at the last step.
+        gradient_clip: largest norm of the gradient; 0 does not clip.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(default=0.02, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    schedule: Literal["multistep", "poly", "cosine", "constant"] = "multistep"
+    milestones: tuple[int, ...] = (60_000, 80_000)
+    gamma: float = 0.1
+    poly_power: float = 0.9
+    warmup_steps: int = Field(default=1000, ge=0)
+    warmup_factor: float = Field(default=0.001, gt=0, le=1)
+    gradient_clip: float = Field(default=0.0, ge=0)
+
+
+class RunConfig(Settings):
+    """How the run is done.
+
+    Attributes:
+        batch_size: images a step over all processes; must divide by their number.
+        threads: processor threads of one process; 0 leaves torch's own choice.
+        validate_every: steps between measurements of the mean mask IoU (or mIoU) on val; 0 never measures.
+        validation_images: at most so many of val.
+        patience: measurements without gain after which the run stops; 0 never stops early.
+    """
+
+    steps: int = Field(default=90_000, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    precision: Literal["32", "bf16", "16"] = "bf16"
+    devices: int = Field(default=1, ge=1)
+    nodes: int = Field(default=1, ge=1)
+    sync_batchnorm: bool = False
+    workers: int = Field(default=4, ge=0)
+    threads: int = Field(default=0, ge=0)
+    seed: int = 0
+    checkpoint_every: int = Field(default=1000, ge=1)
+    validate_every: int = Field(default=0, ge=0)
+    validation_images: int = Field(default=100, ge=1)
+    patience: int = Field(default=0, ge=0)
+
+
+class SegmenterConfig(Settings):
+    """One training run of any (architecture, head) on one data set."""
+
+    name: str
+    data: InstanceData | SemanticData = Field(discriminator="kind")
+    model: ModelConfig = ModelConfig()
+    heads: HeadsConfig = HeadsConfig()
+    optim: OptimConfig = OptimConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _milestones_fit(self) -> Self:
+        late = [step for step in self.optim.milestones if step >= self.run.steps]
+        if self.optim.schedule == "multistep" and late:
+            raise ValueError(f"milestone {late[0]} is not before the last step {self.run.steps}")
+        return self
+
+
+def load_segmenter_config(path: Path, overrides: Mapping[str, Any] | None = None) -> SegmenterConfig:
+    """Read and check a YAML file; paths in it are relative to the working directory.
+
+    Args:
+        overrides: dotted keys and values, as ``{"run.steps": 100}``.
+
+    Raises:
+        FormatError: no file, or no YAML.
+        ConfigError, UnknownName: a key that does not exist, or a value of the wrong type.
+    """
+    if not path.is_file():
+        raise FormatError(str(path), expected="a YAML file", got="none", fix="check the path")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        got = " ".join(str(error).split())
+        raise FormatError(str(path), expected="YAML", got=got, fix="mend the file") from None
+    if not isinstance(values, dict):
+        fix = "see refiner_training/configs/segmenter"
+        raise ConfigError(str(path), expected="keys and values", got=type(values).__name__, fix=fix)
+    return build(SegmenterConfig, override(values, overrides or {}))
+
+
+def override(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested ``values`` with dotted keys replaced."""
+    result = dict(values)
+    for dotted, value in overrides.items():
+        key, _, rest = dotted.partition(".")
+        result[key] = override(result.get(key) or {}, {rest: value}) if rest else value
+    return result

@@ -1,0 +1,170 @@
+"""DeepLabV3+ (segmentation-models-pytorch), ``plain`` or with BoundarySqueeze in the decoder.
+
+Letters: B images, C classes (no background class is added), H and W pixels, h and w cells at stride 4.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import torch
+from pydantic import Field
+from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bpr_service.config import Settings
+from bpr_service.errors import ConfigError
+from refiner_training.heads.boundary_squeeze import BoundarySqueezeModule
+from refiner_training.heads.boundary_squeeze_dense import (
+    AUXILIARY,
+    SPEC,
+    DenseSqueezeSettings,
+    dense_squeeze_losses,
+)
+from refiner_training.heads.layers import conv
+from refiner_training.heads.losses import zero_loss
+from refiner_training.segmenters.backbone import BackboneConfig
+from refiner_training.segmenters.base import Segmenter, Target
+from refiner_training.segmenters.mask_rcnn import InputConfig
+
+PAD_TO = 32
+
+
+class DeepLabConfig(Settings):
+    """The model.
+
+    Attributes:
+        output_stride: of the encoder's last features (BoundarySqueeze trains at 8).
+        decoder_channels: width of ASPP, decoder and squeeze modules.
+        atrous_rates: of ASPP.
+        dropout: of ASPP's projection.
+    """
+
+    output_stride: int = Field(default=8, ge=8, le=16, multiple_of=8)
+    decoder_channels: int = 256
+    atrous_rates: tuple[int, int, int] = (12, 24, 36)
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+
+
+class SqueezeDecoder(DeepLabV3PlusDecoder):  # type: ignore[misc]
+    """smp's decoder with BoundarySqueeze in place of the concatenation with the stride-4 features.
+
+    F_RoI is ASPP's output upsampled to stride 4, F' a 1x1 convolution of the encoder's stride-4 features.
+    """
+
+    def __init__(self, encoder_channels: list[int], config: DeepLabConfig, detach_sum: bool) -> None:
+        super().__init__(
+            encoder_channels, 5, config.decoder_channels, config.atrous_rates, config.output_stride, True,
+            config.dropout,
+        )  # fmt: skip
+        del self.block1, self.block2
+        self.fine = conv(encoder_channels[2], config.decoder_channels, 1)
+        self.squeeze = BoundarySqueezeModule(config.decoder_channels, detach_sum)
+
+    def forward(self, features: list[Tensor]) -> dict[str, Tensor]:
+        """``mask, boundary, contraction, expansion``, each (B, D, h, w)."""
+        fine = self.fine(features[2])
+        coarse = self.up(self.aspp(features[-1]))
+        squeezed: dict[str, Tensor] = self.squeeze(coarse, fine)
+        return squeezed
+
+
+class DeepLab(Segmenter):
+    """DeepLabV3+ as a :class:`Segmenter`; targets hold ``labels`` (H, W) int64, images of a batch one size."""
+
+    def __init__(
+        self,
+        backbone: BackboneConfig,
+        classes: int,
+        config: DeepLabConfig,
+        inputs: InputConfig,
+        ignore_label: int = 255,
+        squeeze: DenseSqueezeSettings | None = None,
+    ) -> None:
+        super().__init__()
+        self.classes, self.ignore_label, self.settings = classes, ignore_label, squeeze
+        self.inputs = inputs
+        if backbone.norm != "batch":
+            raise ConfigError(
+                "norm of the backbone", expected="batch (all that smp's decoder knows)", got=backbone.norm,
+                fix="set model.backbone.norm to batch",
+            )  # fmt: skip
+        self.model = smp.DeepLabV3Plus(
+            f"tu-{backbone.name}",
+            encoder_weights="imagenet" if backbone.pretrained else None,
+            encoder_output_stride=config.output_stride,
+            decoder_channels=config.decoder_channels,
+            decoder_atrous_rates=config.atrous_rates,
+            decoder_aspp_dropout=config.dropout,
+            classes=classes,
+        )
+        self.loss_names: tuple[str, ...] = ("loss_ce",)
+        if squeeze is not None:
+            self.loss_names += SPEC.loss_names
+            decoder = SqueezeDecoder(self.model.encoder.out_channels, config, squeeze.detach_sum)
+            decoder.aspp.load_state_dict(self.model.decoder.aspp.state_dict())  # all rows start alike
+            self.model.decoder = decoder
+            self.auxiliary = nn.ModuleDict({name: conv(config.decoder_channels, classes, 1) for name in AUXILIARY})
+
+    def logits(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) normalised images -> ``mask`` (B, C, H, W), in training also auxiliary (B, C, h, w)."""
+        decoded = self.model.decoder(self.model.encoder(images))
+        if self.settings is None:
+            return {"mask": self.model.segmentation_head(decoded)}
+        out = {"mask": self.model.segmentation_head(decoded["mask"])}
+        if self.training:
+            out |= {name: layer(decoded[name]) for name, layer in self.auxiliary.items()}
+        return out
+
+    def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> Any:
+        if not self.training:
+            return [self._probabilities(image) for image in images]
+        assert targets is not None
+        labels = torch.stack([self._checked(target["labels"]) for target in targets])
+        batch = self._normalise(torch.stack(images))
+        height, width = batch.shape[-2:]
+        out = self.logits(_pad(batch))
+        logits = out["mask"][..., :height, :width].float()
+        losses = OrderedDict(loss_ce=self._cross_entropy(logits, labels))
+        if self.settings is not None:
+            # The padding is as unknown as an ignored pixel.
+            padded = _pad(labels, self.ignore_label)
+            auxiliary = {name: out[name] for name in AUXILIARY}
+            losses |= dense_squeeze_losses(auxiliary, padded, self.ignore_label, self.settings)
+        return losses
+
+    def _normalise(self, batch: Tensor) -> Tensor:
+        mean, std = (batch.new_tensor(each)[:, None, None] for each in (self.inputs.mean, self.inputs.std))
+        return (batch - mean) / std
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean over valid pixels; 0 on the graph when there are none (the mean over nothing is NaN)."""
+        count = (labels != self.ignore_label).sum()
+        if int(count) == 0:
+            return zero_loss(logits)
+        return F.cross_entropy(logits, labels, ignore_index=self.ignore_label, reduction="sum") / count
+
+    def _probabilities(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        logits = self.logits(_pad(self._normalise(image[None])))["mask"]
+        return logits[0, :, :height, :width].float().softmax(dim=0)
+
+    def _checked(self, labels: Tensor) -> Tensor:
+        valid = labels[labels != self.ignore_label]
+        if len(valid) and (int(valid.max()) >= self.classes or int(valid.min()) < 0):
+            raise ConfigError(
+                "a label has no class in the model",
+                expected=f"labels from 0 to {self.classes - 1}, or {self.ignore_label}",
+                got=str(int(valid.max())),
+                fix="set data.num_classes to the number of classes of the data",
+            )
+        return labels
+
+
+def _pad(batch: Tensor, value: float = 0.0) -> Tensor:
+    """Pad right and bottom to multiples of 32, what the encoder can halve five times."""
+    height, width = batch.shape[-2:]
+    return F.pad(batch, (0, -width % PAD_TO, 0, -height % PAD_TO), value=value)
