@@ -26,11 +26,19 @@ class EncodedFile(_Strict):
     data: str = Field(description="the file's bytes, base64", examples=["iVBORw0KGgo..."])
 
 
+def _counts_kind(value: Any) -> str:
+    return "runs" if isinstance(value, list) else "text"
+
+
 class Rle(_Strict):
     """COCO run-length encoding, compressed (a string) or not (integers, zeros first, down the columns)."""
 
     size: Annotated[list[_Side], Field(min_length=2, max_length=2, description="[height, width] in px")]
-    counts: str | Annotated[list[Annotated[int, Field(ge=0, le=1 << 40)]], Field(fail_fast=True)]
+    counts: Annotated[
+        Annotated[str, Tag("text")]
+        | Annotated[list[Annotated[int, Field(ge=0, le=1 << 40)]], Field(fail_fast=True), Tag("runs")],
+        Discriminator(_counts_kind),
+    ]
 
 
 class PngMask(_Strict):
