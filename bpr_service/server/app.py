@@ -7,7 +7,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from bpr_service import __version__
 from bpr_service.errors import BprError
 from bpr_service.runtime.engine import Engine
 from bpr_service.server import health, label_studio, page, routes
@@ -15,7 +14,7 @@ from bpr_service.server.auth import Keys, read_keys
 from bpr_service.server.metrics import Metrics
 from bpr_service.server.middleware import Edge
 from bpr_service.server.models import Catalogue, ServedModels
-from bpr_service.server.openapi import install_openapi
+from bpr_service.server.openapi import install_openapi, problems
 from bpr_service.server.problems import problem_response
 from bpr_service.server.settings import ServerSettings
 
@@ -38,7 +37,14 @@ def create_app(
     settings = config or ServerSettings()
     metrics = metrics or Metrics()
     metrics.watch(engine)
-    app = FastAPI(title="bpr-service", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="bpr-service",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        responses=problems(422),
+    )
     if keys is None:
         keys = Keys(read_keys(settings.api_keys_file) if settings.api_keys_file else None)
     app.state.engine, app.state.settings, app.state.metrics, app.state.keys = engine, settings, metrics, keys
@@ -50,7 +56,7 @@ def create_app(
     for kind in (BprError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _problem)
     app.add_middleware(Edge, metrics=metrics, max_body_bytes=settings.max_body_bytes)
-    install_openapi(app)
+    install_openapi(app, label_studio.PredictRequest)
     if settings.otel:
         from bpr_service.server.telemetry import instrument
 

@@ -15,13 +15,13 @@ from bpr_service.errors import NotFoundError, NotReadyError
 from bpr_service.runtime.engine import Engine
 from bpr_service.runtime.work import Lane
 from bpr_service.server.auth import require
-from bpr_service.server.schemas import Problem
+from bpr_service.server.openapi import problems
 
 PLATFORM = "bpr_safetensors"
 
 router = APIRouter()
-_UNREADY: dict[int | str, dict[str, Any]] = {503: {"model": Problem, "description": "Not ready"}}
-_MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "No such model"}}
+_UNREADY = problems(503)
+_MISSING = problems(401, 403, 404, 429)
 
 
 def engine_of(request: Request) -> Engine:

@@ -99,7 +99,7 @@ class PredictResponse(BaseModel):
     model_version: str
 
 
-@router.get("/health")
+@router.get("/health", responses=problems(503))
 async def health(request: Request) -> dict[str, str]:
     """Label Studio asks this before it connects."""
     check_ready(engine_of(request))

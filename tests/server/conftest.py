@@ -14,5 +14,3 @@ def server() -> Iterator[Running]:
     """One server with default settings for the whole run, activation included."""
     with serving() as running:
         yield running
-
-

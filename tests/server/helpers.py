@@ -39,7 +39,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(settings: dict[str, Any] | None = None, models: Any = None, start: bool = True, **parts: Any) -> Iterator[Running]:
+def serving(
+    settings: dict[str, Any] | None = None, models: Any = None, start: bool = True, **parts: Any
+) -> Iterator[Running]:
     config = ServerSettings(**(settings or {}))
     metrics = Metrics()
     engine = Engine(models or DummyModels(), config.engine_config(), warm=warm_stages, events=metrics)

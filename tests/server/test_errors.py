@@ -54,7 +54,9 @@ def whole_answer(connection: socket.socket) -> bytes:
     while b"\r\n\r\n" not in data:
         data += connection.recv(65536)
     head, _, rest = data.partition(b"\r\n\r\n")
-    length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length"))
+    length = next(
+        int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+    )
     while len(rest) < length:
         rest += connection.recv(65536)
     return head + rest
@@ -67,9 +69,7 @@ def whole_answer(connection: socket.socket) -> bytes:
     "content", [b"", b"{", b"\xff\xfe", b"nan", b'{"image": ' + b"[" * 5000, b"[" * 100_000, b'{"a": "\\ud800"}']
 )
 def test_400_what_is_not_json(server: Running, content: bytes) -> None:
-    response = server.client.post(
-        "/v1/refine/instance", content=content, headers={"content-type": "application/json"}
-    )
+    response = server.client.post("/v1/refine/instance", content=content, headers={"content-type": "application/json"})
     answer = problem(response, 400, "malformed_body", "expected a JSON object")
     assert answer["fix"]
 
@@ -125,7 +125,16 @@ def test_401_and_403_where_there_are_keys() -> None:
         )
         answer = server.client.post(url, json={"version": "v9"}, headers={"authorization": f"Bearer {'b' * 20}"})
         assert answer.json()["version"] == "v9"
-        for path in ("/livez", "/readyz", "/metrics", "/version", "/v2/health/live", "/v2/health/ready", "/health", "/"):
+        for path in (
+            "/livez",
+            "/readyz",
+            "/metrics",
+            "/version",
+            "/v2/health/live",
+            "/v2/health/ready",
+            "/health",
+            "/",
+        ):
             assert server.client.get(path).status_code == 200, path
         for path in ("/v1/models", "/v2", "/v2/models/dummy", "/v1/examples"):
             problem(server.client.get(path), 401, "unauthorized")
@@ -173,9 +182,7 @@ def test_413_a_body_without_a_length_is_cut_off(small: Running) -> None:
         for _ in range(100):
             yield b" " * 10_000
 
-    response = small.client.post(
-        "/v1/refine/instance", content=chunks(), headers={"content-type": "application/json"}
-    )
+    response = small.client.post("/v1/refine/instance", content=chunks(), headers={"content-type": "application/json"})
     problem(response, 413, "too_large", "at most 200000 bytes")
 
 
@@ -275,9 +282,7 @@ RLE = coarse().to_rle()
         ({"extra": 1}, ["not permitted"], "/extra"),
     ],
 )
-def test_422_of_another_shape(
-    server: Running, changes: dict[str, Any], words: list[str], pointer: str | None
-) -> None:
+def test_422_of_another_shape(server: Running, changes: dict[str, Any], words: list[str], pointer: str | None) -> None:
     answer = problem(post(server, body(**changes)), 422, "invalid_input", *words)
     assert answer["expected"]
     if pointer:
@@ -385,7 +390,9 @@ def slow(patch_ms: float = 0.0, call_ms: float = 0.0) -> DummyModels:
 def occupied(server: Running, request: dict[str, Any]) -> Iterator[None]:
     """The server busy with a request in another thread."""
     answers: list[httpx.Response] = []
-    thread = threading.Thread(target=lambda: answers.append(httpx.post(server.url + "/v1/refine/instance", json=request)))
+    thread = threading.Thread(
+        target=lambda: answers.append(httpx.post(server.url + "/v1/refine/instance", json=request))
+    )
     thread.start()
     until = time.monotonic() + 5
     while server.engine.requests == 0 and time.monotonic() < until:
