@@ -157,6 +157,8 @@ class PredictionFormat(ABC):
     name: ClassVar[str]
     task: ClassVar[Task]
     result_is_folder: ClassVar[bool] = True
+    has_records: ClassVar[bool] = False
+    """The result holds a JSON array of records, which ``write`` puts in place."""
 
     def __init__(self, paths: Paths) -> None:
         self.paths = paths

@@ -37,6 +37,7 @@ class CocoResults(PredictionFormat):
     name: ClassVar[str] = "coco"
     task: ClassVar[Task] = "instance"
     result_is_folder: ClassVar[bool] = False
+    has_records: ClassVar[bool] = True
 
     def __init__(self, paths: Paths) -> None:
         super().__init__(paths)
@@ -78,7 +79,7 @@ class CocoResults(PredictionFormat):
             key = image_id if isinstance(image_id, int | str) else str(image_id)
             groups.add(key, position, start, length, record.get("id"))
         images = self._dataset_images or self.file.head.images
-        if not images:
+        if groups.numbers and not images:
             self.need("dataset", "--dataset ANN.json (it needs only 'images')", "to know which file an image id is")
         repeated = groups.repeated()
         for number, (image_id, source) in enumerate(groups.groups()):

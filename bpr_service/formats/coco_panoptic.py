@@ -29,6 +29,7 @@ class CocoPanoptic(PredictionFormat):
 
     name: ClassVar[str] = "coco"
     task: ClassVar[Task] = "panoptic"
+    has_records: ClassVar[bool] = True
 
     def __init__(self, paths: Paths) -> None:
         super().__init__(paths)

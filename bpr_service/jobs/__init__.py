@@ -1,0 +1,1 @@
+"""Durable work: prediction files refined, models retrained."""

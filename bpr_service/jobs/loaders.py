@@ -1,0 +1,380 @@
+"""Loader processes feed the device: they read, prepare, cut patches, put masks together and encode.
+
+The process that owns the device runs nothing but the network, in a thread of its own, and writes down outcomes.
+A loader works on two units at once, so while one waits for the network the other uses the processor. Patches and
+logits change places in shared memory: a slot holds the crops of one batch and then its logits. Batches never mix
+images, so what comes out of an image does not depend on its neighbours.
+
+Letters: n patches of a batch, S ``network_size_px``, C output maps.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpr_service.core.pipeline import Refiner
+from bpr_service.errors import BprError, DeviceError
+from bpr_service.formats import PredictionFormat, Unit, open_predictions
+from bpr_service.jobs.units import Outcome, refine_unit, untouched
+
+THREADS = 2
+"""Units that a loader works on at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefinerSpec:
+    """What a Refiner is loaded from, so that loaders load the same: a preset, a model folder, settings."""
+
+    preset: str = "balanced"
+    model: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def load(self, kind: type[Refiner] = Refiner, device: str = "cpu") -> Refiner:
+        return kind.load(self.preset, model=self.model, device=device, **self.settings)
+
+
+@dataclass(slots=True)
+class Busy:
+    """How long the network ran, and on what."""
+
+    seconds: float = 0.0
+    patches: int = 0
+    batches: list[tuple[float, float, int]] = field(default_factory=list)
+    """(begin, end, patches) of each batch on the clock of `time.perf_counter`."""
+    keep_batches: bool = False
+
+    def add(self, begin: float, end: float, patches: int) -> None:
+        self.seconds += end - begin
+        self.patches += patches
+        if self.keep_batches:
+            self.batches.append((begin, end, patches))
+
+
+class RefinerPool:
+    """A Refiner on one device and ``workers`` loader processes; none: all in this process, one unit at a time.
+
+    Keep it: loading the model and starting the loaders is the slow part.
+    """
+
+    def __init__(self, spec: RefinerSpec, *, device: str = "cpu", workers: int = 0) -> None:
+        self.spec, self.workers = spec, workers
+        self.refiner = spec.load(device=device)
+        self.busy = Busy()
+        self._loaders: list[_Loader] = []
+        self._crops: queue.SimpleQueue[tuple[_Loader, int, int] | None] = queue.SimpleQueue()
+        self._device_error: BaseException | None = None
+        self._device_thread: threading.Thread | None = None
+
+    def __enter__(self) -> RefinerPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(
+        self,
+        file: PredictionFormat,
+        units: Iterable[Unit],
+        *,
+        ignore_label: int | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Outcome]:
+        """Refine units; outcomes come as they are ready. Ends early, without those under way, once ``stop()``.
+
+        Raises:
+            DeviceError: the device failed, or loaders die one after the other.
+        """
+        job = (file.task, file.name, file.paths, ignore_label)
+        if self.workers:
+            yield from self._run(file, job, units, stop)
+            return
+        for unit in units:
+            if stop():
+                return
+            yield self._inline(file, unit, ignore_label)
+
+    def _inline(self, file: PredictionFormat, unit: Unit, ignore_label: int | None) -> Outcome:
+        predict = self.refiner.predict
+        timed: Any = self.refiner
+
+        def measured(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+            begin = time.perf_counter()
+            logits = predict(crops)
+            self.busy.add(begin, time.perf_counter(), len(crops))
+            return logits
+
+        timed.predict = measured
+        try:
+            return refine_unit(self.refiner, file, unit, ignore_label)
+        finally:
+            del timed.predict
+
+    def _run(
+        self, file: PredictionFormat, job: Any, units: Iterable[Unit], stop: Callable[[], bool]
+    ) -> Iterator[Outcome]:
+        self._start()
+        try:
+            yield from self._exchange(file, job, units, stop)
+        finally:
+            if any(loader.under_way for loader in self._loaders):
+                self.close()  # what they would still send belongs to nobody
+
+    def _exchange(
+        self, file: PredictionFormat, job: Any, units: Iterable[Unit], stop: Callable[[], bool]
+    ) -> Iterator[Outcome]:
+        waiting, source = deque[Unit](), iter(units)
+        retried: set[int] = set()
+        while True:
+            for loader in self._loaders:
+                while len(loader.under_way) <= THREADS and not stop():
+                    unit = waiting.popleft() if waiting else next(source, None)
+                    if unit is None:
+                        break
+                    loader.give(job, unit)
+            if not any(loader.under_way for loader in self._loaders):
+                return
+            for loader in self._ready():
+                message = loader.receive()
+                if message is None:  # it died: what it had is tried once more elsewhere
+                    for unit in self._replace(loader):
+                        if unit.number in retried:
+                            why = f"{unit.name}: a loader process died on it twice (out of memory?)"
+                            yield Outcome(unit.number, unit.image, failed=[why], encoded=untouched(file, unit))
+                        else:
+                            retried.add(unit.number)
+                            waiting.append(unit)
+                elif message[0] == "predict":
+                    self._crops.put((loader, message[1], message[2]))
+                else:
+                    outcome: Outcome | BaseException = message[2]
+                    loader.under_way.pop(message[1], None)
+                    if isinstance(outcome, BaseException):
+                        raise outcome
+                    yield outcome
+            if self._device_error is not None:
+                raise self._device_error
+            if stop():
+                return
+
+    def _ready(self) -> Iterator[_Loader]:
+        """Loaders that have sent something or died."""
+        by_end = {loader.connection: loader for loader in self._loaders}
+        for end in wait(list(by_end), timeout=0.5):
+            yield by_end[end]  # type: ignore[index]
+
+    # --- the device ----------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if self._loaders:
+            return
+        self._device_error = None
+        self._loaders = [self._new_loader() for _ in range(self.workers)]
+        self._device_thread = threading.Thread(target=self._predict_all, name="device", daemon=True)
+        self._device_thread.start()
+
+    def _new_loader(self) -> _Loader:
+        config = self.refiner.config
+        slot_bytes = config.batch_size * config.patch.network_size_px**2 * 4 * self.refiner.card.outputs
+        return _Loader(self.spec, slot_bytes)
+
+    def _replace(self, loader: _Loader) -> list[Unit]:
+        index = self._loaders.index(loader)
+        units = list(loader.under_way.values())
+        loader.close()
+        if not loader.was_ready:
+            raise DeviceError(
+                "loader processes cannot start", expected="a process that loads the model", fix="see the log above it"
+            )
+        self._loaders[index] = self._new_loader()
+        return units
+
+    def _predict_all(self) -> None:
+        """The device thread: crops in a slot become logits in the same slot."""
+        side = self.refiner.config.patch.network_size_px
+        outputs = self.refiner.card.outputs
+        while (work := self._crops.get()) is not None:
+            loader, slot, count = work
+            try:
+                memory = loader.slots[slot].buf
+                assert memory is not None
+                crops = np.frombuffer(memory, np.uint8, count * side * side * 4).reshape(count, side, side, 4)
+                begin = time.perf_counter()
+                logits = self.refiner.predict(crops)
+                self.busy.add(begin, time.perf_counter(), count)
+                into = np.frombuffer(memory, np.float32, logits.size).reshape(count, outputs, side, side)
+                into[:] = logits.reshape(into.shape)
+                del crops, into, memory
+                loader.send(("logits", slot))
+            except (OSError, ValueError):
+                continue  # the loader died and is replaced
+            except Exception as error:
+                failure = error if isinstance(error, BprError) else DeviceError("the network failed", got=repr(error))
+                self._device_error = failure
+                return
+
+    def close(self) -> None:
+        """End the loaders and free what is shared."""
+        if self._device_thread is not None:
+            self._crops.put(None)
+            self._device_thread.join()
+            self._device_thread = None
+        for loader in self._loaders:
+            loader.close()
+        self._loaders = []
+        self._crops = queue.SimpleQueue()
+
+
+class _Loader:
+    """The owner's side of one loader process."""
+
+    def __init__(self, spec: RefinerSpec, slot_bytes: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.slots = [SharedMemory(create=True, size=slot_bytes) for _ in range(THREADS)]
+        self.connection, other = context.Pipe()
+        names = [slot.name for slot in self.slots]
+        self.process = context.Process(target=_loader_main, args=(other, spec, names), daemon=True)
+        self.process.start()
+        other.close()
+        self.under_way: dict[int, Unit] = {}
+        self.was_ready = False
+        self._sending = threading.Lock()
+
+    def give(self, job: Any, unit: Unit) -> None:
+        self.under_way[unit.number] = unit
+        self.send(("unit", job, unit))
+
+    def send(self, message: Any) -> None:
+        with self._sending:
+            try:
+                self.connection.send(message)
+            except OSError:
+                return  # it died, which receive() finds
+
+    def receive(self) -> Any:
+        """The next message, None when the process is dead."""
+        try:
+            message = self.connection.recv()
+        except (EOFError, OSError):
+            return None
+        self.was_ready = True
+        return message
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.join(5)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.connection.close()
+        for slot in self.slots:
+            with suppress(BufferError):  # the device thread still looks at it; the mapping goes with this process
+                slot.close()
+            slot.unlink()
+
+
+class _RemoteRefiner(Refiner):
+    """A Refiner whose network runs in the process that owns the device."""
+
+    exchange: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+    def predict(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if crops.shape[0] == 0:
+            return super().predict(crops)
+        return self.exchange(crops)
+
+
+def _loader_main(connection: Connection, spec: RefinerSpec, slot_names: list[str]) -> None:
+    """Body of a loader process: it ends when the owner closes the pipe, or is gone."""
+    import os
+    import signal
+
+    import cv2
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the owner decides
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    sending = threading.Lock()
+
+    def send(message: Any) -> None:
+        with sending:
+            connection.send(message)
+
+    units: queue.SimpleQueue[tuple[Any, Unit]] = queue.SimpleQueue()
+    workers = [_LoaderThread(i, name, spec, units, send) for i, name in enumerate(slot_names)]
+    try:
+        while True:
+            message = connection.recv()
+            if message[0] == "logits":
+                workers[message[1]].replies.put(None)
+            else:
+                units.put((message[1], message[2]))
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+class _LoaderThread:
+    """One of a loader's threads, with a slot of shared memory of its own."""
+
+    def __init__(
+        self,
+        number: int,
+        slot_name: str,
+        spec: RefinerSpec,
+        units: queue.SimpleQueue[tuple[Any, Unit]],
+        send: Callable[[Any], None],
+    ) -> None:
+        self.number, self.spec, self.units, self.send = number, spec, units, send
+        self.slot = SharedMemory(slot_name)
+        self.replies: queue.SimpleQueue[None] = queue.SimpleQueue()
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def _exchange(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Crops (n, S, S, 4) into the slot, logits (n, C, S, S) out of it."""
+        count, side = crops.shape[:2]
+        memory = self.slot.buf
+        assert memory is not None
+        np.frombuffer(memory, np.uint8, crops.size)[:] = crops.ravel()
+        self.send(("predict", self.number, count))
+        self.replies.get()
+        shape = (count, self.refiner.card.outputs, side, side)
+        return np.frombuffer(memory, np.float32, int(np.prod(shape))).reshape(shape).copy()
+
+    def _work(self) -> None:
+        import os
+        import traceback
+
+        try:
+            self.refiner = self.spec.load(_RemoteRefiner)
+            assert isinstance(self.refiner, _RemoteRefiner)
+            self.refiner.exchange = self._exchange
+            self._serve()
+        except Exception:
+            traceback.print_exc()
+            os._exit(1)  # the owner sees it
+
+    def _serve(self) -> None:
+        opened: tuple[Any, PredictionFormat] | None = None
+        while True:
+            job, unit = self.units.get()
+            if opened is None or opened[0] != job:
+                task, name, paths, _ = job
+                opened = (job, open_predictions(task, name, paths))
+            try:
+                outcome: Any = refine_unit(self.refiner, opened[1], unit, job[3])
+            except (DeviceError, OSError) as error:
+                outcome = error
+            self.send(("done", unit.number, outcome))

@@ -1,0 +1,101 @@
+"""The report of a refine run: totals, every image, times, and figures before and after."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bpr_service import storage
+from bpr_service.jobs.requests import RefineRequest
+
+
+class Totals:
+    """Sums over the headers of all units."""
+
+    def __init__(self) -> None:
+        self.images = self.images_failed = self.refined = self.changed_px = self.patches = 0
+        self.unchanged: dict[str, int] = {}
+        self.failed: list[str] = []
+        self.warnings: list[str] = []
+
+    def add(self, header: Mapping[str, Any]) -> None:
+        self.images += 1
+        self.images_failed += bool(header["failed"])
+        self.refined += header["refined"]
+        self.changed_px += header["changed_px"]
+        self.patches += header["patches"]
+        for reason, count in header["unchanged"].items():
+            self.unchanged[reason] = self.unchanged.get(reason, 0) + count
+        self.failed += header["failed"]
+        self.warnings += header["warnings"]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "images": self.images,
+            "images_with_failures": self.images_failed,
+            "masks_refined": self.refined,
+            "masks_unchanged": dict(sorted(self.unchanged.items())),
+            "failed": self.failed,
+            "warnings": self.warnings,
+            "patches": self.patches,
+            "changed_px": self.changed_px,
+        }
+
+
+def write_report(path: str, head: Mapping[str, Any], totals: Totals, units: Iterable[Mapping[str, Any]]) -> None:
+    """Write the report; units are written one by one, so any number of them fits."""
+    with storage.replacing(path) as out:
+        text = json.dumps({**head, **totals.to_json()}, ensure_ascii=False, indent=1)
+        out.write(text[: text.rindex("\n}")].encode() + b',\n "units": [')
+        for number, unit in enumerate(units):
+            line = {key: value for key, value in unit.items() if key not in ("records", "files")}
+            out.write((b",\n  " if number else b"\n  ") + json.dumps(line, ensure_ascii=False).encode())
+        out.write(b"\n ]\n}\n")
+
+
+def evaluate_command(request: RefineRequest, ground_truth: str, predictions: str, classes: int | None) -> list[str]:
+    """The ``bpr-train evaluate`` call that measures ``predictions``."""
+    if request.task == "semantic":
+        return ["semantic", "--labels", ground_truth, "--predictions", predictions, "--classes", str(classes), "--json"]
+    if request.task == "panoptic":
+        pngs = str(Path(predictions)) if predictions == request.out else str(request.panoptic_dir)
+        file = storage.join(predictions, "panoptic.json") if predictions == request.out else predictions
+        gt_pngs = str(Path(ground_truth).with_suffix(""))
+        return ["panoptic", "--dataset", ground_truth, "--panoptic-dir", gt_pngs,
+                "--predictions", file, "--predictions-dir", pngs, "--json"]  # fmt: skip
+    return ["instance", "--dataset", ground_truth, "--predictions", predictions, "--json"]
+
+
+def figures(request: RefineRequest, ground_truth: str, classes: int | None, trainer: list[str]) -> dict[str, Any]:
+    """Before and after, measured by ``bpr-train evaluate`` in a process of its own; says so where it cannot be."""
+    out: dict[str, Any] = {}
+    for when, predictions in (("before", request.predictions), ("after", request.out)):
+        command = [*trainer, "evaluate", *evaluate_command(request, ground_truth, predictions, classes)]
+        out[when] = run_json(command)
+        out[f"{when}_command"] = " ".join(command)
+    return out
+
+
+def run_json(command: list[str]) -> dict[str, Any]:
+    """The JSON that a command prints last, or ``{"error": ...}``."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return {"error": f"{command[0]}: {error.strerror}; install bpr-service with the extra 'train'"}
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
+    try:
+        value = json.loads(done.stdout[done.stdout.index("{") :])
+    except ValueError:
+        return {"error": "no JSON in the output"}
+    return value if isinstance(value, dict) else {"value": value}
+
+
+def default_trainer() -> list[str]:
+    """``bpr-train`` beside this Python, else whatever the PATH has."""
+    beside = Path(sys.executable).with_name("bpr-train")
+    return [str(beside)] if beside.exists() else ["bpr-train"]

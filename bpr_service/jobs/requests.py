@@ -1,0 +1,91 @@
+"""What a job is asked to do: frozen, validated when built, JSON-ready. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from bpr_service.config import Settings, build
+from bpr_service.errors import ConfigError
+
+Kind = Literal["refine", "train"]
+
+
+class RefineRequest(Settings):
+    """Refine a prediction file. Paths are local, fsspec addresses, or (in a job) ``ROOT:relative/path``."""
+
+    kind: Literal["refine"] = "refine"
+    task: Literal["instance", "semantic", "panoptic"]
+    images: str
+    predictions: str
+    out: str
+    format: str | None = None
+    dataset: str | None = None
+    panoptic_dir: str | None = None
+    ignore_label: int | None = None
+    """Semantic: the label that is never rewritten; None takes the format's own."""
+    preset: str = "balanced"
+    model: str | None = None
+    """A folder, a bundled model, or NAME@... of the model store; None takes the preset's."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Fields of `RefineConfig` or `PatchConfig` that differ from the preset's."""
+    shard_images: int = Field(default=16, ge=1, le=10_000)
+    """Images of a shard, the part of a job that one worker takes at a time."""
+
+
+class HeldOut(Settings):
+    """Data that is never trained on: the new model and the active one are measured on it."""
+
+    images: str
+    ground_truth: str
+    predictions: str
+    format: str | None = None
+
+
+class TrainRequest(Settings):
+    """Retrain a refinement model. ``data`` is what ``bpr-train patches`` takes, ``recipe`` what ``bpr-train
+    refiner`` takes; keys that these do not know are refused before any work begins."""
+
+    kind: Literal["train"] = "train"
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    """The model's name in the store."""
+    task: Literal["instance", "semantic", "panoptic"] = "instance"
+    images: str
+    ground_truth: str
+    predictions: str | None = None
+    """Coarse predictions of the training images; None simulates them from the ground truth."""
+    held_out: HeldOut | None = None
+    preset: str = "balanced"
+    """Gives the recipe where ``recipe`` is None, and the settings with which models are compared."""
+    recipe: dict[str, Any] | None = None
+    parent: str | None = None
+    """Start from this version (NAME@...); None starts from the active one, where there is one."""
+    promote_if_better: bool = False
+    """Make it the active version when its figure on the held-out data is better."""
+    time_limit_s: float = Field(default=86_400.0, gt=0)
+    disk_limit_mb: float = Field(default=20_000.0, gt=0)
+
+
+_KINDS: dict[str, type[RefineRequest] | type[TrainRequest]] = {"refine": RefineRequest, "train": TrainRequest}
+
+
+def parse_request(values: Mapping[str, Any]) -> RefineRequest | TrainRequest:
+    """A request from a mapping. Raises ``ConfigError``, or ``UnknownName`` for keys that do not exist."""
+    kind = values.get("kind")
+    if kind not in _KINDS:
+        raise ConfigError("kind of a job", expected="refine or train", got=repr(kind), fix="set kind")
+    return build(_KINDS[str(kind)], values)
+
+
+def canonical(request: RefineRequest | TrainRequest) -> str:
+    """The request as JSON, the same text for the same request."""
+    return json.dumps(request.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+
+
+def digest(*parts: Any) -> str:
+    """Hex SHA-256 of JSON-ready values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

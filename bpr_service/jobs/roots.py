@@ -1,0 +1,89 @@
+"""The allow-list: a job names files relative to a root, and nothing outside can be read or written."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+from bpr_service import storage
+from bpr_service.errors import ForbiddenError, UnknownName
+from bpr_service.jobs.requests import HeldOut, RefineRequest, TrainRequest
+from bpr_service.jobs.settings import Root
+
+_NAMED = re.compile(r"([A-Za-z0-9_-]+):(?!//)(.*)", re.DOTALL)
+READS = ("images", "predictions", "dataset", "panoptic_dir", "ground_truth")
+
+
+class Roots:
+    """Resolves what requests name: ``ROOT:relative/path``, or an address inside a root."""
+
+    def __init__(self, roots: Mapping[str, Root]) -> None:
+        self.roots = dict(roots)
+
+    @property
+    def local(self) -> tuple[str, ...]:
+        """Real paths of the local roots: what files, links followed, must stay inside of."""
+        return tuple(os.path.realpath(root.path) for root in self.roots.values() if not storage.is_remote(root.path))
+
+    def resolve(self, name: str, *, write: bool = False) -> str:
+        """The path or address of ``name``.
+
+        Raises:
+            ForbiddenError: it leaves its root by ``..`` or a link, is in none, or may not be written.
+            UnknownName: there is no such root.
+        """
+        root, path = self._split(name)
+        parts = path.replace("\\", "/").split("/")
+        if ".." in parts or "\0" in path:
+            raise ForbiddenError(
+                f"{name!r} leaves its root", expected="a path without '..'", got=name, fix="name a file inside a root"
+            )
+        if write and not root.write:
+            raise ForbiddenError(
+                f"{name!r}", expected="a root that may be written", got="a read-only one", fix="use another"
+            )
+        address = storage.join(root.path, *[part for part in parts if part not in ("", ".")])
+        if not storage.is_remote(address) and not inside(address, (os.path.realpath(root.path),)):
+            raise ForbiddenError(
+                f"{name!r} leaves its root through a link",
+                expected="a path inside the root",
+                got="a link out of it",
+                fix="copy the files into the root",
+            )
+        return address
+
+    def _split(self, name: str) -> tuple[Root, str]:
+        named = _NAMED.fullmatch(name)
+        if named:
+            if named[1] not in self.roots:
+                raise UnknownName("root", named[1], self.roots or ["(none is configured: set BPR_JOBS_ROOTS)"])
+            return self.roots[named[1]], named[2]
+        for root in self.roots.values():
+            prefix = root.path.rstrip("/") + "/"
+            if name.startswith(prefix) or name == root.path.rstrip("/"):
+                return root, name[len(prefix) :]
+        known = ", ".join(f"{key}:..." for key in sorted(self.roots)) or "none is configured: set BPR_JOBS_ROOTS"
+        raise ForbiddenError(
+            f"{name!r} is in no root", expected=f"a path in a root ({known})", got=name, fix="name a root"
+        )
+
+    def confine(self, request: RefineRequest | TrainRequest) -> RefineRequest | TrainRequest:
+        """The request with every path resolved. Raises as `resolve` does."""
+        values = request.model_dump()
+        for field in READS:
+            if values.get(field):
+                values[field] = self.resolve(values[field])
+        if isinstance(request, RefineRequest):
+            values["out"] = self.resolve(values["out"], write=True)
+            return RefineRequest(**values)
+        if request.held_out is not None:
+            held = {key: self.resolve(value) for key, value in values["held_out"].items() if key in READS and value}
+            values["held_out"] = HeldOut(**{**values["held_out"], **held})
+        return TrainRequest(**values)
+
+
+def inside(address: str, folders: tuple[str, ...]) -> bool:
+    """True when a local path, links followed, is in one of the folders."""
+    real = os.path.realpath(address)
+    return any(real == folder or real.startswith(folder.rstrip("/") + "/") for folder in folders)
