@@ -44,7 +44,11 @@ def write_coco(
     """Images, ``gt.json`` (RLE, polygons of boxes, a crowd), ``before.json`` and ``after.json`` (less disturbed)."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    truth: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": c, "name": f"c{c}"} for c in (1, 2, 5)]}
+    truth: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": c, "name": f"c{c}"} for c in (1, 2, 5)],
+    }
     results: dict[str, list[dict[str, Any]]] = {"before": [], "after": []}
     for image_id in range(3, 3 + images):
         name = f"{image_id:04d}.png"
@@ -69,10 +73,21 @@ def write_coco(
             for side, strength in zip(results, strengths, strict=True):
                 rle = Mask.from_array(disturb(rng, mask, strength)).to_rle()
                 results[side].append(
-                    {"image_id": image_id, "category_id": category, "score": score, "segmentation": rle, "gt": annotation["id"]}
+                    {
+                        "image_id": image_id,
+                        "category_id": category,
+                        "score": score,
+                        "segmentation": rle,
+                        "gt": annotation["id"],
+                    }
                 )
         for side in results:  # a detection that matches nothing
-            extra = {"image_id": image_id, "category_id": 2, "score": 0.4, "segmentation": Mask.from_array(blob(rng)).to_rle()}
+            extra = {
+                "image_id": image_id,
+                "category_id": 2,
+                "score": 0.4,
+                "segmentation": Mask.from_array(blob(rng)).to_rle(),
+            }
             results[side].append(extra)
     paths = {"gt": folder / "gt.json", "images": folder / "images"}
     paths["gt"].write_text(json.dumps(truth))
@@ -111,7 +126,11 @@ def write_panoptic(folder: Path, *, images: int = 4, seed: int = 0) -> dict[str,
     rng = np.random.default_rng(seed)
     sides = ("gt", "before", "after")
     files: dict[str, dict[str, Any]] = {
-        side: {"images": [], "annotations": [], "categories": [{"id": c, "name": f"c{c}", "isthing": c % 2} for c in range(4)]}
+        side: {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": c, "name": f"c{c}", "isthing": c % 2} for c in range(4)],
+        }
         for side in sides
     }
     for i in range(images):
@@ -123,7 +142,9 @@ def write_panoptic(folder: Path, *, images: int = 4, seed: int = 0) -> dict[str,
                 for n in range(1, count + 1) if c % 2 else ([None] if count else []):
                     where = parts == n if n else parts > 0
                     crowd = int(side == "gt" and bool(n) and n == 2)
-                    info.append({"id": 300 * len(info) + 7, "category_id": c, "area": int(where.sum()), "iscrowd": crowd})
+                    info.append(
+                        {"id": 300 * len(info) + 7, "category_id": c, "area": int(where.sum()), "iscrowd": crowd}
+                    )
                     ids[where] = info[-1]["id"]
             name = f"{i:03d}.png"
             (folder / side).mkdir(parents=True, exist_ok=True)
@@ -132,4 +153,8 @@ def write_panoptic(folder: Path, *, images: int = 4, seed: int = 0) -> dict[str,
             files[side]["annotations"].append({"image_id": i, "file_name": name, "segments_info": info})
     for side, data in files.items():
         (folder / f"{side}.json").write_text(json.dumps(data))
-    return {f"{side}_dir": folder / side for side in sides} | {side: folder / f"{side}.json" for side in sides} | {"images": folder / "images"}
+    return (
+        {f"{side}_dir": folder / side for side in sides}
+        | {side: folder / f"{side}.json" for side in sides}
+        | {"images": folder / "images"}
+    )

@@ -39,7 +39,9 @@ def test_primitives_equal_their_definitions(seed: int) -> None:
     assert measures.band_error(first, second, reach) == oracles.band_error(a, b, reach)
 
 
-@pytest.mark.parametrize(("size", "ratio", "distance"), [((480, 640), 0.02, 16), ((1024, 2048), 0.005, 11), ((4, 4), 0.02, 1)])
+@pytest.mark.parametrize(
+    ("size", "ratio", "distance"), [((480, 640), 0.02, 16), ((1024, 2048), 0.005, 11), ((4, 4), 0.02, 1)]
+)
 def test_boundary_distance(size: tuple[int, int], ratio: float, distance: int) -> None:
     assert measures.boundary_distance_px(*size, ratio) == distance
 

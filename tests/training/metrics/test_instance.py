@@ -80,7 +80,9 @@ def test_af_is_the_mean_f_of_pycocotools_true_positives(paths: dict[str, Path]) 
 def test_processes_measure_what_one_process_does(paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     alone = evaluate_instances(paths["gt"], paths["after"], before=paths["before"], workers=1)
     monkeypatch.setattr("refiner_training.evaluation.instances.SERIAL_BELOW", 1)
-    assert evaluate_instances(paths["gt"], paths["after"], before=paths["before"], workers=2).to_json() == alone.to_json()
+    assert (
+        evaluate_instances(paths["gt"], paths["after"], before=paths["before"], workers=2).to_json() == alone.to_json()
+    )
 
 
 def test_lvis_leaves_out_what_was_not_verified(paths: dict[str, Path], tmp_path: Path) -> None:

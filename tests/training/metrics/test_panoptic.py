@@ -30,7 +30,9 @@ def test_pq_equals_panopticapis_definition(tmp_path: Path, boundary: bool) -> No
         ids = [[s["id"] for s in info] for info in infos]
         maps = compact(truth, ids[0]), compact(prediction, ids[1])
         got.merge(tally(measure_segments(*maps, len(ids[0]), len(ids[1]), 2), *infos, boundary=boundary))
-    assert {c: [got.iou[c], *got.counts[c]] for c in got.counts} == {c: pytest.approx(expected[c], abs=1e-9) for c in expected}
+    assert {c: [got.iou[c], *got.counts[c]] for c in got.counts} == {
+        c: pytest.approx(expected[c], abs=1e-9) for c in expected
+    }
     assert sum(counts[1] for counts in got.counts.values()) > 0
     if not boundary:
         overall = evaluate_panoptic(paths["gt"], paths["gt_dir"], paths["before"], paths["before_dir"]).summary
