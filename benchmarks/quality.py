@@ -166,7 +166,11 @@ def table(results: dict[str, dict[str, dict[str, float]]], kinds: dict[str, str]
 def print_table(rows: list[list[str]]) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for k, row in enumerate(rows):
-        print("  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))))
+        print(
+            "  ".join(
+                cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+        )
         if k == 0:
             print("  ".join("-" * w for w in widths))
 
@@ -177,34 +181,34 @@ def _named(pairs: list[str]) -> list[tuple[str, Path]]:
 
 
 def main(
-    model: Annotated[list[str], typer.Option(help="Preset, bundled model or model folder; may be repeated.")] = [
-        "balanced"
-    ],  # noqa: B006
+    model: Annotated[list[str] | None, typer.Option(help="Preset, model or folder; may be repeated.")] = None,
     peers: Annotated[str, typer.Option(help="Of guided, grabcut, crf; comma-separated, or none.")] = "none",
     sets: Annotated[str, typer.Option(help="Of " + ", ".join(SETS) + "; comma-separated.")] = ",".join(SETS),
     data: Annotated[Path, typer.Option(help="The boundary corpus.")] = DATA,
     subset: Annotated[int, typer.Option(min=1, help="Take every N-th image.")] = 1,
     gate: Annotated[bool, typer.Option(help="Do no harm.")] = True,
     flip: Annotated[bool, typer.Option(help="Also refine each patch mirrored.")] = False,
-    option: Annotated[list[str], typer.Option(help="Another setting of the refiner: KEY=VALUE as JSON.")] = [],  # noqa: B006
-    instances: Annotated[list[str], typer.Option(help="NAME=RESULTS.json for ccp's val images.")] = [],  # noqa: B006
-    labels: Annotated[list[str], typer.Option(help="NAME=FOLDER of label PNGs for CamVid's val images.")] = [],  # noqa: B006
+    option: Annotated[list[str] | None, typer.Option(help="Another setting of the refiner: KEY=VALUE as JSON.")] = None,
+    instances: Annotated[list[str] | None, typer.Option(help="NAME=RESULTS.json for ccp's val images.")] = None,
+    labels: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of label PNGs for CamVid's val images.")] = None,
     workers: Annotated[int, typer.Option(min=1)] = max((os.cpu_count() or 2) // 2, 1),
     out: Annotated[Path | None, typer.Option("--json", help="Also write the measures here.")] = None,
 ) -> None:
     """Print the measures of every method on the val splits."""
     options: dict[str, Any] = {"gate": gate, "flip": flip}
-    for pair in option:
+    for pair in option or ():
         key, _, value = pair.partition("=")
         options[key] = json.loads(value)
     items = corpus_items(data, [s for s in sets.split(",") if s], subset)
     ccp, camvid = data / "ccp", data / "camvid" / "val"
-    for name, path in _named(instances):
+    for name, path in _named(instances or []):
         items += list(instance_items(name, ccp / "instances_val.json", path, ccp / "images"))[::subset]
-    for name, path in _named(labels):
+    for name, path in _named(labels or []):
         items += list(semantic_items(name, camvid / "labels", path, camvid / "images"))[::subset]
     start = time.perf_counter()
-    results = measure(items, model, [p for p in peers.split(",") if p not in ("", "none")], options, workers)
+    results = measure(
+        items, model or ["balanced"], [p for p in peers.split(",") if p not in ("", "none")], options, workers
+    )
     rows = table(results, {item.set: item.kind for item in items})
     print_table(rows)
     print(f"\n{len(items)} images, {time.perf_counter() - start:.0f} s; options {options}; every {subset}. image")

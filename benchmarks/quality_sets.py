@@ -52,12 +52,12 @@ def instance_items(
     if source == "predictions":
         for result in json.loads(results.read_text()):
             found[result["image_id"]].append(result)
-    for image_id, annotations in of_image.items():
+    for image_id, entries in of_image.items():
         height, width, file_name = sizes[image_id]
         payload = {
             "height": height,
             "width": width,
-            "truth": annotations,
+            "truth": entries,
             "coarse": found[image_id],
             "source": source,
         }

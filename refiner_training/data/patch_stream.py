@@ -116,11 +116,7 @@ class PatchStream(IterableDataset[tuple[Tensor, Tensor]]):
             return np.empty((0, size, size, 4), np.uint8), np.empty((0, size, size), np.uint8)
         count = int(np.clip(len(centres) // 24, 1, config.patches_a_mask))
         centres = centres[rng.integers(0, len(centres), count)] + rng.integers(-14, 15, (count, 2))
-        mask = (
-            np.round(soft * 255).astype(np.uint8)
-            if rng.random() < config.soft_share
-            else binary * np.uint8(255)
-        )
+        mask = np.round(soft * 255).astype(np.uint8) if rng.random() < config.soft_share else binary * np.uint8(255)
         stacked = np.dstack([photometric(image, rng), mask])
         half, padding = config.patch_size_px // 2, config.padding_px
         height, width = truth.shape

@@ -177,7 +177,5 @@ def _image_of(images: Path, stem: str) -> Path:
 def _read_rgb(path: Path) -> U8:
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
-        raise FormatError(
-            str(path), expected="a readable image", got="none or a damaged file", fix="replace it"
-        )
+        raise FormatError(str(path), expected="a readable image", got="none or a damaged file", fix="replace it")
     return np.asarray(image[:, :, ::-1], np.uint8)

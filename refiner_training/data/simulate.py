@@ -45,12 +45,8 @@ def roi_grid(soft: Soft, rng: Generator, sizes: tuple[int, ...] = (14, 28, 28, 2
     step_x, step_y = max(right - left, 2.0) / size, max(bottom - top, 2.0) / size
     # Area sampling into the grid: blur by half a cell, then sample the cell centres.
     sigma = (max(step_x * 0.35, 1e-3), max(step_y * 0.35, 1e-3))
-    blurred = cv2.GaussianBlur(
-        soft, (0, 0), sigmaX=sigma[0], sigmaY=sigma[1], borderType=cv2.BORDER_REPLICATE
-    )
-    to_grid = np.array(
-        [[step_x, 0, left + step_x / 2 - 0.5], [0, step_y, top + step_y / 2 - 0.5]], np.float64
-    )
+    blurred = cv2.GaussianBlur(soft, (0, 0), sigmaX=sigma[0], sigmaY=sigma[1], borderType=cv2.BORDER_REPLICATE)
+    to_grid = np.array([[step_x, 0, left + step_x / 2 - 0.5], [0, step_y, top + step_y / 2 - 0.5]], np.float64)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     grid = cv2.warpAffine(blurred, to_grid, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
     if rng.random() < 0.85:
@@ -127,9 +123,7 @@ def warp(soft: Soft, rng: Generator) -> Soft:
 
 def lumps(soft: Soft, rng: Generator) -> Soft:
     """Pieces missing from the mask or stuck to it: a few smooth blobs at its boundary."""
-    edge = np.argwhere(
-        cv2.morphologyEx((soft > 0.5).astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-    )
+    edge = np.argwhere(cv2.morphologyEx((soft > 0.5).astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)))
     if not len(edge):
         return soft
     size = float(np.sqrt(max(int((soft > 0.5).sum()), 1)))
@@ -177,9 +171,7 @@ DEFAULT_MIX: dict[str, float] = {
 }
 
 
-def coarse_mask(
-    mask: NDArray[np.uint8], rng: Generator, mix: dict[str, float] = DEFAULT_MIX
-) -> tuple[Soft, str]:
+def coarse_mask(mask: NDArray[np.uint8], rng: Generator, mix: dict[str, float] = DEFAULT_MIX) -> tuple[Soft, str]:
     """Draw a kind of error and apply it; sometimes a second, light one on top.
 
     Args:
