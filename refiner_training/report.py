@@ -216,7 +216,7 @@ def _crops(evaluation: Evaluation) -> str:
 def _varied(examples: Sequence[Example]) -> list[Example]:
     """Take the first MAX_CROPS, of each class PER_CLASS at most."""
     seen: dict[str, int] = {}
-    chosen = []
+    chosen: list[Example] = []
     for example in examples:
         seen[example.label] = seen.get(example.label, 0) + 1
         if seen[example.label] <= PER_CLASS and len(chosen) < MAX_CROPS:

@@ -42,7 +42,7 @@ def class_iou(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     classes = counts.shape[0]
     shared = np.diag(counts[:, :classes]).astype(np.float64)
     union = counts.sum(1) + counts[:, :classes].sum(0) - shared
-    return np.divide(shared, union, out=np.full(classes, np.nan), where=union > 0)
+    return np.asarray(np.divide(shared, union, out=np.full(classes, np.nan), where=union > 0), dtype=np.float64)
 
 
 def summarise(

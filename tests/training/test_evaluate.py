@@ -18,9 +18,8 @@ from bpr_service.errors import FormatError
 from refiner_training import cli
 from refiner_training.evaluate import evaluate_instances, evaluate_panoptic, evaluate_semantic
 from refiner_training.report import write_report
-
-from . import oracles
-from .synthetic import SIZE, write_coco, write_labels, write_panoptic
+from tests.training import oracles
+from tests.training.synthetic import SIZE, write_coco, write_labels, write_panoptic
 
 
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: Any) -> tuple[int, str, str]:
@@ -148,7 +147,9 @@ def test_the_page_is_whole_and_needs_nothing_else(
             labels["labels"], labels["after"], 4, before=before(labels), images=labels["images"]
         ),
         "panoptic": lambda: evaluate_panoptic(
-            *(panoptic[k] for k in ("gt", "gt_dir", "after", "after_dir")), before=before(panoptic), images=panoptic["images"]
+            *(panoptic[k] for k in ("gt", "gt_dir", "after", "after_dir")),
+            before=before(panoptic),
+            images=panoptic["images"],
         ),
     }[task]()  # fmt: skip
     write_report(evaluation, tmp_path / "page.html")
@@ -331,7 +332,8 @@ def test_panoptic_ids_that_disagree_are_left_out(panoptic: dict[str, Path]) -> N
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; import refiner_training.cli; print([m for m in ('torch', 'numba', 'cv2', 'numpy') if m in sys.modules])"
+    heavy = ("torch", "numba", "cv2", "numpy")
+    code = f"import sys; import refiner_training.cli; print([m for m in {heavy} if m in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

@@ -9,8 +9,7 @@ from scipy import ndimage
 
 from bpr_service.core.masks import Mask
 from refiner_training.metrics import boundary as measures
-
-from .. import oracles
+from tests.training import oracles
 
 
 def frames(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -6,9 +6,8 @@ import pytest
 from bpr_service.core.masks import Mask
 from bpr_service.errors import InputError
 from refiner_training.metrics.change import pair_change
-
-from .. import oracles
-from ..synthetic import blob, disturb
+from tests.training import oracles
+from tests.training.synthetic import blob, disturb
 
 
 def triples(count: int = 12) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:

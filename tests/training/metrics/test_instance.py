@@ -12,9 +12,8 @@ import pytest
 
 from refiner_training.evaluate import evaluate_instances
 from refiner_training.metrics.instance import IOU_THRESHOLDS, match_detections
-
-from .. import oracles
-from ..synthetic import write_coco
+from tests.training import oracles
+from tests.training.synthetic import write_coco
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,8 @@ from bpr_service.core.masks import read_panoptic_png
 from refiner_training.data.label_masks import compact
 from refiner_training.evaluate import evaluate_panoptic
 from refiner_training.metrics.panoptic import Tally, measure_segments, tally
-
-from .. import oracles
-from ..synthetic import write_panoptic
+from tests.training import oracles
+from tests.training.synthetic import write_panoptic
 
 
 @pytest.mark.parametrize("boundary", [False, True])

@@ -5,9 +5,8 @@ import pytest
 
 from refiner_training.data.label_masks import compact, label_masks
 from refiner_training.metrics.semantic import class_f, class_iou, confusion, summarise
-
-from .. import oracles
-from ..synthetic import label_maps
+from tests.training import oracles
+from tests.training.synthetic import label_maps
 
 
 @pytest.mark.parametrize("seed", range(6))
