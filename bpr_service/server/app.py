@@ -37,14 +37,7 @@ def create_app(
     settings = config or ServerSettings()
     metrics = metrics or Metrics()
     metrics.watch(engine)
-    app = FastAPI(
-        title="bpr-service",
-        version=__version__,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        responses=problems(422),
-    )
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, responses=problems(422))
     if keys is None:
         keys = Keys(read_keys(settings.api_keys_file) if settings.api_keys_file else None)
     app.state.engine, app.state.settings, app.state.metrics, app.state.keys = engine, settings, metrics, keys

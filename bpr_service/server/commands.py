@@ -66,8 +66,3 @@ def keys(
     file.chmod(0o600)
     typer.echo(key)
 
-
-def register(app: typer.Typer) -> None:
-    """Add the server's commands to ``bpr``."""
-    app.command()(serve)
-    app.command()(keys)

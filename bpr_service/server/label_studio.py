@@ -1,7 +1,8 @@
 """Label Studio's ML backend protocol: brush masks of a task come back with exact boundaries.
 
 Connect it as a model in Label Studio: ``/health``, ``/setup`` and ``/predict`` are what it calls. A task's image must
-be a data URI, or lie in Label Studio's media folder mounted at ``BPR_LABEL_STUDIO_MEDIA_DIR``; addresses are not fetched.
+be a data URI, or lie in Label Studio's media folder mounted at ``BPR_LABEL_STUDIO_MEDIA_DIR``; addresses are
+never fetched.
 """
 
 from __future__ import annotations
@@ -122,9 +123,7 @@ async def setup(request: Request, body: dict[str, Any]) -> dict[str, str]:
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {
-                JSON: {"schema": PredictRequest.model_json_schema(ref_template="#/components/schemas/{model}")}
-            },
+            "content": {JSON: {"schema": {"$ref": "#/components/schemas/PredictRequest"}}},
         }
     },
 )

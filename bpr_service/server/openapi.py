@@ -81,8 +81,8 @@ def refine_docs(task: Task, model: type[BaseModel]) -> dict[str, Any]:
     }
 
 
-def install_openapi(app: FastAPI) -> None:
-    """Let ``app.openapi()`` also know the bodies of `refine_docs` and the problem shape."""
+def install_openapi(app: FastAPI, *more: type[BaseModel]) -> None:
+    """Let ``app.openapi()`` also know the bodies of `refine_docs`, ``more`` such bodies, and the problem shape."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -93,7 +93,7 @@ def install_openapi(app: FastAPI) -> None:
                 description="Boundary Patch Refinement over HTTP. Errors are RFC 9457 problem details.",
                 routes=app.routes,
             )
-            bodies: list[tuple[type[BaseModel], Literal["validation"]]] = [(m, "validation") for m in _BODIES]
+            bodies: list[tuple[type[BaseModel], Literal["validation"]]] = [(m, "validation") for m in (*_BODIES, *more)]
             _, definitions = models_json_schema([*bodies, (Problem, "validation")], ref_template=_TEMPLATE)
             components = schema.setdefault("components", {})
             known = components.setdefault("schemas", {})

@@ -1,0 +1,109 @@
+"""Keys: hashed, compared whole, scoped, and each with its rate."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac as real_hmac
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from bpr_service.errors import AuthError, BusyError, ConfigError, ForbiddenError
+from bpr_service.server import auth
+from bpr_service.server.auth import ApiKey, Bucket, Keys, hash_key, new_key, read_keys
+from bpr_service.server.commands import keys as keys_command
+from bpr_service.server.commands import serve
+
+
+def test_a_new_key_is_kept_as_a_hash_only() -> None:
+    key, kept = new_key("ann", ("refine",))
+    assert key.startswith("bpr_")
+    assert len(key) > 40
+    assert kept.sha256 == hashlib.sha256(key.encode()).hexdigest()
+    assert key not in kept.model_dump_json()
+
+
+def test_bearer_and_basic_and_nothing_else() -> None:
+    keys = Keys([ApiKey(name="ann", sha256=hash_key("secret"))])
+    basic = base64.b64encode(b"anyone:secret").decode()
+    assert keys.check("Bearer secret", "refine") == "ann"
+    assert keys.check("bearer  secret ", "refine") == "ann"
+    assert keys.check(f"Basic {basic}", "refine") == "ann"
+    for header in (None, "", "Bearer", "Bearer ", "Bearer Secret", "Basic !!!", "Digest secret", "secret"):
+        with pytest.raises(AuthError):
+            keys.check(header, "refine")
+    with pytest.raises(ForbiddenError, match="scope admin"):
+        keys.check("Bearer secret", "admin")
+
+
+def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    compare = real_hmac.compare_digest
+
+    def counted(a: str, b: str) -> bool:
+        seen.append(b)
+        return compare(a, b)
+
+    monkeypatch.setattr(auth.hmac, "compare_digest", counted)
+    kept = [ApiKey(name=f"k{i}", sha256=hash_key(str(i))) for i in range(4)]
+    assert Keys(kept).check("Bearer 0", "refine") == "k0"
+    assert seen == [key.sha256 for key in kept], "the first match must not end the search"
+
+
+def test_the_rate_is_per_key() -> None:
+    keys = Keys([ApiKey(name="a", sha256=hash_key("a"), per_minute=20), ApiKey(name="b", sha256=hash_key("b"))])
+    for _ in range(2):
+        keys.check("Bearer a", "refine")
+    with pytest.raises(BusyError, match="at most 20 requests a minute") as caught:
+        keys.check("Bearer a", "refine")
+    assert 0 < caught.value.retry_after_s <= 3
+    for _ in range(100):
+        keys.check("Bearer b", "refine")
+
+
+def test_a_bucket_fills_again() -> None:
+    now = [0.0]
+    bucket = Bucket(60, lambda: now[0])
+    assert [bucket.take() for _ in range(6)] == [0.0] * 6
+    assert bucket.take() == pytest.approx(1.0)
+    now[0] = 0.5
+    assert bucket.take() == pytest.approx(0.5)
+    now[0] = 1.0
+    assert bucket.take() == 0.0
+    now[0] = 1000.0
+    assert [bucket.take() > 0 for _ in range(7)] == [False] * 6 + [True], "no more than its room is saved up"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}", "[]", '[{"name": "a"}]', '[{"name": "a", "sha256": "short"}]', '[{"name": "a", "key": "plain"}]'],
+)
+def test_a_key_file_that_is_wrong_stops_the_start(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "keys.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match="api_keys_file"):
+        read_keys(path)
+    with pytest.raises(ConfigError, match="api_keys_file"):
+        read_keys(tmp_path / "missing.json")
+
+
+def test_bpr_keys_shows_a_key_once_and_keeps_its_hash(tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(keys_command)
+    app.command()(serve)  # two commands, so that each is called by its name
+    path = tmp_path / "keys.json"
+    first = CliRunner().invoke(app, ["keys", "ann", "--file", str(path), "--scopes", "refine,admin"])
+    assert first.exit_code == 0, first.output
+    second = CliRunner().invoke(app, ["keys", "bob", "--file", str(path), "--per-minute", "60"])
+    keys = Keys(read_keys(path))
+    assert keys.check(f"Bearer {first.output.strip()}", "admin") == "ann"
+    assert keys.check(f"Bearer {second.output.strip()}", "jobs") == "bob"
+    assert path.stat().st_mode & 0o077 == 0
+    assert first.output.strip() not in path.read_text()
+    assert len(json.loads(path.read_text())) == 2
+    again = CliRunner().invoke(app, ["keys", "ann", "--file", str(path)])
+    assert again.exit_code != 0
