@@ -14,6 +14,9 @@ import typer
 
 from bpr_service import __version__
 from bpr_service.errors import BprError
+from bpr_service.jobs import commands as job_commands
+from bpr_service.runtime import model_commands
+from bpr_service.server import commands as server_commands
 
 app = typer.Typer(
     name="bpr",
@@ -94,6 +97,14 @@ def doctor(model: Model = None) -> None:
     from bpr_service.commands import run_doctor
 
     run_doctor(model)
+
+
+app.add_typer(job_commands.batch, name="batch")
+app.add_typer(job_commands.jobs, name="jobs")
+app.command("worker")(job_commands.worker)
+app.add_typer(model_commands.app, name="models")
+app.command()(server_commands.serve)
+app.command()(server_commands.keys)
 
 
 def main() -> None:

@@ -40,11 +40,11 @@ def join(folder: str, *names: str) -> str:
     return "/".join([folder.rstrip("/") or "/", *(name.strip("/") for name in names if name)])
 
 
-def join_inside(folder: str, relative: str, *, within: str | None = None) -> str:
+def join_inside(folder: str, relative: str, *, within: tuple[str, ...] | None = None) -> str:
     """``folder/relative`` for a name that a file supplied; it may not leave ``folder``.
 
     Args:
-        within: when given, the real local path (links followed) must stay inside this folder.
+        within: when given, the real local path (links followed) must stay inside one of these folders.
 
     Raises:
         FormatError: the name is empty, absolute, has a ``..`` part, or leaves ``within`` through a link.
@@ -58,16 +58,21 @@ def join_inside(folder: str, relative: str, *, within: str | None = None) -> str
             fix="give names relative to the folder of the images or predictions",
         )
     address = join(folder, relative)
-    if within is not None and not is_remote(address):
-        real, root = os.path.realpath(address), os.path.realpath(within)
-        if os.path.commonpath([real, root]) != root:
-            raise FormatError(
-                "a link leaves the allowed folder",
-                expected=f"a file inside {within}",
-                got=repr(relative),
-                fix="copy the file into the allowed folder",
-            )
+    if within is not None and not is_remote(address) and not is_inside(address, within):
+        raise FormatError(
+            "a link leaves the allowed folders",
+            expected=f"a file inside {', '.join(within)}",
+            got=repr(relative),
+            fix="copy the file into the allowed folder",
+        )
     return address
+
+
+def is_inside(path: str, folders: tuple[str, ...]) -> bool:
+    """True when a local path, links followed, is in one of the folders."""
+    real = os.path.realpath(path)
+    roots = (os.path.realpath(folder) for folder in folders)
+    return any(real == root or real.startswith(root.rstrip("/") + "/") for root in roots)
 
 
 def exists(address: str) -> bool:

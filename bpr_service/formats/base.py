@@ -32,14 +32,14 @@ TASKS: tuple[Task, ...] = ("instance", "semantic", "panoptic")
 class Paths:
     """Where a prediction file and what belongs to it lie; local paths or fsspec addresses.
 
-    ``within`` confines every file that is opened, links followed, to a local folder.
+    ``within`` confines every local file that is opened, links followed, to these folders.
     """
 
     images: str
     predictions: str
     dataset: str | None = None
     panoptic_dir: str | None = None
-    within: str | None = None
+    within: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

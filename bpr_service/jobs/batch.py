@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from bpr_service.jobs.plan import Plan, fingerprint, make_plan, open_file
 from bpr_service.jobs.report import Totals, figures, write_report
 from bpr_service.jobs.requests import RefineRequest
 from bpr_service.jobs.shards import ShardWriter, merge, read_frames, sealed, shard_name
+from bpr_service.runtime.model_store import ModelStore
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,13 @@ class Result:
         return 1 if self.totals.failed else 0
 
 
-def run_batch(request: RefineRequest, options: Batch, trainer: list[str] | None = None) -> Result:
-    """Refine the whole file.
+def run_batch(
+    request: RefineRequest,
+    options: Batch,
+    trainer: list[str] | None = None,
+    on_unit: Callable[[], None] = lambda: None,
+) -> Result:
+    """Refine the whole file; ``on_unit`` is called when a unit is done.
 
     Raises:
         FormatError, ConfigError, ModelError, NotFoundError: nothing was written.
@@ -71,7 +77,7 @@ def run_batch(request: RefineRequest, options: Batch, trainer: list[str] | None 
             shutil.rmtree(work, ignore_errors=True)
         plan = make_plan(request, file, work, fingerprint(request, pool.refiner.card.sha256))
         started = time.perf_counter()
-        images = refine_plan(pool, request, file, plan)
+        images = refine_plan(pool, request, file, plan, on_unit)
         totals = Totals()
         for header in merge(file, work, len(plan.shards), plan.units, request.out):
             totals.add(header)
@@ -82,13 +88,11 @@ def run_batch(request: RefineRequest, options: Batch, trainer: list[str] | None 
     return result
 
 
-def spec_of(request: RefineRequest) -> RefinerSpec:
+def spec_of(request: RefineRequest, store: ModelStore | None = None) -> RefinerSpec:
     """The Refiner of a request; NAME@... is fetched from the model store."""
-    from bpr_service.runtime.model_store import ModelStore
-
     model = request.model
     if model and "@" in model:
-        model = ModelStore().fetch(model)
+        model = (store or ModelStore()).fetch(model)
     return RefinerSpec(request.preset, model, request.settings)
 
 
@@ -103,7 +107,13 @@ def _work_folder(request: RefineRequest, options: Batch) -> Path:
     return Path(options.work or f"{request.out.rstrip('/')}.bpr-work")
 
 
-def refine_plan(pool: RefinerPool, request: RefineRequest, file: PredictionFormat, plan: Plan) -> int:
+def refine_plan(
+    pool: RefinerPool,
+    request: RefineRequest,
+    file: PredictionFormat,
+    plan: Plan,
+    on_unit: Callable[[], None] = lambda: None,
+) -> int:
     """Refine what the shards of a plan still lack, all in one stream; returns how many units that was."""
     owner: dict[int, int] = {}
     writers: dict[int, ShardWriter] = {}
@@ -134,6 +144,7 @@ def refine_plan(pool: RefinerPool, request: RefineRequest, file: PredictionForma
                     writers.pop(shard).finish()
                 count += 1
                 advance()
+                on_unit()
     finally:
         for writer in writers.values():
             writer.close()

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -119,10 +121,8 @@ class Database:
             self.engine = sa.create_engine(driver_url, pool_pre_ping=True, connect_args={"connect_timeout": 5})
         self.on_sqlite = self.engine.dialect.name == "sqlite"
         self._insert: Any = sqlite.insert if self.on_sqlite else postgresql.insert
-        clock = (
-            "(julianday('now') - 2440587.5) * 86400.0" if self.on_sqlite else "extract(epoch from clock_timestamp())"
-        )
-        self.now: Any = sa.cast(sa.text(clock), sa.Float) if self.on_sqlite else sa.text(clock)
+        clock = "extract(epoch from clock_timestamp())"
+        self.now: Any = sa.literal_column("(julianday('now') - 2440587.5) * 86400.0" if self.on_sqlite else clock)
 
     @patiently
     def create(self) -> None:
@@ -133,6 +133,25 @@ class Database:
             else:
                 c.execute(sa.text("SELECT pg_advisory_xact_lock(7311001)"))
             meta.create_all(c)
+
+    @contextmanager
+    def exclusively(self, what: str) -> Iterator[None]:
+        """Hold a lock that all processes of the installation share; it goes with the process."""
+        if self.on_sqlite:
+            from filelock import FileLock
+
+            with FileLock(f"{self.engine.url.database}.{what}.lock"):
+                yield
+            return
+        number = zlib.crc32(what.encode())
+        # Without a transaction, and without waiting in a statement: an index that is built concurrently waits for both.
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as c:
+            while not c.execute(sa.text("SELECT pg_try_advisory_lock(:n)"), {"n": number}).scalar():
+                time.sleep(0.1)
+            try:
+                yield
+            finally:
+                c.execute(sa.text("SELECT pg_advisory_unlock(:n)"), {"n": number})
 
     # --- jobs ----------------------------------------------------------------------------------------------------
 

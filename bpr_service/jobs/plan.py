@@ -42,7 +42,7 @@ class Plan:
             return [Unit.from_json(json.loads(line)) for line in file.read(length).splitlines()]
 
 
-def open_file(request: RefineRequest, within: str | None = None) -> PredictionFormat:
+def open_file(request: RefineRequest, within: tuple[str, ...] | None = None) -> PredictionFormat:
     """The prediction file that a request speaks of."""
     paths = Paths(request.images, request.predictions, request.dataset, request.panoptic_dir, within)
     return open_predictions(request.task, request.format, paths)

@@ -44,7 +44,7 @@ class Roots:
                 f"{name!r}", expected="a root that may be written", got="a read-only one", fix="use another"
             )
         address = storage.join(root.path, *[part for part in parts if part not in ("", ".")])
-        if not storage.is_remote(address) and not inside(address, (os.path.realpath(root.path),)):
+        if not storage.is_remote(address) and not storage.is_inside(address, (root.path,)):
             raise ForbiddenError(
                 f"{name!r} leaves its root through a link",
                 expected="a path inside the root",
@@ -81,9 +81,3 @@ class Roots:
             held = {key: self.resolve(value) for key, value in values["held_out"].items() if key in READS and value}
             values["held_out"] = HeldOut(**{**values["held_out"], **held})
         return TrainRequest(**values)
-
-
-def inside(address: str, folders: tuple[str, ...]) -> bool:
-    """True when a local path, links followed, is in one of the folders."""
-    real = os.path.realpath(address)
-    return any(real == folder or real.startswith(folder.rstrip("/") + "/") for folder in folders)

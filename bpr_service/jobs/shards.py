@@ -80,7 +80,8 @@ class ShardWriter:
         self.headers: dict[int, dict[str, Any]] = {}
         self._digest = hashlib.sha256()
         left = sorted(folder.glob(f"{self.final.stem}.*.part"))
-        self._file = self.path.open("wb")
+        self._size = 0
+        self._file = self.path.open("wb", buffering=0)
         for part in left:
             self._adopt(part)
 
@@ -99,10 +100,18 @@ class ShardWriter:
                 file.seek(start)
 
     def _write(self, data: bytes, header: dict[str, Any]) -> None:
-        self._file.write(data)
-        self._file.flush()
+        self._append(data)
+        self._size += len(data)
         self._digest.update(data)
         self.headers[header["number"]] = header
+
+    def _append(self, data: bytes) -> None:
+        """Write all of ``data`` behind the last whole frame; a full disk may leave a part, which the next try cuts."""
+        self._file.seek(self._size)
+        self._file.truncate()
+        left = memoryview(data)
+        while left:
+            left = left[self._file.write(left) :]
 
     def add(self, outcome: Outcome) -> None:
         """Append one unit; it survives a kill of the process from here on."""
@@ -110,12 +119,11 @@ class ShardWriter:
 
     def finish(self) -> None:
         """Seal the shard and put it in place."""
-        self._file.write(_END + self._digest.digest())
-        self._file.flush()
+        self._append(_END + self._digest.digest())
         os.fsync(self._file.fileno())
-        self._file.close()
         os.replace(self.path, self.final)
         storage.sync_folder(str(self.final.parent))
+        self._file.close()
 
     def close(self) -> None:
         """Leave the journal for the next start."""

@@ -209,7 +209,7 @@ def test_links_out_of_the_allowed_folder(tmp_path: Path) -> None:
     (tmp_path / "root" / "link").symlink_to(tmp_path / "secret")
     assert storage.join_inside(str(tmp_path / "root"), "link")  # allowed where nothing confines
     with pytest.raises(FormatError, match="link leaves"):
-        storage.join_inside(str(tmp_path / "root"), "link", within=str(tmp_path / "root"))
+        storage.join_inside(str(tmp_path / "root"), "link", within=(str(tmp_path / "root"),))
 
 
 def test_images_are_found_by_path_stem_and_frame(tmp_path: Path) -> None:

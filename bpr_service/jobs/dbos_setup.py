@@ -1,0 +1,43 @@
+"""How DBOS is configured, for workers and for clients alike."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from bpr_service.jobs.settings import JobSettings
+
+if TYPE_CHECKING:
+    from dbos import DBOSClient
+
+    from bpr_service.jobs.database import Database
+
+NAME = "bpr"
+VERSION = "1"
+"""Of the workflows' shape. DBOS's default, a hash of the source, would strand running jobs at every release."""
+
+
+def open_client(settings: JobSettings, database: Database) -> DBOSClient:
+    """A client; DBOS's own tables are made or brought up to date first, by one process at a time."""
+    from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer
+
+    logging.getLogger("dbos").setLevel(logging.WARNING)
+    with database.exclusively("migrate"):
+        DBOS.migrate(settings.url)
+    return DBOSClient(system_database_url=settings.url, serializer=DBOSPortableJSONSerializer(), application_name=NAME)
+
+
+def worker_config(settings: JobSettings, executor_id: str) -> Any:
+    """The configuration of a worker's DBOS. Only strings go through its serializer, as JSON."""
+    from dbos import DBOSConfig, DBOSPortableJSONSerializer
+
+    return DBOSConfig(
+        name=NAME,
+        system_database_url=settings.url,
+        application_version=VERSION,
+        executor_id=executor_id,
+        serializer=DBOSPortableJSONSerializer(),
+        log_level="WARNING",
+        enable_otlp=False,
+        notification_listener_polling_interval_sec=settings.poll_s,
+    )

@@ -1,0 +1,248 @@
+"""The seam: submit, get, list, cancel, resume, run_worker. Everything else sees jobs only through it.
+
+Execution is DBOS's (durable workflows, queues); what a job is, how far it got and what came of it is kept in tables of
+our own. A job's attempts are workflows ``ID:1``, ``ID:2``, ...; a new attempt finds what the ones before had done.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bpr_service.errors import ConfigError, ConflictError, NotFoundError
+from bpr_service.jobs.database import Database, JobRow
+from bpr_service.jobs.plan import fingerprint
+from bpr_service.jobs.requests import RefineRequest, TrainRequest, canonical, digest, parse_request
+from bpr_service.jobs.roots import Roots
+from bpr_service.jobs.settings import JobSettings, load_job_settings
+
+if TYPE_CHECKING:
+    from dbos import DBOSClient
+
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+QUEUES: dict[str, str] = {"refine": "jobs", "train": "train"}
+_STATES: dict[str, State] = {
+    "ENQUEUED": "queued",
+    "DELAYED": "queued",
+    "PENDING": "running",
+    "SUCCESS": "done",
+    "ERROR": "failed",
+    "MAX_RECOVERY_ATTEMPTS_EXCEEDED": "failed",
+    "CANCELLED": "cancelled",
+}
+JobList = list["Job"]
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as others see it. ``progress`` and ``result`` are JSON-ready."""
+
+    id: str
+    kind: str
+    state: State
+    request: dict[str, Any]
+    message: str
+    progress: dict[str, Any]
+    result: dict[str, Any] | None
+    created: float
+    started: float | None
+    ended: float | None
+    attempt: int
+
+    @property
+    def ended_for_good(self) -> bool:
+        return self.state in ("done", "failed", "cancelled")
+
+    def to_json(self) -> dict[str, Any]:
+        times = {key: _iso(getattr(self, key)) for key in ("created", "started", "ended")}
+        keys = ("id", "kind", "state", "message", "progress", "result", "attempt", "request")
+        return {key: getattr(self, key) for key in keys} | times
+
+
+def _iso(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+class JobEngine:
+    """Jobs of one installation; cheap to make, any number of processes may have one."""
+
+    def __init__(self, settings: JobSettings | None = None, *, patience_s: float = 10.0) -> None:
+        """``patience_s``: how long a call waits for a database that does not answer, before ``NotReadyError``."""
+        self.settings = settings or load_job_settings()
+        self.database = Database(self.settings.url, patience_s=patience_s)
+        self.roots = Roots(self.settings.roots)
+
+    @cached_property
+    def client(self) -> DBOSClient:
+        """DBOS's client; the tables are made where they are missing."""
+        from bpr_service.jobs.dbos_setup import open_client
+
+        self.database.create()
+        return open_client(self.settings, self.database)
+
+    # --- the six -------------------------------------------------------------------------------------------------
+
+    def submit(self, values: dict[str, Any], job_id: str | None = None) -> Job:
+        """Accept a job; the same id, or without one the same request over the same files, is done once.
+
+        Raises:
+            ConfigError, UnknownName: the request is not valid.
+            ForbiddenError: a path is outside the roots.
+            ConflictError: the id is taken by another request.
+        """
+        request = parse_request(values)
+        resolved = self.roots.confine(request)
+        self._check(resolved)
+        if job_id is None:
+            job_id = f"{request.kind}-{digest(canonical(request), self._stamp(resolved))[:16]}"
+        elif not _ID.fullmatch(job_id):
+            raise ConfigError(
+                "a job's id",
+                expected="letters, digits, '.', '_' and '-', 100 at most",
+                got=repr(job_id),
+                fix="choose another",
+            )
+        text = canonical(request)
+        _ = self.client
+        self.database.add_job(job_id, request.kind, text)
+        row = self._row(job_id)
+        if canonical(parse_request(row.request)) != text:
+            raise ConflictError(
+                f"job {job_id} is there with another request", expected="the same request", fix="choose another id"
+            )
+        if row.attempt == 1:
+            self._enqueue(row)  # again after a crash between the two; an id that runs already is left as it is
+        return self.get(job_id)
+
+    def get(self, job_id: str) -> Job:
+        """Raises ``NotFoundError``."""
+        return self._jobs([self._row(job_id)])[0]
+
+    def list(self, *, limit: int = 100, kind: str | None = None, state: str | None = None) -> JobList:
+        """The newest jobs first."""
+        _ = self.client
+        jobs = self._jobs(self.database.list_jobs(limit, kind))
+        return [job for job in jobs if state in (None, job.state)]
+
+    def cancel(self, job_id: str) -> Job:
+        """Stop a job; what is done stays for a resume.
+
+        Raises:
+            ConflictError: it has ended.
+        """
+        job = self.get(job_id)
+        if job.ended_for_good:
+            raise ConflictError(f"job {job_id} cannot be cancelled", expected="queued or running", got=job.state)
+        self.database.update_job(job_id, job.attempt, cancelled=True, message="cancelled", ended=True)
+        self.client.cancel_workflow(f"{job_id}:{job.attempt}", cancel_children=True)
+        return self.get(job_id)
+
+    def resume(self, job_id: str) -> Job:
+        """Go on with a job that was cancelled or has failed; what is done is not done again.
+
+        Raises:
+            ConflictError: it is under way, or done.
+        """
+        job = self.get(job_id)
+        if job.state not in ("cancelled", "failed"):
+            raise ConflictError(
+                f"job {job_id} cannot be resumed",
+                expected="cancelled or failed",
+                got=job.state,
+                fix="submit a new job to do it again" if job.state == "done" else "wait for it",
+            )
+        self.database.next_attempt(job_id, job.attempt)
+        self._enqueue(self._row(job_id))
+        return self.get(job_id)
+
+    def run_worker(self, *, device: str = "cpu", workers: int = 0) -> None:
+        """Work on jobs until SIGTERM or SIGINT."""
+        from bpr_service.jobs.worker import Worker
+
+        Worker(self.settings, device=device, workers=workers).run()
+
+    # --- beside them: what a person looks at ---------------------------------------------------------------------
+
+    def folder(self, job_id: str) -> Path:
+        """Where a job keeps plan, shards and log."""
+        self._row(job_id)
+        return self.settings.job_folder(job_id)
+
+    def log(self, job_id: str, *, tail_bytes: int = 1 << 20) -> str:
+        """The end of a job's log. Raises ``NotFoundError`` for a job that does not exist."""
+        path = self.folder(job_id) / "log.txt"
+        if not path.exists():
+            return ""
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - tail_bytes))
+            return file.read().decode("utf-8", "replace")
+
+    def close(self) -> None:
+        if "client" in self.__dict__:
+            self.client.destroy()
+        self.database.engine.dispose()
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _row(self, job_id: str) -> JobRow:
+        _ = self.client
+        row = self.database.job(job_id)
+        if row is None:
+            raise NotFoundError(
+                f"job {job_id!r}", expected="the id of a job", got="none of that id", fix="bpr jobs list"
+            )
+        return row
+
+    def _enqueue(self, row: JobRow) -> None:
+        from bpr_service.jobs.dbos_setup import VERSION
+
+        self.client.enqueue(
+            {
+                "workflow_name": row.kind,
+                "queue_name": QUEUES[row.kind],
+                "workflow_id": row.workflow,
+                "app_version": VERSION,
+            },
+            row.id,
+            str(row.attempt),
+        )
+
+    def _jobs(self, rows: Sequence[JobRow]) -> JobList:
+        ids = [row.workflow for row in rows]
+        found = self.client.list_workflows(workflow_ids=ids, load_input=False, load_output=False) if ids else []
+        states = {status.workflow_id: _STATES[status.status] for status in found}
+        return [self._job(row, states.get(row.workflow, "queued")) for row in rows]
+
+    def _job(self, row: JobRow, state: State) -> Job:
+        if row.cancelled:
+            state = "cancelled"
+        progress = row.progress
+        if row.kind == "refine" and "units" in progress:
+            done, failed = self.database.sum_shards(row.id)
+            progress = {**progress, "done": done, "failed": failed}
+        same = ("id", "kind", "request", "message", "result", "created", "started", "ended", "attempt")
+        return Job(state=state, progress=progress, **{name: getattr(row, name) for name in same})
+
+    def _check(self, request: RefineRequest | TrainRequest) -> None:
+        """What can be said at once: unknown names and settings."""
+        from bpr_service.config import RefineConfig, build, get_preset
+        from bpr_service.jobs.plan import open_file
+
+        get_preset(request.preset)
+        if isinstance(request, RefineRequest):
+            build(RefineConfig, request.settings)
+            open_file(request)
+        else:
+            from bpr_service.jobs.train import check_recipe
+
+            check_recipe(request, self.settings)
+
+    def _stamp(self, request: RefineRequest | TrainRequest) -> str:
+        """Changes when the files of a request do."""
+        return fingerprint(request, "") if isinstance(request, RefineRequest) else ""

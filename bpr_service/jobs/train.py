@@ -1,0 +1,385 @@
+"""A train job: the trainer as a child process, then measured, registered, and perhaps promoted.
+
+The run's folder holds what the trainer needs to go on (its checkpoints); a step that was done leaves a file that says
+so, and is skipped. A lock on the folder keeps a second trainer out while the first one lives.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from bpr_service import storage
+from bpr_service.errors import BprError, CancelledError, ConfigError, LimitError, ModelError, NotFoundError, UnknownName
+from bpr_service.jobs.database import JobRow
+from bpr_service.jobs.refine import Context
+from bpr_service.jobs.report import default_trainer, evaluate_command, run_json
+from bpr_service.jobs.requests import RefineRequest, TrainRequest
+from bpr_service.jobs.roots import Roots
+from bpr_service.jobs.settings import JobSettings
+from bpr_service.runtime.model_store import ModelStore
+
+RECIPE: dict[str, set[str]] = {
+    "network": {"name", "arguments", "start_from"},
+    "patch": {"patch_size_px", "padding_px", "network_size_px", "nms_threshold", "scheme", "cover"},
+    "optim": {
+        "name", "lr", "weight_decay", "momentum", "schedule", "poly_power", "warmup_steps", "gradient_clip",
+        "ema_decay",
+    },
+    "loss": {"band_px", "band_weight", "padding_weight"},
+    "run": {
+        "steps", "batch_size", "precision", "devices", "nodes", "sync_batchnorm", "workers", "threads", "seed",
+        "checkpoint_every", "validate_every", "validation_batches", "patience",
+    },
+}  # fmt: skip
+"""What a recipe may set: sections of the trainer's configuration; data and name are the job's own."""
+PRIMARY = {"instance": ("boundary_AP", "AP"), "semantic": ("boundary_mIoU", "mIoU"), "panoptic": ("boundary_PQ", "PQ")}
+"""The figure that decides a promotion: the first of these that was measured."""
+
+
+def check_recipe(request: TrainRequest, settings: JobSettings) -> None:
+    """Refuse a recipe with unknown keys, and a parent that does not exist, before any work begins.
+
+    Raises:
+        UnknownName, ConfigError, NotFoundError.
+    """
+    for section, values in (request.recipe or {}).items():
+        if section not in RECIPE:
+            raise UnknownName("section of a recipe", section, RECIPE)
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                f"recipe.{section}", expected="keys and values", got=repr(values)[:60], fix="see docs/jobs.md"
+            )
+        for key in values:
+            if key not in RECIPE[section]:
+                raise UnknownName(f"key of recipe.{section}", key, RECIPE[section])
+    if request.parent is not None:
+        ModelStore(settings.models).get(request.parent)
+
+
+class Run:
+    """The files of one train job."""
+
+    def __init__(self, context: Context, row: JobRow) -> None:
+        self.context, self.row = context, row
+        self.folder = context.settings.job_folder(row.id)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        request = Roots(context.settings.roots).confine(TrainRequest(**row.request))
+        assert isinstance(request, TrainRequest)
+        self.request = request
+        self.store = ModelStore(context.settings.models)
+        self.trainer = list(context.settings.trainer) or default_trainer()
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A step's result, None when it is not done."""
+        try:
+            value: dict[str, Any] = json.loads((self.folder / name).read_bytes())
+        except FileNotFoundError:
+            return None
+        return value
+
+    def write(self, name: str, value: Mapping[str, Any]) -> None:
+        data = json.dumps(value, indent=1, ensure_ascii=False).encode()
+        self.context.patiently(self.row, lambda: storage.write_bytes(str(self.folder / name), data))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run; waits, noticing a cancellation, while another worker's trainer lives."""
+        with (self.folder / "lock").open("w") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if self.context.cancelled(self.row):
+                        raise CancelledError(f"job {self.row.id} was cancelled") from None
+                    self.context.alive()
+                    self.context.stopping()
+                    time.sleep(self.context.settings.poll_s)
+            yield
+
+    def parent(self) -> tuple[str | None, str | None]:
+        """Reference and folder of the version to start from; fixed when the job first asks."""
+        fixed = self.read("parent.json")
+        if fixed is None:
+            try:
+                ref: str | None = self.store.get(self.request.parent or f"{self.request.name}@active").ref
+            except NotFoundError:
+                if self.request.parent is not None:
+                    raise
+                ref = None
+            self.write("parent.json", {"parent": ref})
+            fixed = {"parent": ref}
+        ref = fixed["parent"]
+        return ref, self.store.fetch(ref) if ref else None
+
+    def config(self) -> dict[str, Any]:
+        """The trainer's configuration: the recipe, or one made from the parent and the preset; and the data."""
+        from bpr_service.config import get_preset
+
+        config: dict[str, Any] = json.loads(json.dumps(self.request.recipe or {}))
+        _, folder = self.parent()
+        if folder is not None:
+            card = json.loads(Path(folder, "card.json").read_bytes())
+            config.setdefault("network", {**card["network"], "start_from": folder})
+            config.setdefault("patch", card["patch"])
+        else:
+            size = get_preset(self.request.preset).network_size_px
+            config.setdefault("patch", {"network_size_px": size, "padding_px": 16, "patch_size_px": size - 32})
+        config["name"] = self.request.name
+        config["data"] = {"kind": "patches", "patches": str(self.folder / "patches")}
+        config["notes"] = {**config.get("notes", {}), "job": self.row.id}
+        return config
+
+
+def train(context: Context, row: JobRow) -> str:
+    """Build the patch set and train; the folder of the exported model. Goes on from the last checkpoint."""
+    import yaml
+
+    run = Run(context, row)
+    context.database.update_job(row.id, row.attempt, started=row.started or True)
+    with run.lock():
+        done = run.read("trained.json")
+        if done is not None:
+            return str(done["path"])
+        data = yaml.safe_dump(run.config(), sort_keys=False).encode()
+        path = run.folder / "config.yaml"
+        if not path.exists():
+            context.patiently(row, lambda: storage.write_bytes(str(path), data))
+        if not (run.folder / "patches.json").exists():
+            request = run.request
+            command = [*run.trainer, "patches", request.task, "--images", request.images]
+            command += ["--dataset", request.ground_truth, "--out", str(run.folder / "patches")]
+            command += ["--predictions", request.predictions] if request.predictions else []
+            Child(run, command).wait()
+            run.write("patches.json", {"command": command})
+        child = Child(run, [*run.trainer, "refiner", str(path), "--out", str(run.folder / "run")])
+        child.wait()
+        if child.exported is None:
+            raise ModelError("the trainer ended without an exported model", fix=f"see the log of job {row.id}")
+        run.write("trained.json", {"path": child.exported})
+        return child.exported
+
+
+class Child:
+    """A trainer process in its own session; it dies with this process. Its lines go to the job's log."""
+
+    def __init__(self, run: Run, command: list[str]) -> None:
+        self.run, self.command = run, command
+        self.exported: str | None = None
+        self.begun = time.monotonic()
+        self.last_lines: list[str] = []
+        self.noted = 0.0
+
+    def wait(self) -> None:
+        """Run the command to its end.
+
+        Raises:
+            CancelledError: the job was cancelled; the whole group is killed.
+            LimitError: its time or disk limit was passed.
+            ModelError: it failed; the message has its last lines.
+        """
+        context, row = self.run.context, self.run.row
+        context.log(row.id, "$ " + " ".join(self.command))
+        launcher = [sys.executable, "-m", "bpr_service.jobs.child", str(os.getpid())]
+        process = subprocess.Popen(
+            [*launcher, *self.command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        assert process.stdout is not None
+        reader = threading.Thread(target=self._read, args=(process.stdout,), daemon=True)
+        reader.start()
+        try:
+            checked = 0.0
+            while process.poll() is None:
+                context.alive()
+                context.stopping()
+                if context.cancelled(row):
+                    raise CancelledError(f"job {row.id} was cancelled")
+                if time.monotonic() - checked > 10 * context.settings.poll_s:
+                    checked = time.monotonic()
+                    self._check_limits()
+                self._wait_a_little(process)
+            reader.join(5)
+        finally:
+            kill_group(process)
+        if process.returncode:
+            tail = " | ".join(self.last_lines[-3:]) or "no output"
+            raise ModelError(
+                f"the trainer failed with exit code {process.returncode}", got=tail, fix="see the job's log"
+            )
+
+    def _wait_a_little(self, process: subprocess.Popen[bytes]) -> None:
+        try:
+            process.wait(self.run.context.settings.poll_s)
+        except subprocess.TimeoutExpired:
+            return
+
+    def _check_limits(self) -> None:
+        request = self.run.request
+        spent = float((self.run.read("time.json") or {"s": 0.0})["s"]) + time.monotonic() - self.begun
+        self.run.write("time.json", {"s": spent})
+        self.begun = time.monotonic()
+        size_mb = sum(p.stat().st_size for p in self.run.folder.rglob("*") if p.is_file()) / 1e6
+        for what, got, limit, unit in (
+            ("time_limit_s", spent, request.time_limit_s, "s"),
+            ("disk_limit_mb", size_mb, request.disk_limit_mb, "MB"),
+        ):
+            if got > limit:
+                expected, fix = f"at most {limit:g} {unit}", f"submit it with a larger {what}, or less to do"
+                raise LimitError(f"the job is past its {what}", expected=expected, got=f"{got:.1f} {unit}", fix=fix)
+
+    def _read(self, lines: IO[bytes]) -> None:
+        context, row = self.run.context, self.run.row
+        for raw in lines:
+            line = raw.decode("utf-8", "replace").rstrip()
+            try:
+                event = json.loads(line) if line.startswith("{") else {}
+            except ValueError:
+                event = {}
+            if event.get("event") == "progress" and time.monotonic() - self.noted >= context.settings.poll_s:
+                self.noted = time.monotonic()
+                progress = {key: value for key, value in event.items() if key != "event"}
+                context.database.update_job(row.id, row.attempt, progress=progress)
+            elif event.get("event") == "exported":
+                self.exported = str(event["path"])
+            if line:
+                self.last_lines = [*self.last_lines[-9:], line]
+                context.log(row.id, line)
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """End a child and everything it started: politely, then for good."""
+    for number, patience_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def compare(context: Context, row: JobRow, exported: str) -> dict[str, Any]:
+    """Measure the new model, the active one and the coarse predictions on the held-out data."""
+    run = Run(context, row)
+    known = run.read("comparison.json")
+    if known is not None:
+        return known
+    comparison: dict[str, Any] = {"figures": {}, "better": None}
+    if run.request.held_out is not None:
+        models = {"candidate": exported}
+        ref, folder = run.parent()
+        if folder is not None:
+            models["active"] = folder
+            comparison["active"] = ref
+        comparison["figures"]["coarse"] = _measure(run, run.request.held_out.predictions)
+        for name, model in models.items():
+            context.stopping()
+            comparison["figures"][name] = _measure(run, _refined(run, name, model))
+        comparison |= _verdict(run.request.task, comparison["figures"])
+    run.write("comparison.json", comparison)
+    return comparison
+
+
+def _refined(run: Run, name: str, model: str) -> str:
+    """The held-out predictions refined by one model."""
+    from bpr_service.jobs.batch import Batch, run_batch
+
+    held = run.request.held_out
+    assert held is not None
+    out = str(run.folder / f"held_out_{name}.json")
+    request = RefineRequest(
+        task=run.request.task,
+        images=held.images,
+        predictions=held.predictions,
+        dataset=held.ground_truth,
+        format=held.format,
+        out=out,
+        preset=run.request.preset,
+        model=model,
+    )
+    options = Batch(device=run.context.device, workers=run.context.workers, resume=True)
+    run_batch(request, options, on_unit=run.context.alive)
+    return out
+
+
+def _measure(run: Run, predictions: str) -> dict[str, Any]:
+    held = run.request.held_out
+    assert held is not None
+    request = RefineRequest(
+        task=run.request.task, images=held.images, predictions=predictions, out=predictions, dataset=held.ground_truth
+    )
+    figures = run_json([*run.trainer, "evaluate", *evaluate_command(request, held.ground_truth, predictions, None)])
+    if "error" in figures:
+        raise ModelError("the model could not be measured", got=str(figures["error"]), fix="see the job's log")
+    return figures
+
+
+def _verdict(task: str, figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Whether the candidate's primary figure is better than the active model's, or the coarse one's without it."""
+    new, old = figures["candidate"], figures.get("active") or figures["coarse"]
+    for measure in PRIMARY[task]:
+        a, b = _number(new, measure), _number(old, measure)
+        if a is not None and b is not None:
+            return {"measure": measure, "candidate_figure": a, "before_figure": b, "better": a > b}
+    return {"measure": None, "better": None}
+
+
+def _number(figures: Mapping[str, Any], measure: str) -> float | None:
+    """A figure by name, at the top level or under the evaluation's 'after' and 'figures'."""
+    for place in (figures, figures.get("figures"), figures.get("after"), figures.get("summary")):
+        if isinstance(place, Mapping):
+            value = {str(k).lower(): v for k, v in place.items()}.get(measure.lower())
+            if isinstance(value, int | float):
+                return float(value)
+    return None
+
+
+def register(context: Context, row: JobRow, exported: str, comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """Register the exported model, once, as the candidate; promote it where the rule says so. The job's result."""
+    from bpr_service import __version__
+
+    run = Run(context, row)
+    request = run.request
+    parent, _ = run.parent()
+    provenance = {
+        "job": row.id,
+        "parent": parent,
+        "recipe": run.config(),
+        "data": {name: _hash(getattr(request, name)) for name in ("ground_truth", "predictions")},
+        "code": __version__,
+        "comparison": dict(comparison),
+    }
+    version = context.patiently(row, lambda: run.store.add(exported, request.name, provenance))
+    done = run.read("registered.json")
+    if done is None:
+        run.store.propose(version.ref)
+        promoted = bool(request.promote_if_better and comparison.get("better"))
+        if promoted:
+            run.store.activate(version.ref)
+        done = {"version": version.ref, "promoted": promoted, "comparison": dict(comparison)}
+        run.write("registered.json", done)
+        context.log(row.id, f"registered {version.ref}{', now active' if promoted else ' as the candidate'}")
+    context.database.update_job(row.id, row.attempt, result=done, message="", ended=True)
+    return done
+
+
+def _hash(address: str | None) -> str | None:
+    """SHA-256 of a file; None for a folder, or nothing."""
+    if address is None or (not storage.is_remote(address) and Path(address).is_dir()):
+        return None
+    try:
+        return storage.sha256(address)
+    except BprError:
+        return None

@@ -1,0 +1,230 @@
+"""A worker: takes shards and training runs from the queues, gives signs of life, and buries the dead.
+
+On PostgreSQL any number of workers share the work; each start has an id of its own. A worker that is silent too long is
+declared dead by the others, one at a time under a lock, and its workflows go back to their queues; it learns of that at
+its next beat and starts afresh. On SQLite there is one worker, kept single by a file lock, whose fixed id lets it take
+up its own work again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from dbos import DBOS, SetWorkflowID
+
+from bpr_service.errors import BprError, CancelledError, ConflictError
+from bpr_service.jobs import refine, train
+from bpr_service.jobs.database import Database, JobRow
+from bpr_service.jobs.dbos_setup import VERSION, worker_config
+from bpr_service.jobs.refine import Context
+from bpr_service.jobs.settings import JobSettings
+
+log = logging.getLogger(__name__)
+MAX_STARTS = 1000
+"""Starts of a workflow that DBOS counts; a unit that kills its worker is found long before, shard by shard."""
+_context: Context | None = None
+
+
+def _row(job_id: str, attempt: str) -> tuple[Context, JobRow]:
+    """This worker's context and the job; a step of an attempt that is over is cancelled."""
+    assert _context is not None, "workflows run only in a worker"
+    row = _context.database.job(job_id)
+    if row is None or row.attempt != int(attempt) or row.cancelled:
+        raise CancelledError(f"job {job_id}: attempt {attempt} is over")
+    return _context, row
+
+
+def _step(name: str, job_id: str, attempt: str, work: Callable[[Context, JobRow], Any]) -> str:
+    """Run one step; what goes wrong is said in the job, and to DBOS as plain text."""
+    context, row = _row(job_id, attempt)
+    try:
+        return str(work(context, row))
+    except CancelledError:
+        raise
+    except Exception as error:
+        text = str(error) if isinstance(error, BprError | OSError) else f"{type(error).__name__}: {error}"
+        log.exception("job %s: %s failed", job_id, name)
+        context.log(job_id, f"{name} failed: {text}")
+        context.database.update_job(job_id, int(attempt), message=text, ended=True)
+        raise RuntimeError(text) from None
+
+
+@DBOS.step(name="plan")
+def _plan(job_id: str, attempt: str) -> str:
+    return _step("plan", job_id, attempt, refine.plan_job)
+
+
+@DBOS.step(name="shard")
+def _shard(job_id: str, attempt: str, shard: str) -> str:
+    return _step(f"shard {shard}", job_id, attempt, lambda c, row: refine.run_shard(c, row, int(shard)))
+
+
+@DBOS.step(name="merge")
+def _merge(job_id: str, attempt: str) -> str:
+    return _step("merge", job_id, attempt, refine.merge_job)
+
+
+@DBOS.workflow(name="refine", max_recovery_attempts=MAX_STARTS)
+def refine_job(job_id: str, attempt: str) -> str:
+    """Plan, then one child workflow a shard, then merge."""
+    handles = []
+    for shard in range(int(_plan(job_id, attempt))):
+        with SetWorkflowID(f"{job_id}:{attempt}.{shard}"):
+            handles.append(DBOS.enqueue_workflow("shards", refine_shard, job_id, attempt, str(shard)))
+    failed = []
+    for handle in handles:
+        try:
+            handle.get_result()
+        except Exception as error:  # the others go on, so that a resume finds as much as possible done
+            failed.append(str(error))
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(handles)} shards failed; the first: {failed[0]}")
+    return _merge(job_id, attempt)
+
+
+@DBOS.workflow(name="refine-shard", max_recovery_attempts=MAX_STARTS)
+def refine_shard(job_id: str, attempt: str, shard: str) -> str:
+    """One shard, as one step."""
+    return _shard(job_id, attempt, shard)
+
+
+@DBOS.step(name="train")
+def _train(job_id: str, attempt: str) -> str:
+    return _step("training", job_id, attempt, train.train)
+
+
+@DBOS.step(name="register")
+def _register(job_id: str, attempt: str, exported: str) -> str:
+    def work(context: Context, row: JobRow) -> str:
+        done = train.register(context, row, exported, train.compare(context, row, exported))
+        return str(done["version"])
+
+    return _step("measuring and registering", job_id, attempt, work)
+
+
+@DBOS.workflow(name="train", max_recovery_attempts=MAX_STARTS)
+def train_job(job_id: str, attempt: str) -> str:
+    """Train, then measure, register and perhaps promote."""
+    return _register(job_id, attempt, _train(job_id, attempt))
+
+
+class Worker:
+    """One worker process. See the module."""
+
+    def __init__(self, settings: JobSettings, *, device: str = "cpu", workers: int = 0) -> None:
+        self.settings = settings
+        self.database = Database(settings.url)
+        host = socket.gethostname()
+        self.id = "sqlite" if self.database.on_sqlite else f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.context = Context(settings, self.database, device, workers, self.id)
+        self.context.stopping, self.context.alive = self._leave_if_asked, self._note_alive
+        self._host, self._device = host, device
+        self._asked = threading.Event()
+        self._busy = threading.Lock()
+        self._alive_at = time.monotonic()
+        self._lock_file: Any = None
+
+    def run(self) -> None:
+        """Work until SIGTERM or SIGINT; then the unit under way is finished and the process ends with 0."""
+        global _context
+        self._be_single()
+        self.settings.home.mkdir(parents=True, exist_ok=True)
+        self.database.create()
+        _context = self.context
+        with self.database.exclusively("migrate"):
+            DBOS.migrate(self.settings.url)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._asked.set())
+        DBOS(config=worker_config(self.settings, self.id))
+        self.database.add_worker(self.id, self._host, os.getpid(), self._device)
+        DBOS.launch()
+        self._queues()
+        print(f"bpr worker {self.id}: ready", file=sys.stderr, flush=True)
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        self._asked.wait()
+        threading.Timer(30.0, self._leave).start()
+        while self._under_way():  # a unit between two checks; it calls _leave_if_asked when it is done
+            time.sleep(0.1)
+        self._leave()
+
+    def _queues(self) -> None:
+        poll = self.settings.poll_s
+        for name, limit in (("jobs", self.settings.parallel_jobs), ("shards", 1), ("train", 1)):
+            DBOS.register_queue(name, worker_concurrency=limit, polling_interval_sec=poll, on_conflict="always_update")
+
+    def _be_single(self) -> None:
+        """On SQLite, hold the lock file. Raises ``ConflictError`` when another worker has it."""
+        if not self.database.on_sqlite:
+            return
+        path = f"{self.database.engine.url.database}.worker.lock"
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        self._lock_file = open(path, "w")  # noqa: SIM115 - held until the process ends
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConflictError(
+                "a worker runs already",
+                expected="one worker on SQLite",
+                got="a second one",
+                fix="set BPR_JOBS_DATABASE to a PostgreSQL URL to run several",
+            ) from None
+
+    # --- signs of life -------------------------------------------------------------------------------------------
+
+    def _note_alive(self) -> None:
+        self._alive_at = time.monotonic()
+
+    def _beat(self) -> None:
+        while True:
+            try:
+                if not self.database.beat(self.id):
+                    self._start_afresh("declared dead by another worker")
+                if not self.database.on_sqlite:
+                    self.database.reap(self.settings.dead_after_s, self._recover)
+            except Exception:
+                log.exception("worker %s: a beat failed", self.id)
+            if not self._under_way():
+                self._note_alive()
+            if time.monotonic() - self._alive_at > self.settings.shard_timeout_s:
+                self._start_afresh(f"no unit done for {self.settings.shard_timeout_s:g} s")
+            time.sleep(self.settings.beat_s)
+
+    def _recover(self, gone: list[str]) -> None:
+        """Put the workflows of dead workers back into their own queues; those of the living are not touched."""
+        print(f"bpr worker {self.id}: taking over from {', '.join(gone)}", file=sys.stderr, flush=True)
+        DBOS._recover_pending_workflows(gone)
+
+    def _under_way(self) -> bool:
+        """A shard or training run is being worked on here."""
+        pending = DBOS.list_workflows(
+            status="PENDING", executor_id=self.id, app_version=VERSION, load_input=False, load_output=False
+        )
+        return any(status.queue_name in ("shards", "train") for status in pending)
+
+    def _start_afresh(self, why: str) -> None:
+        """Become a new process with a new id; what was done is in the journals."""
+        print(f"bpr worker {self.id}: {why}; starting again", file=sys.stderr, flush=True)
+        os.execv(sys.executable, sys.orig_argv)
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def _leave_if_asked(self) -> None:
+        if self._asked.is_set():
+            self._leave()
+
+    def _leave(self) -> None:
+        """End now. Nothing is lost: units are in the journals, workflows go to others at once."""
+        with self._busy:
+            self.database.leave(self.id)
+            print(f"bpr worker {self.id}: left", file=sys.stderr, flush=True)
+            os._exit(0)

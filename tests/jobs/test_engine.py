@@ -1,0 +1,389 @@
+"""Jobs on a real worker process, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpr_service.errors import ConfigError, ConflictError, ForbiddenError, NotFoundError, UnknownName
+from bpr_service.jobs.batch import Batch, run_batch
+from bpr_service.jobs.engine import Job, JobEngine
+from bpr_service.jobs.settings import JobSettings, load_job_settings
+from tests.jobs.samples import coco_set
+from tests.services import Postgres
+
+FAST = {"poll_s": 0.1, "beat_s": 0.2, "dead_after_s": 2.0, "retry_s": 0.2, "log_units": True}
+
+
+class Fleet:
+    """Worker processes over one installation, in a folder ``root`` of its own."""
+
+    def __init__(self, root: Path, database: str) -> None:
+        self.root, self.workers = root, list[subprocess.Popen[bytes]]()
+        self.settings = JobSettings(
+            database=database, folder=str(root / "jobs"), roots={"data": {"path": str(root)}},
+            models=str(root / "models"), **FAST,
+        )  # fmt: skip
+        self.engine = JobEngine(self.settings)
+
+    def start(self, **environment: str) -> subprocess.Popen[bytes]:
+        values = self.settings.model_dump(mode="json", exclude_defaults=True)
+        texts = {f"BPR_JOBS_{k.upper()}": v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
+        command = [sys.executable, "-m", "bpr_service.cli", "worker"]
+        with (self.root / "workers.log").open("ab") as log:
+            worker = subprocess.Popen(
+                command, env={**os.environ, "OMP_NUM_THREADS": "1", **texts, **environment}, stdout=log, stderr=log
+            )
+        self.workers.append(worker)
+        return worker
+
+    def submit(self, **values: Any) -> Job:
+        request = coco_set(self.root, values.pop("images", 12)).model_dump(exclude_defaults=True)
+        named = {
+            k: f"data:{Path(request[k]).relative_to(self.root)}" for k in ("images", "predictions", "dataset", "out")
+        }
+        return self.engine.submit({"kind": "refine", **request, **named, **values})
+
+    def wait(self, job_id: str, until: Callable[[Job], bool] = lambda job: job.ended_for_good, s: float = 120) -> Job:
+        give_up = time.monotonic() + s
+        while time.monotonic() < give_up:
+            job = self.engine.get(job_id)
+            if until(job):
+                return job
+            time.sleep(0.05)
+        raise AssertionError(f"{job}\n{self.engine.log(job_id)}\n{(self.root / 'workers.log').read_text()}")
+
+    def refined(self, job_id: str) -> Counter[str]:
+        """How often each image was refined, over all workers and starts."""
+        lines = self.engine.log(job_id).splitlines()
+        return Counter(line.split(" refined ")[1] for line in lines if " refined " in line)
+
+    def expected(self) -> bytes:
+        """The result of an undisturbed run, image by image in one process."""
+        request = json.loads(json.dumps(self.request))
+        from bpr_service.jobs.requests import RefineRequest
+
+        run_batch(RefineRequest(**{**request, "out": str(self.root / "expected.json")}), Batch(workers=0))
+        return (self.root / "expected.json").read_bytes()
+
+    @property
+    def request(self) -> dict[str, Any]:
+        (row,) = self.engine.list(kind="refine")
+        return {
+            key: str(self.root / value[5:]) if isinstance(value, str) and value.startswith("data:") else value
+            for key, value in row.request.items()
+        }
+
+    def close(self) -> None:
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.kill()
+                worker.wait()
+        self.engine.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fleet]:
+    fleet = Fleet(tmp_path, request.getfixturevalue("postgres_url") if request.param == "postgres" else "")
+    yield fleet
+    fleet.close()
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[Fleet]:
+    fleet = Fleet(tmp_path, "")
+    yield fleet
+    fleet.close()
+
+
+def test_a_job_is_done_once(fleet: Fleet) -> None:
+    fleet.start()
+    job = fleet.submit(images=6)
+    again = fleet.engine.submit({**job.request})
+    assert again.id == job.id
+    done = fleet.wait(job.id)
+    assert (done.state, done.message) == ("done", "")
+    assert done.progress["done"] == done.progress["units"] == 6
+    assert done.result is not None
+    assert done.result["images"] == 6
+    assert fleet.engine.submit({**job.request}).state == "done"
+    assert fleet.refined(job.id) == Counter({f"{i}.png": 1 for i in range(6)})
+    assert (fleet.root / "out.json").read_bytes() == fleet.expected()
+    assert [job.id for job in fleet.engine.list()] == [job.id]
+    with pytest.raises(ConflictError, match="cannot be resumed"):
+        fleet.engine.resume(job.id)
+    with pytest.raises(ConflictError, match="cannot be cancelled"):
+        fleet.engine.cancel(job.id)
+    with pytest.raises(ConflictError, match="another request"):
+        fleet.engine.submit({**job.request, "shard_images": 3}, job.id)
+
+
+def kill_at_random(fleet: Fleet, job_id: str, kills: int, seed: int) -> None:
+    """kill -9 a worker, ``kills`` times, once some more units were done than at the last kill; start another."""
+    rng = random.Random(seed)
+    for _ in range(kills):
+        before = sum(fleet.refined(job_id).values())
+        fleet.wait(job_id, lambda job, n=before: job.ended_for_good or sum(fleet.refined(job.id).values()) > n)
+        time.sleep(rng.uniform(0, 0.3))
+        victim = rng.choice([worker for worker in fleet.workers if worker.poll() is None])
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+        fleet.start()
+
+
+def test_kill_three_times(fleet: Fleet) -> None:
+    for _ in range(1 if fleet.settings.on_sqlite else 2):
+        fleet.start()
+    job = fleet.submit(images=16)
+    kill_at_random(fleet, job.id, 3, seed=1)
+    assert fleet.wait(job.id).state == "done"
+    counts = fleet.refined(job.id)
+    assert len(counts) == 16
+    assert max(counts.values()) <= 2
+    assert (fleet.root / "out.json").read_bytes() == fleet.expected()
+
+
+def test_cancel_and_resume(fleet: Fleet) -> None:
+    fleet.start()
+    job = fleet.submit(images=24, shard_images=6)
+    fleet.wait(job.id, lambda job: sum(fleet.refined(job.id).values()) >= 2)
+    assert fleet.engine.cancel(job.id).state == "cancelled"
+    time.sleep(1.0)
+    stopped = sum(fleet.refined(job.id).values())
+    time.sleep(0.7)
+    assert sum(fleet.refined(job.id).values()) == stopped < 24
+    assert fleet.engine.get(job.id).state == "cancelled"
+    assert fleet.engine.resume(job.id).attempt == 2
+    assert fleet.wait(job.id).state == "done"
+    assert max(fleet.refined(job.id).values()) == 1  # nothing of the first attempt was lost
+    assert (fleet.root / "out.json").read_bytes() == fleet.expected()
+
+
+def test_a_lost_worker_s_shards_go_to_another(tmp_path: Path, postgres_url: str) -> None:
+    fleet = Fleet(tmp_path, postgres_url)
+    first = fleet.start()
+    job = fleet.submit(images=12)
+    fleet.wait(job.id, lambda job: sum(fleet.refined(job.id).values()) >= 2)
+    fleet.start()
+    first.kill()  # and not started again
+    assert fleet.wait(job.id).state == "done"
+    assert (fleet.root / "out.json").read_bytes() == fleet.expected()
+    fleet.close()
+
+
+def test_a_worker_that_hangs_and_comes_back(tmp_path: Path, postgres_url: str) -> None:
+    fleet = Fleet(tmp_path, postgres_url)
+    first = fleet.start()
+    job = fleet.submit(images=12)
+    fleet.wait(job.id, lambda job: sum(fleet.refined(job.id).values()) >= 1)
+    first.send_signal(signal.SIGSTOP)
+    fleet.start()
+    assert fleet.wait(job.id).state == "done"
+    first.send_signal(signal.SIGCONT)
+    give_up = time.monotonic() + 30
+    while "starting again" not in (tmp_path / "workers.log").read_text() and time.monotonic() < give_up:
+        time.sleep(0.1)
+    assert "declared dead by another worker; starting again" in (tmp_path / "workers.log").read_text()
+    assert fleet.engine.get(job.id).state == "done"
+    assert max(fleet.refined(job.id).values()) <= 2
+    assert (fleet.root / "out.json").read_bytes() == fleet.expected()
+    fleet.close()
+
+
+def test_a_slow_but_living_worker_is_left_alone(tmp_path: Path, postgres_url: str) -> None:
+    fleet = Fleet(tmp_path, postgres_url)
+    fleet.start()
+    job = fleet.submit(images=8, shard_images=8)
+    fleet.wait(job.id, lambda job: sum(fleet.refined(job.id).values()) >= 1)
+    fleet.start()  # another one that would take over what is not done
+    assert fleet.wait(job.id).state == "done"
+    assert max(fleet.refined(job.id).values()) == 1
+    assert "taking over" not in (tmp_path / "workers.log").read_text()
+    fleet.close()
+
+
+def test_a_database_that_restarts(tmp_path: Path) -> None:
+    server = Postgres(tmp_path / "pg")
+    fleet = Fleet(tmp_path, server.url())
+    try:
+        fleet.start()
+        job = fleet.submit(images=16)
+        fleet.wait(job.id, lambda job: sum(fleet.refined(job.id).values()) >= 2)
+        server.stop()
+        time.sleep(1.5)
+        server.start()
+        assert fleet.wait(job.id).state == "done"
+        assert max(fleet.refined(job.id).values()) <= 2
+        assert (fleet.root / "out.json").read_bytes() == fleet.expected()
+    finally:
+        fleet.close()
+        server.stop()
+
+
+def test_a_disk_that_fills(local: Fleet) -> None:
+    """The journal's disk is full: the job says so, waits, and goes on."""
+    flag = local.root / "full"
+    flag.touch()
+    site = local.root / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import os, builtins, errno\n"
+        "import io, pathlib\n"
+        "real = pathlib.Path.open\n"
+        "def full(self, mode='r', *a, **k):\n"
+        "    if str(self).endswith('.part') and 'w' in mode and os.path.exists(os.environ['FULL']):\n"
+        "        raise OSError(errno.ENOSPC, 'No space left on device', str(self))\n"
+        "    return real(self, mode, *a, **k)\n"
+        "pathlib.Path.open = full\n"
+    )
+    local.start(FULL=str(flag), PYTHONPATH=str(site))
+    job = local.submit(images=4)
+    waiting = local.wait(job.id, lambda job: "No space left" in job.message)
+    assert waiting.state == "running"
+    assert "tried again by itself" in waiting.message
+    flag.unlink()
+    done = local.wait(job.id)
+    assert (done.state, done.message) == ("done", "")
+
+
+def test_a_unit_that_kills_its_worker(local: Fleet) -> None:
+    """It is left as it is after three tries, and the others go on."""
+    site = local.root / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import sys, os\n"
+        "class Hook:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'bpr_service.jobs.units':\n"
+        "            sys.meta_path.remove(self)\n"
+        "            import bpr_service.jobs.units as units\n"
+        "            real = units.refine_unit\n"
+        "            def deadly(refiner, file, unit, ignore):\n"
+        "                if unit.image == '2.png':\n"
+        "                    os.kill(os.getpid(), 9)\n"
+        "                return real(refiner, file, unit, ignore)\n"
+        "            units.refine_unit = deadly\n"
+        "sys.meta_path.insert(0, Hook())\n"
+    )
+    job = local.submit(images=4)
+    for _ in range(6):
+        local.start(PYTHONPATH=str(site))
+        local.wait(job.id, lambda job: job.ended_for_good or local.workers[-1].poll() is not None)
+    done = local.wait(job.id)
+    assert done.state == "done"
+    assert done.result is not None
+    assert done.result["failed_count"] == 1
+    assert "its worker ended 3 times" in done.result["failed"][0]
+    assert local.refined(job.id) == Counter({f"{i}.png": 1 for i in (0, 1, 3)})
+
+
+def test_sigterm_ends_a_worker_between_units(local: Fleet) -> None:
+    worker = local.start()
+    job = local.submit(images=12)
+    local.wait(job.id, lambda job: sum(local.refined(job.id).values()) >= 2)
+    worker.terminate()
+    assert worker.wait(30) == 0
+    local.start()
+    assert local.wait(job.id).state == "done"
+    assert max(local.refined(job.id).values()) == 1
+
+
+def test_one_worker_on_sqlite(local: Fleet) -> None:
+    local.start()
+    job = local.submit(images=2)
+    local.wait(job.id)
+    second = local.start()
+    assert second.wait(60) == 2
+    assert "a worker runs already" in (local.root / "workers.log").read_text()
+
+
+def test_bad_jobs(local: Fleet) -> None:
+    job = local.submit(images=1)
+    request = job.request
+    submit = local.engine.submit
+    with pytest.raises(NotFoundError, match="job 'none'"):
+        local.engine.get("none")
+    for call in (local.engine.cancel, local.engine.resume, local.engine.log):
+        with pytest.raises(NotFoundError):
+            call("none")
+    with pytest.raises(UnknownName, match="setting"):
+        submit({**request, "typo": 1})
+    with pytest.raises(UnknownName):
+        submit({**request, "settings": {"typo": 1}})
+    with pytest.raises(UnknownName, match="preset"):
+        submit({**request, "preset": "typo"})
+    with pytest.raises(UnknownName, match="format"):
+        submit({**request, "format": "typo"})
+    with pytest.raises(ConfigError, match="kind of a job"):
+        submit({**request, "kind": "typo"})
+    with pytest.raises(ConfigError, match="job's id"):
+        submit(request, "../x")
+
+
+@pytest.mark.parametrize(
+    "path", ["data:../x", "data:a/../../x", "/etc/passwd", "s3://bucket/x", "data:link/x", "data:a\\..\\..\\x"]
+)
+def test_roots_do_not_let_out(path: str, local: Fleet) -> None:
+    job = local.submit(images=1)
+    (local.root / "link").symlink_to("/etc")
+    for field in ("images", "predictions", "dataset", "out"):
+        with pytest.raises(ForbiddenError):
+            local.engine.submit({**job.request, field: path})
+    with pytest.raises(UnknownName, match="root"):
+        local.engine.submit({**job.request, "images": "other:x"})
+
+
+def test_a_read_only_root(tmp_path: Path) -> None:
+    settings = load_job_settings(
+        {"BPR_JOBS_ROOTS": json.dumps({"data": {"path": str(tmp_path), "write": False}})}, folder=str(tmp_path / "jobs")
+    )
+    engine = JobEngine(settings)
+    request = {"kind": "refine", "task": "semantic", "images": "data:i", "predictions": "data:p", "out": "data:o"}
+    with pytest.raises(ForbiddenError, match="may be written"):
+        engine.submit(request)
+
+
+def test_a_link_in_the_images_is_refused_and_named(local: Fleet) -> None:
+    job = local.submit(images=3)
+    secret = local.root.parent / f"{local.root.name}-secret.png"
+    (local.root / "images" / "1.png").rename(secret)
+    (local.root / "images" / "1.png").symlink_to(secret)
+    local.start()
+    done = local.wait(job.id)
+    assert done.result is not None
+    assert "a link leaves the allowed folders" in done.result["failed"][0]
+    assert done.result["failed_count"] == 1
+
+
+def test_a_broken_file_fails_the_job_with_its_byte(local: Fleet) -> None:
+    job = local.submit(images=3)
+    path = local.root / "pred.json"
+    data = path.read_bytes()
+    path.write_bytes(data[:-20])
+    local.start()
+    failed = local.wait(job.id)
+    assert failed.state == "failed"
+    assert "broken JSON at byte" in failed.message
+    assert not (local.root / "out.json").exists()
+    path.write_bytes(data)
+    local.engine.resume(job.id)
+    assert local.wait(job.id).state == "done"
+
+
+def test_settings() -> None:
+    with pytest.raises(ConfigError, match="BPR_JOBS_ROOTS"):
+        load_job_settings({"BPR_JOBS_ROOTS": "data=/data"})
+    settings = load_job_settings({"BPR_JOBS_ROOTS": '{"a": "/a"}', "BPR_JOBS_DEAD_AFTER_S": "7"})
+    assert settings.roots["a"].path == "/a"
+    assert settings.dead_after_s == 7
