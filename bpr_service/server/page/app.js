@@ -40,7 +40,8 @@ async function watch(was) {
   setTimeout(() => watch(ready), ready ? 15_000 : 2_000);
 }
 
-$("key-button").addEventListener("click", () => { $("key").value = key.get(); $("key-dialog").showModal(); });
+$("key-button").addEventListener("click", () => { $("key").value = key.get(); $("key-dialog").returnValue = ""; $("key-dialog").showModal(); });
+$("key-cancel").addEventListener("click", () => $("key-dialog").close());
 $("key-dialog").addEventListener("close", () => { if ($("key-dialog").returnValue === "save") { key.set($("key").value.trim()); refine.offer(); view(); } });
 for (const module of Object.values(VIEWS)) module.start();
 addEventListener("hashchange", view);

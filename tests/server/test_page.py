@@ -1,0 +1,245 @@
+"""The page in a real browser: desktop and phone, by mouse and by keyboard. Pictures go to artifacts/."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpr_service.runtime.dummy import DummyModels
+from bpr_service.server.auth import ApiKey, Keys, hash_key
+from tests.server.helpers import Running, coarse, picture, png, serving
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+ARTIFACTS = Path(__file__).parents[2] / "artifacts"
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Running]:
+    with serving(None, DummyModels(("balanced", "fast"))) as running:
+        yield running
+
+
+class Watched:
+    """A page whose errors and outside requests are failures."""
+
+    def __init__(self, browser: Any, url: str, width: int, height: int, **context: Any) -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": height}, **context)
+        self.page = self.context.new_page()
+        self.faults: list[str] = []
+        self.page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
+        self.page.on(
+            "console",
+            lambda line: line.type == "error" and "status of" not in line.text and self.faults.append(line.text),
+        )
+        self.page.on(
+            "request",
+            lambda request: (
+                request.url.startswith(("http", "ws"))
+                and not request.url.startswith(url)
+                and self.faults.append(f"outside: {request.url}")
+            ),
+        )
+        self.page.goto(url)
+
+    def __enter__(self) -> Any:
+        return self.page
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+        assert self.faults == []
+
+
+def photograph(page: Any, name: str) -> None:
+    ARTIFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=ARTIFACTS / f"page-{name}.png", full_page=True)
+
+
+def refine_files(page: Any) -> None:
+    page.wait_for_selector("#presets input")
+    page.set_input_files("#image-file", {"name": "a.png", "mimeType": "image/png", "buffer": png(picture())})
+    masks = [{"id": 1, "label": "disc", "segmentation": coarse().to_rle()}]
+    masks.append({"id": 2, "label": "small", "segmentation": coarse(cx=30, cy=30, r=20).to_rle(compressed=False)})
+    masks.append({"id": 3, "label": "corner", "segmentation": [[0, 0, 40, 0, 40, 30, 0, 30]]})
+    content = json.dumps({"masks": masks}).encode()
+    page.set_input_files("#mask-files", {"name": "m.json", "mimeType": "application/json", "buffer": content})
+    page.wait_for_selector("#go:enabled")
+
+
+def test_a_bundled_example_at_a_desktops_width(browser: Any, service: Running) -> None:
+    pytest.importorskip("skimage")
+    with Watched(browser, service.url, 1400, 950) as page:
+        page.wait_for_selector("#examples button")
+        page.wait_for_selector("#state.ok")
+        page.click("#examples button:has-text('coffee')")
+        page.wait_for_selector("#go:enabled")
+        assert "600 \u00d7 400 px" in page.inner_text("#chosen")
+        page.click("#presets label:has-text('fast')")
+        page.click("#go")
+        page.wait_for_selector("#downloads:visible")
+        photograph(page, "desktop")
+        rows = page.locator("#changes tbody tr")
+        assert rows.count() == page.evaluate("document.querySelectorAll('#changes .swatch').length") > 0
+        assert "refined" in page.inner_text("#changes")
+        assert re.search(r"pixels changed, by dummy v1 \(fast\) on cpu in \d+ ms", page.inner_text("#summary"))
+        with page.expect_download() as download:
+            page.click("#save-json")
+        saved = json.loads(Path(download.value.path()).read_text())
+        assert len(saved["masks"]) == rows.count()
+        with page.expect_download() as download:
+            page.click("#save-png")
+        assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
+
+
+def test_own_files_the_slider_and_the_zoom(browser: Any, service: Running) -> None:
+    with Watched(browser, service.url, 1200, 900) as page:
+        refine_files(page)
+        assert page.is_disabled("#split")
+        coarse_zoom = page.evaluate("document.querySelector('#zoom').toDataURL()")
+        page.click("#go")
+        page.wait_for_selector("#downloads:visible")
+        assert page.evaluate("document.querySelector('#zoom').toDataURL()") != coarse_zoom
+
+        def clip() -> str:
+            return str(page.evaluate("getComputedStyle(document.querySelector('#before')).clipPath"))
+
+        half = clip()
+        page.locator("#split").fill("80")
+        assert clip() != half
+        left = page.evaluate("document.querySelector('#lens').style.left")
+        page.hover("#stage", position={"x": 200, "y": 150})
+        assert page.evaluate("document.querySelector('#lens').style.left") != left
+        before = page.evaluate("document.querySelector('#after').toDataURL()")
+        page.click("label:has(#fill)")
+        assert page.evaluate("document.querySelector('#after').toDataURL()") != before
+        assert page.locator("#changes tbody tr").count() == 3
+        assert "disc" in page.inner_text("#changes")
+
+
+def test_by_keyboard_alone(browser: Any, service: Running) -> None:
+    with Watched(browser, service.url, 1200, 900) as page:
+        refine_files(page)
+
+        def tab_to(name: str) -> None:
+            for _ in range(40):
+                page.keyboard.press("Tab")
+                if page.evaluate("document.activeElement.id || document.activeElement.value") == name:
+                    return
+            raise AssertionError(f"Tab never reaches {name}")
+
+        page.focus("body")
+        page.keyboard.press("Tab")
+        assert page.inner_text(":focus") == "Skip to content"
+        tab_to("balanced")
+        page.keyboard.press("ArrowLeft")
+        assert page.evaluate("document.querySelector('#presets input:checked').value") == "fast"
+        tab_to("go")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#downloads:visible")
+        page.focus("#go")
+        tab_to("stage")
+        left = page.evaluate("document.querySelector('#lens').style.left")
+        page.keyboard.press("ArrowRight")
+        assert page.evaluate("document.querySelector('#lens').style.left") != left
+        tab_to("split")
+        value = page.input_value("#split")
+        page.keyboard.press("ArrowRight")
+        assert page.input_value("#split") != value
+        tab_to("next")
+        left = page.evaluate("document.querySelector('#lens').style.left")
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.querySelector('#lens').style.left") != left
+        tab_to("save-json")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phones_width(browser: Any, service: Running, scheme: str) -> None:
+    with Watched(browser, service.url, 375, 740, color_scheme=scheme, has_touch=True, is_mobile=True) as page:
+        refine_files(page)
+        page.tap("#go")
+        page.wait_for_selector("#downloads:visible")
+        photograph(page, f"phone-{scheme}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375, "nothing is wider than the screen"
+        small = page.evaluate(
+            "[...document.querySelectorAll('button:not([hidden]), .button')]"
+            ".filter(b => b.offsetParent && b.getBoundingClientRect().height < 32).map(b => b.id || b.textContent)"
+        )
+        assert small == [], "large enough to touch"
+
+
+def test_errors_are_said_and_announced(browser: Any, service: Running) -> None:
+    with Watched(browser, service.url, 1000, 800) as page:
+        page.wait_for_selector("#presets input")
+        page.set_input_files("#image-file", {"name": "a.png", "mimeType": "image/png", "buffer": png(picture()[:90])})
+        masks = json.dumps([{"segmentation": coarse().to_rle()}]).encode()
+        page.set_input_files("#mask-files", {"name": "m.json", "mimeType": "application/json", "buffer": masks})
+        page.click("#go")
+        page.wait_for_selector("#message:visible")
+        assert "of another size than the image" in page.inner_text("#message")
+        assert page.get_attribute("#message", "role") == "alert"
+        page.set_input_files("#mask-files", {"name": "m.json", "mimeType": "application/json", "buffer": b"{"})
+        page.wait_for_selector("#message:has-text('not JSON')")
+
+
+def test_models_jobs_and_docs(browser: Any) -> None:
+    with serving() as server, Watched(browser, server.url, 1200, 850) as page:
+        page.click("#tab-models")
+        page.wait_for_selector("#models-body .card")
+        assert "serving" in page.inner_text("#models-body")
+        photograph(page, "models")
+        page.click("#tab-jobs")
+        page.wait_for_selector("#jobs-body:has-text('runs without jobs')")
+        photograph(page, "jobs")
+        page.goto(server.url + "/docs")
+        page.wait_for_selector("#routes details")
+        assert "/v1/refine/instance" in page.inner_text("#routes")
+        page.click("#routes details:has-text('/v1/refine/instance') summary")
+        photograph(page, "docs")
+
+
+def test_with_a_key(browser: Any) -> None:
+    keys = Keys([ApiKey(name="a", sha256=hash_key("k1"))])
+    with serving(keys=keys) as server, Watched(browser, server.url, 1200, 850) as page:
+        page.wait_for_selector("#message:visible")
+        assert "API key" in page.inner_text("#message")
+        page.click("#key-button")
+        page.fill("#key", "k1")
+        page.keyboard.press("Enter")
+        refine_files(page)
+        page.click("#go")
+        page.wait_for_selector("#downloads:visible")
+
+
+def test_what_is_wrong_for_assistive_technology(browser: Any, service: Running) -> None:
+    """Every control has a name, every id is used once, headings and landmarks are there."""
+    with Watched(browser, service.url, 1200, 850) as page:
+        refine_files(page)
+        nameless = page.evaluate(
+            """[...document.querySelectorAll('button, input, select, textarea, canvas[role=img], a')].filter(e =>
+            !(e.getAttribute('aria-label') || e.textContent.trim() || (e.labels && e.labels.length)))
+            .map(e => e.outerHTML)"""
+        )
+        assert nameless == []
+        ids = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
+        assert len(ids) == len(set(ids))
+        assert page.get_attribute("html", "lang") == "en"
+        assert page.locator("main h1:visible").count() == 1
