@@ -121,9 +121,9 @@ class Preset(NamedTuple):
 PRESETS: dict[str, Preset] = {
     p.name: p
     for p in (
-        Preset("fast", "light", 96, 0.15),
-        Preset("balanced", "light", 96, 0.25),
-        Preset("best", "light", 96, 0.55),
+        Preset("fast", "balanced", 96, 0.15),
+        Preset("balanced", "balanced", 96, 0.25),
+        Preset("best", "balanced", 96, 0.55),
     )
 }
 
