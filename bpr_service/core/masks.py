@@ -41,7 +41,7 @@ __all__ = [
 Crop = NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Mask:
     """A binary mask of an (H, W) image, held as the crop that has its foreground.
 
@@ -86,6 +86,9 @@ class Mask:
                 got=f"{soft.dtype} {soft.shape}",
                 fix="use Mask.from_array with floats in [0, 1]",
             )
+
+    def __repr__(self) -> str:
+        return f"Mask({self.height} x {self.width}, box={self.box}, area={self.area}, soft={self.soft is not None})"
 
     # ---- what it is ----------------------------------------------------------------------------------------
 

@@ -94,10 +94,10 @@ def _fast_scnn(outputs: int = 1) -> nn.Module:
     return FastSCNN(CHANNELS, outputs)
 
 
-def _light(widths: tuple[int, int, int, int], depth: int, **arguments: Any) -> nn.Module:
+def _light(defaults: dict[str, Any], **arguments: Any) -> nn.Module:
     from bpr_service.core.light_unet import LightUNet
 
-    return LightUNet(**{"widths": widths, "depth": depth, **arguments})
+    return LightUNet(**{**defaults, **arguments})
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +116,9 @@ NETWORKS: dict[str, NetworkSpec] = {
     "fcn_resnet50": NetworkSpec(partial(_resnet, "resnet50"), 8),
     "deeplabv3plus_resnet50": NetworkSpec(_deeplab, 16),
     "fast_scnn": NetworkSpec(_fast_scnn, 32),
-    "light_unet_s": NetworkSpec(partial(_light, (24, 48, 64, 96), 1), 16),
-    "light_unet_m": NetworkSpec(partial(_light, (48, 96, 160, 224), 1), 16),
-    "light_unet_l": NetworkSpec(partial(_light, (64, 128, 192, 256), 2), 16),
+    "light_unet_s": NetworkSpec(partial(_light, {"widths": (24, 48, 64, 96), "depth": 1}), 16),
+    "light_unet_m": NetworkSpec(partial(_light, {"widths": (48, 96, 160, 224), "depth": 1}), 16),
+    "light_unet_l": NetworkSpec(partial(_light, {"widths": (64, 128, 192, 256), "depth": 2}), 16),
 }
 
 

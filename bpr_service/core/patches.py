@@ -22,6 +22,7 @@ from bpr_service.errors import ConfigError
 
 Boxes = NDArray[np.int32]
 Positions = NDArray[np.int32]
+_PIXEL = np.dtype("<u4")
 
 
 def place_patches(mask: Mask, config: PatchConfig) -> Boxes:
@@ -221,9 +222,12 @@ def _gather(
     scale: int,
     boxes: Boxes,
     padding: int,
-    out: NDArray[np.uint8],
+    out: NDArray[np.uint32],
 ) -> None:
-    """out[i] = image and mask (crop at (x, y), times `scale`) over boxes[i] with its padding."""
+    """out[i] = image and mask (crop at (x, y), times `scale`) over boxes[i] with its padding.
+
+    A pixel is one word, red in its lowest byte: (n, h, w) uint32 is (n, h, w, 4) uint8 in little-endian memory.
+    """
     height, width = image.shape[0], image.shape[1]
     h, w = crop.shape
     rows, columns = out.shape[1], out.shape[2]
@@ -235,28 +239,23 @@ def _gather(
             source = image[row]
             target = out[i, r]
             if inner:
+                piece = source[left : left + columns]
                 for k in range(columns):
-                    target[k, 0] = source[left + k, 0]
-                    target[k, 1] = source[left + k, 1]
-                    target[k, 2] = source[left + k, 2]
-                    target[k, 3] = 0
+                    target[k] = piece[k, 0] | piece[k, 1] << 8 | piece[k, 2] << 16
             else:
                 for k in range(columns):
                     column = min(max(left + k, 0), width - 1)
-                    target[k, 0] = source[column, 0]
-                    target[k, 1] = source[column, 1]
-                    target[k, 2] = source[column, 2]
-                    target[k, 3] = 0
+                    target[k] = source[column, 0] | source[column, 1] << 8 | source[column, 2] << 16
             if 0 <= row - y < h:
                 line = crop[row - y]
                 if inner:
                     for column in range(max(left, x), min(left + columns, x + w)):
-                        target[column - left, 3] = line[column - x] * scale
+                        target[column - left] |= line[column - x] * scale << 24
                 else:
                     for k in range(columns):
                         column = min(max(left + k, 0), width - 1) - x
                         if 0 <= column < w:
-                            target[k, 3] = line[column] * scale
+                            target[k] |= line[column] * scale << 24
 
 
 def crop_patches(
@@ -295,14 +294,14 @@ def crop_patches(
     levels, scale = (mask.crop, 255) if mask.soft is None else (mask.soft, 1)
     padding = config.padding_px
     if config.scheme != "instance" and config.crop_size_px == side:
-        _gather(image, levels, mask.x, mask.y, scale, boxes, padding, out)
+        _gather(image, levels, mask.x, mask.y, scale, boxes, padding, out.view(_PIXEL)[..., 0])
         return out
     import cv2
 
     for target, box in zip(out, boxes, strict=True):  # one OpenCV call a patch: it resizes pictures, not batches
         w, h = int(box[2] - box[0]) + 2 * padding, int(box[3] - box[1]) + 2 * padding
         piece = np.empty((1, h, w, 4), np.uint8)
-        _gather(image, levels, mask.x, mask.y, scale, box[None], padding, piece)
+        _gather(image, levels, mask.x, mask.y, scale, box[None], padding, piece.view(_PIXEL)[..., 0])
         cv2.resize(piece[0], (side, side), dst=target, interpolation=resize_method(h, w, side, side))
     return out
 

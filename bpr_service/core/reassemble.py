@@ -80,12 +80,10 @@ def window_weights(name: str, height: int, width: int) -> F64:
 
 
 def sigmoid(logits: F32) -> F32:
-    """``1 / (1 + exp(-x))`` in float32, without overflow."""
-    out: F32 = np.clip(logits, -80.0, 80.0)
-    np.negative(out, out=out)
-    np.exp(out, out=out)
-    out += np.float32(1.0)
-    np.reciprocal(out, out=out)
+    """``1 / (1 + exp(-x))`` in float32; torch has it in vector code."""
+    import torch
+
+    out: F32 = torch.sigmoid(torch.from_numpy(np.ascontiguousarray(logits))).numpy()
     return out
 
 
@@ -165,18 +163,17 @@ def _paste(
             if tile < 0:
                 continue
             left, top = x0 + tx * TILE_PX - wx, y0 + ty * TILE_PX - wy
+            first, last = max(0, -left), min(TILE_PX, w - left)
             for r in range(max(0, -top), min(TILE_PX, h - top)):
-                for k in range(max(0, -left), min(TILE_PX, w - left)):
-                    weight = total[tile, r, k]
-                    if weight > 0.0:
-                        value = np.uint8(1) if sums[tile, 0, r, k] / weight >= threshold else np.uint8(0)
-                        before = window[top + r, left + k]
-                        if value != before:
-                            window[top + r, left + k] = value
-                            if value:
-                                added += 1
-                            else:
-                                removed += 1
+                line = window[top + r, left + first : left + last]
+                value, weight = sums[tile, 0, r, first:last], total[tile, r, first:last]
+                for k in range(last - first):  # value >= threshold * weight is value / weight >= threshold
+                    before = line[k]
+                    seen = weight[k] > 0.0
+                    now = value[k] >= threshold * weight[k]
+                    added += seen & now & (before == 0)
+                    removed += seen & (not now) & (before != 0)
+                    line[k] = now if seen else before
     return added, removed
 
 

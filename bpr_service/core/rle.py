@@ -106,34 +106,37 @@ def _paint(runs: Runs, height: int, x0: int, y0: int, crop: Bytes) -> None:
 
 
 @kernel
-def _runs_of(crop: Bytes, x0: int, y0: int, height: int, width: int, runs: Runs) -> int:
-    """Fill `runs` with the runs of the whole frame from the window; how many there are (may exceed
-    ``runs.size``).
+def _runs_of(columns: Bytes, x0: int, y0: int, height: int, width: int, runs: Runs) -> int:
+    """Fill `runs` with the runs of the whole frame; how many there are (may exceed ``runs.size``).
+
+    `columns` is the (h, w) window turned, each column followed by one zero or more up to a multiple of eight,
+    so that eight pixels that do not change are passed at once.
     """
-    h, w = crop.shape
-    n, start, value = 0, 0, 0  # the run now open began at flat position `start`
+    w = columns.shape[0]
+    n, start, value = 0, 0, np.uint8(0)  # the run now open began at flat position `start`
+    words = columns.view(np.uint64)
+    same = np.uint64(0)  # eight pixels of `value`
     for x in range(w + 1):
         base = (x0 + x) * height
         if value == 1 and (y0 > 0 or x == w) and base < height * width:  # zeros above the window, or right of it
             if n < runs.size:
                 runs[n] = base - start
-            start, value = base, 0
+            start, value, same = base, np.uint8(0), np.uint64(0)
             n += 1
         if x == w:
             break
-        for y in range(h):
-            if crop[y, x] != value:
-                at = base + y0 + y
-                if n < runs.size:
-                    runs[n] = at - start
-                start, value = at, 1 - value
-                n += 1
-        if value == 1 and y0 + h < height:  # zeros below the window
-            at = base + y0 + h
-            if n < runs.size:
-                runs[n] = at - start
-            start, value = at, 0
-            n += 1
+        column, line = columns[x], words[x]
+        for k in range(line.size):
+            if line[k] == same:
+                continue
+            for y in range(8 * k, min(8 * k + 8, height - y0)):
+                if column[y] != value:
+                    at = base + y0 + y
+                    if n < runs.size:
+                        runs[n] = at - start
+                    start, value = at, np.uint8(1) - value
+                    n += 1
+            same = np.uint64(0x0101010101010101) if value else np.uint64(0)
     if n < runs.size:
         runs[n] = height * width - start
     return n + 1
@@ -207,11 +210,14 @@ def encode(crop: Bytes, x: int, y: int, height: int, width: int) -> Runs:
     """
     if crop.size == 0:
         return np.array([height * width], np.int64)
-    runs = np.empty(4 * crop.shape[1] + 1024, np.int64)
-    n = _runs_of(crop, x, y, height, width, runs)
+    h, w = crop.shape
+    columns = np.zeros((w, (h + 8) // 8 * 8), np.uint8)  # at least one row of padding ends the last run
+    columns[:, :h] = crop.T
+    runs = np.empty(4 * w + 1024, np.int64)
+    n = _runs_of(columns, x, y, height, width, runs)
     if n > runs.size:
         runs = np.empty(n, np.int64)
-        _runs_of(crop, x, y, height, width, runs)
+        _runs_of(columns, x, y, height, width, runs)
     return runs[:n]
 
 

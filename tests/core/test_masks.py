@@ -18,6 +18,7 @@ from bpr_service.core.masks import Mask, as_mask
 from bpr_service.errors import LimitError, MaskError
 
 Frame = NDArray[np.uint8]
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
 
 
 def frames() -> list[Frame]:

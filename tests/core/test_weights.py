@@ -1,0 +1,109 @@
+"""Model versions: what is saved is what is loaded, and anything else is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bpr_service.config import PatchConfig
+from bpr_service.core.network import build_network
+from bpr_service.core.weights import (
+    CARD_FILE,
+    WEIGHTS_FILE,
+    ModelCard,
+    NetworkCard,
+    bundled_models,
+    load_model,
+    save_model,
+)
+from bpr_service.errors import ModelError, UnknownName
+
+ARGUMENTS = {"widths": [8, 8, 8, 8], "depth": 1}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    network = build_network("light_unet_s", outputs=2, **ARGUMENTS)
+    card = ModelCard(
+        name="tiny",
+        version="3",
+        network=NetworkCard(name="light_unet_s", arguments=ARGUMENTS),
+        patch=PatchConfig(padding_px=0, network_size_px=64),
+        outputs=2,
+        figures={"iou": 0.5},
+    )
+    save_model(tmp_path / "tiny", network, card)
+    return tmp_path / "tiny"
+
+
+def test_round_trip(folder: Path) -> None:
+    loaded = load_model(folder)
+    assert (loaded.card.name, loaded.card.version, loaded.card.outputs) == ("tiny", "3", 2)
+    assert loaded.card.patch.network_size_px == 64
+    assert not loaded.network.training
+    torch.manual_seed(0)
+    fresh = build_network("light_unet_s", outputs=2, **ARGUMENTS).eval()
+    patches = torch.randn(1, 4, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(loaded.network(patches), fresh(patches))
+    assert sorted(p.name for p in folder.iterdir()) == [CARD_FILE, WEIGHTS_FILE]
+
+
+def test_unknown_model(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="unknown model") as caught:
+        load_model("no-such-model")
+    assert all(name in str(caught.value) for name in bundled_models())
+
+
+def _edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
+    def apply(folder: Path) -> None:
+        card = json.loads((folder / CARD_FILE).read_text())
+        change(card)
+        (folder / CARD_FILE).write_text(json.dumps(card))
+
+    return apply
+
+
+def _resign(data: bytes) -> Callable[[Path], Any]:
+    import hashlib
+
+    def apply(folder: Path) -> None:
+        (folder / WEIGHTS_FILE).write_bytes(data)
+        _edit(lambda card: card.update(sha256=hashlib.sha256(data).hexdigest()))(folder)
+
+    return apply
+
+
+def _flip_a_bit(folder: Path) -> None:
+    data = bytearray((folder / WEIGHTS_FILE).read_bytes())
+    data[-1] ^= 1
+    (folder / WEIGHTS_FILE).write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_flip_a_bit, "SHA-256"),
+        (lambda f: (f / WEIGHTS_FILE).unlink(), "no weights"),
+        (lambda f: (f / CARD_FILE).unlink(), "not a model version"),
+        (lambda f: (f / CARD_FILE).write_text("{"), "damaged"),
+        (_edit(lambda card: card.pop("network")), "network"),
+        (_edit(lambda card: card.update(sha256="")), "SHA-256"),
+        (_edit(lambda card: card["network"].update(name="resnet")), "cannot be built"),
+        (_edit(lambda card: card["network"].update(arguments={"breadth": 1})), "cannot be built"),
+        (_edit(lambda card: card["network"].update(arguments={"widths": [8, 8, 8, 16]})), "does not fit"),
+        (_edit(lambda card: card.update(outputs=1)), "does not fit"),
+        (_edit(lambda card: card.update(normalisation={"mean": [0, 0, 0], "std": [1, 1, 1]})), "normalisation"),
+        (_resign(b"\x80\x04pickle"), "safetensors"),
+    ],
+)
+def test_damage_is_refused(folder: Path, damage: Callable[[Path], Any], says: str) -> None:
+    damage(folder)
+    with pytest.raises(ModelError, match=says):
+        load_model(folder)
