@@ -184,7 +184,7 @@ def _print_json(value: Any) -> None:
 
 def _job_line(job: Job) -> str:
     progress = job.progress
-    done, total = progress.get("done", progress.get("step")), progress.get("units", progress.get("steps"))
+    done, total = progress.get("done", 0), progress.get("total")
     share = f"{done}/{total}" if total else ""
     return f"{job.id:<28} {job.kind:<7} {job.state:<10} {share:<12} {job.message}".rstrip()
 

@@ -223,7 +223,7 @@ class JobEngine:
         if row.cancelled:
             state = "cancelled"
         progress = row.progress
-        if row.kind == "refine" and "units" in progress:
+        if row.kind == "refine" and "total" in progress:
             done, failed = self.database.sum_shards(row.id)
             progress = {**progress, "done": done, "failed": failed}
         same = ("id", "kind", "request", "message", "result", "created", "started", "ended", "attempt")

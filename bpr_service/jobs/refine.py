@@ -111,7 +111,7 @@ def plan_job(context: Context, row: JobRow) -> int:
         context.log(row.id, f"planned {known.units} images in {len(known.shards)} shards")
     shards = len(known.shards)
     context.database.update_job(
-        row.id, row.attempt, started=row.started or True, progress={"units": known.units, "shards": shards}
+        row.id, row.attempt, started=row.started or True, progress={"total": known.units, "shards": shards}
     )
     return shards
 

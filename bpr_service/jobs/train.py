@@ -249,6 +249,7 @@ class Child:
             if event.get("event") == "progress" and time.monotonic() - self.noted >= context.settings.poll_s:
                 self.noted = time.monotonic()
                 progress = {key: value for key, value in event.items() if key != "event"}
+                progress |= {"done": event.get("step"), "total": event.get("steps")}
                 context.database.update_job(row.id, row.attempt, progress=progress)
             elif event.get("event") == "exported":
                 self.exported = str(event["path"])

@@ -3,94 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bpr_service.errors import ConfigError, ConflictError, ForbiddenError, NotFoundError, UnknownName
-from bpr_service.jobs.batch import Batch, run_batch
-from bpr_service.jobs.engine import Job, JobEngine
-from bpr_service.jobs.settings import JobSettings, load_job_settings
-from tests.jobs.samples import coco_set
+from bpr_service.jobs.engine import JobEngine
+from bpr_service.jobs.settings import load_job_settings
+from tests.jobs.fleet import Fleet, kill_at_random
 from tests.services import Postgres
-
-FAST = {"poll_s": 0.1, "beat_s": 0.2, "dead_after_s": 2.0, "retry_s": 0.2, "log_units": True}
-
-
-class Fleet:
-    """Worker processes over one installation, in a folder ``root`` of its own."""
-
-    def __init__(self, root: Path, database: str) -> None:
-        self.root, self.workers = root, list[subprocess.Popen[bytes]]()
-        self.settings = JobSettings(
-            database=database, folder=str(root / "jobs"), roots={"data": {"path": str(root)}},
-            models=str(root / "models"), **FAST,
-        )  # fmt: skip
-        self.engine = JobEngine(self.settings)
-
-    def start(self, **environment: str) -> subprocess.Popen[bytes]:
-        values = self.settings.model_dump(mode="json", exclude_defaults=True)
-        texts = {f"BPR_JOBS_{k.upper()}": v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
-        command = [sys.executable, "-m", "bpr_service.cli", "worker"]
-        with (self.root / "workers.log").open("ab") as log:
-            worker = subprocess.Popen(
-                command, env={**os.environ, "OMP_NUM_THREADS": "1", **texts, **environment}, stdout=log, stderr=log
-            )
-        self.workers.append(worker)
-        return worker
-
-    def submit(self, **values: Any) -> Job:
-        request = coco_set(self.root, values.pop("images", 12)).model_dump(exclude_defaults=True)
-        named = {
-            k: f"data:{Path(request[k]).relative_to(self.root)}" for k in ("images", "predictions", "dataset", "out")
-        }
-        return self.engine.submit({"kind": "refine", **request, **named, **values})
-
-    def wait(self, job_id: str, until: Callable[[Job], bool] = lambda job: job.ended_for_good, s: float = 120) -> Job:
-        give_up = time.monotonic() + s
-        while time.monotonic() < give_up:
-            job = self.engine.get(job_id)
-            if until(job):
-                return job
-            time.sleep(0.05)
-        raise AssertionError(f"{job}\n{self.engine.log(job_id)}\n{(self.root / 'workers.log').read_text()}")
-
-    def refined(self, job_id: str) -> Counter[str]:
-        """How often each image was refined, over all workers and starts."""
-        lines = self.engine.log(job_id).splitlines()
-        return Counter(line.split(" refined ")[1] for line in lines if " refined " in line)
-
-    def expected(self) -> bytes:
-        """The result of an undisturbed run, image by image in one process."""
-        request = json.loads(json.dumps(self.request))
-        from bpr_service.jobs.requests import RefineRequest
-
-        run_batch(RefineRequest(**{**request, "out": str(self.root / "expected.json")}), Batch(workers=0))
-        return (self.root / "expected.json").read_bytes()
-
-    @property
-    def request(self) -> dict[str, Any]:
-        (row,) = self.engine.list(kind="refine")
-        return {
-            key: str(self.root / value[5:]) if isinstance(value, str) and value.startswith("data:") else value
-            for key, value in row.request.items()
-        }
-
-    def close(self) -> None:
-        for worker in self.workers:
-            if worker.poll() is None:
-                worker.kill()
-                worker.wait()
-        self.engine.close()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -114,7 +39,7 @@ def test_a_job_is_done_once(fleet: Fleet) -> None:
     assert again.id == job.id
     done = fleet.wait(job.id)
     assert (done.state, done.message) == ("done", "")
-    assert done.progress["done"] == done.progress["units"] == 6
+    assert done.progress["done"] == done.progress["total"] == 6
     assert done.result is not None
     assert done.result["images"] == 6
     assert fleet.engine.submit({**job.request}).state == "done"
@@ -127,19 +52,6 @@ def test_a_job_is_done_once(fleet: Fleet) -> None:
         fleet.engine.cancel(job.id)
     with pytest.raises(ConflictError, match="another request"):
         fleet.engine.submit({**job.request, "shard_images": 3}, job.id)
-
-
-def kill_at_random(fleet: Fleet, job_id: str, kills: int, seed: int) -> None:
-    """kill -9 a worker, ``kills`` times, once some more units were done than at the last kill; start another."""
-    rng = random.Random(seed)
-    for _ in range(kills):
-        before = sum(fleet.refined(job_id).values())
-        fleet.wait(job_id, lambda job, n=before: job.ended_for_good or sum(fleet.refined(job.id).values()) > n)
-        time.sleep(rng.uniform(0, 0.3))
-        victim = rng.choice([worker for worker in fleet.workers if worker.poll() is None])
-        victim.send_signal(signal.SIGKILL)
-        victim.wait()
-        fleet.start()
 
 
 def test_kill_three_times(fleet: Fleet) -> None:
@@ -265,7 +177,7 @@ def test_a_unit_that_kills_its_worker(local: Fleet) -> None:
         "import sys, os\n"
         "class Hook:\n"
         "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'bpr_service.jobs.units':\n"
+        "        if name == 'bpr_service.jobs.loaders':\n"
         "            sys.meta_path.remove(self)\n"
         "            import bpr_service.jobs.units as units\n"
         "            real = units.refine_unit\n"

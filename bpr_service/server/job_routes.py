@@ -1,0 +1,147 @@
+"""``/v1/jobs``: submit, list, watch, cancel, resume. A route is parse, call, print; the work is the worker's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Header, Query, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+
+from bpr_service import storage
+from bpr_service.errors import ConflictError, NotFoundError
+from bpr_service.jobs.engine import Job, JobEngine
+from bpr_service.jobs.requests import RefineRequest, TrainRequest
+from bpr_service.server.auth import require
+from bpr_service.server.openapi import problems
+
+WATCH_S, KEEP_ALIVE_S = 0.5, 15.0
+Key = Annotated[str | None, Header(alias="Idempotency-Key", description="The job's id; the same id is done once.")]
+
+
+def create_router() -> APIRouter:
+    """The routes over the jobs engine that the environment (``BPR_JOBS_*``) describes."""
+    return job_router(JobEngine())
+
+
+def job_router(jobs: JobEngine) -> APIRouter:
+    """The routes over a jobs engine."""
+    router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(require("jobs"))])
+    _add_submit(router, jobs)
+    _add_reading(router, jobs)
+    _add_steering(router, jobs)
+    return router
+
+
+def _add_submit(router: APIRouter, jobs: JobEngine) -> None:
+    refusals = problems(400, 401, 403, 404, 409, 422, 429, 503)
+
+    async def submit(kind: str, values: dict[str, Any], key: str | None) -> JSONResponse:
+        job = await run_in_threadpool(jobs.submit, {**values, "kind": kind}, key)
+        return JSONResponse(job.to_json(), status_code=202, headers={"Location": f"/v1/jobs/{job.id}"})
+
+    @router.post("/refine", status_code=202, responses=refusals, openapi_extra=_body(RefineRequest))
+    async def submit_refine(values: Annotated[dict[str, Any], Body()], key: Key = None) -> JSONResponse:
+        """Refine a prediction file. Paths are ``ROOT:relative/path``, or addresses inside a root."""
+        return await submit("refine", values, key)
+
+    @router.post("/train", status_code=202, responses=refusals, openapi_extra=_body(TrainRequest))
+    async def submit_train(values: Annotated[dict[str, Any], Body()], key: Key = None) -> JSONResponse:
+        """Retrain a refinement model on data of one's own."""
+        return await submit("train", values, key)
+
+
+def _add_reading(router: APIRouter, jobs: JobEngine) -> None:
+    refusals = problems(401, 403, 404, 429, 503)
+
+    @router.get("", responses=refusals)
+    async def list_jobs(
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100, kind: str | None = None, state: str | None = None
+    ) -> JSONResponse:
+        """The newest jobs first."""
+        found = await run_in_threadpool(lambda: jobs.list(limit=limit, kind=kind, state=state))
+        return JSONResponse({"jobs": [job.to_json() for job in found]})
+
+    @router.get("/{job_id}", responses=refusals)
+    async def get_job(job_id: str) -> JSONResponse:
+        """State, progress, message and result."""
+        return JSONResponse((await run_in_threadpool(jobs.get, job_id)).to_json())
+
+    @router.get("/{job_id}/log", response_class=PlainTextResponse, responses=refusals)
+    async def get_log(job_id: str) -> PlainTextResponse:
+        """The end of the job's log."""
+        return PlainTextResponse(await run_in_threadpool(jobs.log, job_id))
+
+    @router.get("/{job_id}/events", responses=refusals)
+    async def get_events(job_id: str, request: Request) -> StreamingResponse:
+        """Server-sent events: ``progress`` whenever something is new, then ``end``."""
+        first = await run_in_threadpool(jobs.get, job_id)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(_events(jobs, first, request), media_type="text/event-stream", headers=headers)
+
+    @router.get("/{job_id}/result", responses=problems(401, 403, 404, 409, 429, 503))
+    async def get_result(job_id: str, file: str | None = None) -> Response:
+        """The summary; ``?file=report`` gives the report, ``?file=predictions`` a refined JSON file."""
+        return await run_in_threadpool(_result, jobs, job_id, file)
+
+
+def _add_steering(router: APIRouter, jobs: JobEngine) -> None:
+    refusals = problems(401, 403, 404, 409, 429, 503)
+
+    @router.post("/{job_id}/cancel", responses=refusals)
+    async def cancel(job_id: str) -> JSONResponse:
+        """Stop a job; what is done stays for a resume."""
+        return JSONResponse((await run_in_threadpool(jobs.cancel, job_id)).to_json())
+
+    @router.post("/{job_id}/resume", responses=refusals)
+    async def resume(job_id: str) -> JSONResponse:
+        """Go on with a job that was cancelled or has failed."""
+        return JSONResponse((await run_in_threadpool(jobs.resume, job_id)).to_json())
+
+
+def _body(model: type[RefineRequest] | type[TrainRequest]) -> dict[str, Any]:
+    schema = model.model_json_schema()
+    schema["properties"].pop("kind")
+    schema.pop("$defs", None)
+    if "held_out" in schema["properties"]:
+        schema["properties"]["held_out"] = {"type": ["object", "null"]}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+async def _events(jobs: JobEngine, job: Job, request: Request) -> AsyncIterator[str]:
+    last, sent = "", 0.0
+    while True:
+        text = json.dumps(job.to_json(), ensure_ascii=False)
+        if text != last:
+            yield f"event: progress\ndata: {text}\n\n"
+            last, sent = text, time.monotonic()
+        if job.ended_for_good:
+            yield f"event: end\ndata: {json.dumps({'state': job.state})}\n\n"
+            return
+        if time.monotonic() - sent > KEEP_ALIVE_S:
+            yield ": still here\n\n"
+            sent = time.monotonic()
+        await asyncio.sleep(WATCH_S)
+        if await request.is_disconnected():
+            return
+        job = await run_in_threadpool(jobs.get, job.id)
+
+
+def _result(jobs: JobEngine, job_id: str, file: str | None) -> Response:
+    job = jobs.get(job_id)
+    if job.state != "done" or job.result is None:
+        raise ConflictError(f"job {job_id} has no result", expected="a job that is done", got=job.state)
+    if file is None:
+        return JSONResponse(job.result)
+    if file == "report" and job.kind == "refine":
+        path = str(jobs.folder(job_id) / "report.json")
+    elif file == "predictions" and job.kind == "refine" and str(job.result["out"]).endswith(".json"):
+        path = jobs.roots.resolve(job.result["out"])
+    else:
+        raise NotFoundError(f"result file {file!r}", expected="report, or predictions where that is one file")
+    stream = storage.open_read(path)
+    return StreamingResponse(iter(lambda: stream.read(storage.COPY_BYTES), b""), media_type="application/json")

@@ -1,0 +1,216 @@
+"""Train jobs with a stand-in trainer: a real child process, killed, resumed, measured, registered once."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpr_service.errors import ConfigError, NotFoundError, UnknownName
+from bpr_service.jobs.engine import Job
+from bpr_service.jobs.train import RECIPE
+from bpr_service.runtime.model_store import ModelStore
+from tests.jobs.fleet import Fleet
+from tests.jobs.samples import coco_set, tiny_model
+
+TRAINER = (sys.executable, str(Path(__file__).with_name("stand_in_trainer.py")))
+
+
+class TrainFleet(Fleet):
+    def __init__(self, root: Path, database: str) -> None:
+        super().__init__(root, database)
+        self.settings = self.settings.with_options(trainer=TRAINER)
+        self.engine.settings = self.settings
+        coco_set(root, 2)
+        self.new = tiny_model(root / "new", seed=1)
+        self.store = ModelStore(str(root / "models"))
+
+    def train(self, steps: int = 20, **values: Any) -> Job:
+        request = {"kind": "train", "name": "mine", "images": "data:images", "ground_truth": "data:ann.json",
+                   "predictions": "data:pred.json", "recipe": {"run": {"steps": steps}}}  # fmt: skip
+        return self.engine.submit({**request, **values})
+
+    def begin(self, **environment: str) -> Any:
+        return self.start(STAND_IN_MODEL=self.new, **environment)
+
+    def trainer_s_worker(self, job_id: str) -> Any:
+        """The worker whose child the latest trainer is."""
+        pid = self.starts(job_id)[-1][0]
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
+        return next(worker for worker in self.workers if worker.pid == parent)
+
+    def starts(self, job_id: str) -> list[tuple[int, int]]:
+        """(process id, first step) of every trainer that was started."""
+        path = self.settings.job_folder(job_id) / "run" / "starts.txt"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [(int(a), int(b)) for a, b in (line.split() for line in lines)]
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TrainFleet]:
+    fleet = TrainFleet(tmp_path, request.getfixturevalue("postgres_url") if request.param == "postgres" else "")
+    yield fleet
+    fleet.close()
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[TrainFleet]:
+    fleet = TrainFleet(tmp_path, "")
+    yield fleet
+    fleet.close()
+
+
+def lives(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_killed_three_times_it_registers_one_version(fleet: TrainFleet) -> None:
+    for _ in range(1 if fleet.settings.on_sqlite else 2):
+        fleet.begin()
+    job = fleet.train(steps=150)
+    rng = random.Random(2)
+    for _ in range(3):
+        before = len(fleet.starts(job.id))
+        fleet.wait(job.id, lambda job, n=before: job.ended_for_good or len(fleet.starts(job.id)) > max(n - 1, 0))
+        time.sleep(rng.uniform(0.1, 0.5))
+        for worker in [w for w in fleet.workers if w.poll() is None]:
+            worker.send_signal(signal.SIGKILL)
+            worker.wait()
+        time.sleep(0.3)
+        assert not any(lives(pid) for pid, _ in fleet.starts(job.id))  # the trainer died with its worker
+        for _ in range(1 if fleet.settings.on_sqlite else 2):
+            fleet.begin()
+    done = fleet.wait(job.id)
+    assert done.state == "done", done.message
+    firsts = [first for _, first in fleet.starts(job.id)]
+    assert firsts == sorted(firsts)
+    assert len(firsts) >= 2
+    assert firsts[-1] > 0  # from a checkpoint
+    (version,) = fleet.store.list("mine")
+    assert done.result is not None
+    assert done.result["version"] == version.ref
+    assert version.aliases == ("candidate",)
+    assert version.provenance["job"] == job.id
+    assert version.provenance["recipe"]["run"] == {"steps": 150}
+    assert len(version.provenance["data"]["ground_truth"]) == 64
+    assert "progress" in fleet.engine.log(job.id)
+    assert done.progress["done"] == done.progress["total"] == 150
+
+
+def held_out() -> dict[str, str]:
+    return {"images": "data:images", "ground_truth": "data:ann.json", "predictions": "data:pred.json"}
+
+
+@pytest.mark.parametrize(("figure", "promoted"), [("0.6", True), ("0.5", False)])
+def test_promotion_by_rule(figure: str, promoted: bool, local: TrainFleet) -> None:
+    active = local.store.activate(local.store.add(str(local.root / "model"), "mine").ref)
+    local.begin(STAND_IN_FIGURE=figure)
+    job = local.train(held_out=held_out(), promote_if_better=True)
+    done = local.wait(job.id)
+    assert done.state == "done", done.message
+    assert done.result is not None
+    comparison = done.result["comparison"]
+    assert comparison["measure"] == "boundary_AP"
+    assert (comparison["before_figure"], comparison["candidate_figure"]) == (0.5, float(figure))
+    assert comparison["active"] == active.ref
+    assert set(comparison["figures"]) == {"coarse", "candidate", "active"}
+    version = local.store.get(done.result["version"])
+    assert done.result["promoted"] is promoted
+    assert local.store.get("mine").id == (version.id if promoted else active.id)
+    assert version.provenance["parent"] == active.ref
+    assert version.provenance["comparison"]["better"] is promoted
+    if promoted:
+        assert local.store.rollback("mine").id == active.id
+
+
+def test_cancel_kills_the_whole_group_and_resume_goes_on(local: TrainFleet) -> None:
+    local.begin()
+    job = local.train(steps=200)
+    local.wait(job.id, lambda job: job.progress.get("done", 0) > 5)
+    local.engine.cancel(job.id)
+    (pid, _), *_ = local.starts(job.id)
+    give_up = time.monotonic() + 15
+    while lives(pid) and time.monotonic() < give_up:
+        time.sleep(0.05)
+    assert not lives(pid)
+    assert local.store.list() == []
+    local.engine.resume(job.id)
+    assert local.wait(job.id).state == "done"
+    assert local.starts(job.id)[-1][1] > 5
+
+
+def test_a_trainer_that_fails_says_why(local: TrainFleet) -> None:
+    local.begin(STAND_IN_FAILS="1")
+    job = local.train()
+    failed = local.wait(job.id)
+    assert failed.state == "failed"
+    assert "exit code 1" in failed.message
+    assert "out of luck at step 3" in failed.message
+    assert local.store.list() == []
+
+
+@pytest.mark.parametrize("limit", ["time_limit_s", "disk_limit_mb"])
+def test_limits(limit: str, local: TrainFleet) -> None:
+    local.begin()
+    job = local.train(steps=2000, **{limit: 0.5 if limit == "time_limit_s" else 0.0001})
+    failed = local.wait(job.id)
+    assert failed.state == "failed"
+    assert f"past its {limit}" in failed.message
+    assert not lives(local.starts(job.id)[-1][0])
+
+
+def test_what_is_refused_at_once(local: TrainFleet) -> None:
+    with pytest.raises(UnknownName, match=r"recipe\.run.*'typo'"):
+        local.train(recipe={"run": {"typo": 1}})
+    with pytest.raises(UnknownName, match=r"section of a recipe.*'typo'"):
+        local.train(recipe={"typo": {}})
+    with pytest.raises(ConfigError, match=r"recipe\.run: expected keys and values"):
+        local.train(recipe={"run": 3})
+    with pytest.raises(NotFoundError):
+        local.train(parent="mine@0123")
+    with pytest.raises(ConfigError, match="name"):
+        local.train(name="../x")
+
+
+def test_the_recipe_is_the_trainer_s() -> None:
+    from bpr_service.config import PatchConfig
+    from refiner_training.config import LossConfig, NetworkConfig, OptimConfig, RunConfig
+
+    models = {
+        "network": NetworkConfig,
+        "patch": PatchConfig,
+        "optim": OptimConfig,
+        "loss": LossConfig,
+        "run": RunConfig,
+    }
+    assert {name: set(model.model_fields) for name, model in models.items()} == RECIPE
+
+
+def test_a_child_dies_with_its_parent() -> None:
+    import subprocess
+
+    sleeper = "import os, subprocess, sys, time\n" \
+              "child = subprocess.Popen([sys.executable, '-m', 'bpr_service.jobs.child', str(os.getpid())," \
+              " 'sleep', '60'])\nprint(child.pid, flush=True)\ntime.sleep(60)"  # fmt: skip
+    parent = subprocess.Popen([sys.executable, "-c", sleeper], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    give_up = time.monotonic() + 20
+    while Path(f"/proc/{pid}/comm").read_text().strip() != "sleep" and time.monotonic() < give_up:
+        time.sleep(0.02)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    while lives(pid) and time.monotonic() < give_up:
+        time.sleep(0.02)
+    assert not lives(pid)
