@@ -19,6 +19,7 @@ from torch import nn
 
 from bpr_service.config import PRESETS, RefineConfig, build
 from bpr_service.core.devices import resolve_device
+from bpr_service.core.gate import CertaintyGate
 from bpr_service.core.images import as_image, check_pixels, read_image
 from bpr_service.core.masks import Mask, as_mask
 from bpr_service.core.network import NETWORKS
@@ -55,7 +56,9 @@ class Refiner:
         device: str = "cpu",
         gate: Gate | None = None,
     ) -> None:
-        """From a network in memory. `gate` decides, mask by mask, whether the refined one is taken."""
+        """From a network in memory. `gate` decides, mask by mask, whether the refined one is taken;
+        without one, the model's card says (unless ``config.gate`` is off).
+        """
         spec = NETWORKS.get(card.network.name)
         size = config.patch.network_size_px
         if spec is not None and size % spec.multiple_px:
@@ -67,6 +70,8 @@ class Refiner:
             )
         self.device = resolve_device(device)
         self.card, self.config = card, config
+        if gate is None and card.gate > 0:
+            gate = CertaintyGate(card.gate)
         self.gate = gate if config.gate else None
         self.network = network.eval().to(self.device).to(memory_format=torch.channels_last)
 

@@ -42,6 +42,8 @@ class ModelCard(Settings):
     """The patches it was trained on; a Refiner uses them unless told otherwise."""
     outputs: Literal[1, 2] = 1
     """Maps the network gives: the foreground logit, and an auxiliary map where there are two."""
+    gate: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Least mean certainty of a mask's changes for them to be taken (:mod:`bpr_service.core.gate`)."""
     normalisation: dict[str, list[float]] = Field(default_factory=dict)
     """``mean`` and ``std`` of RGB; must be those of :mod:`bpr_service.core.normalise`."""
     data: list[dict[str, Any]] = Field(default_factory=list)

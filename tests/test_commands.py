@@ -1,0 +1,152 @@
+"""``bpr demo``, ``bpr refine`` and ``bpr doctor``, called as a person calls them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from bpr_service.core.label_maps import read_panoptic_png, write_panoptic_png
+from bpr_service.core.masks import Mask
+from bpr_service.examples import load_example
+
+
+def bpr(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bpr_service.cli", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=200)
+
+
+@pytest.fixture(scope="module")
+def coffee(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a photograph and its coarse masks in several encodings."""
+    folder = tmp_path_factory.mktemp("coffee")
+    example = load_example("coffee")
+    cv2.imwrite(str(folder / "image.png"), example.image[:, :, ::-1])
+    masks = [Mask.from_rle(i["segmentation"]) for i in example.instances]
+    (folder / "mask.png").write_bytes(masks[0].to_png())
+    entries = [
+        {"id": 7, "score": 0.5, "colour": "white", "segmentation": masks[0].to_rle(), "bbox": [0, 0, 1, 1]},
+        {"id": 3, "segmentation": masks[1].to_rle(compressed=False), "area": 1},
+        {"id": 9, "segmentation": masks[1].to_polygons()},
+    ]
+    (folder / "masks.json").write_text(json.dumps({"note": "kept", "instances": entries}))
+    labels = np.where(masks[1].to_array() > 0, 2, masks[0].to_array()).astype(np.uint8)
+    labels[:5] = 255
+    cv2.imwrite(str(folder / "labels.png"), labels)
+    ids = np.where(labels == 255, 0, labels.astype(np.int32) * 300)
+    write_panoptic_png(folder / "ids.png", ids)
+    infos = [{"id": 300, "category_id": 1, "extra": "x"}, {"id": 600, "category_id": 2}]
+    (folder / "segments.json").write_text(json.dumps({"segments_info": infos}))
+    return folder
+
+
+def test_demo_writes_json_and_pictures(tmp_path: Path) -> None:
+    done = bpr("demo", "--out", tmp_path / "demo")
+    assert done.returncode == 0, done.stderr
+    assert "porcelain" in done.stdout
+    for name in ("astronaut", "chelsea", "coffee"):
+        refined = json.loads((tmp_path / "demo" / f"{name}.json").read_text())["instances"]
+        coarse = load_example(name).instances
+        assert [r["id"] for r in refined] == [c["id"] for c in coarse]
+        assert any(r["segmentation"] != c["segmentation"] for r, c in zip(refined, coarse, strict=True))
+        assert cv2.imread(str(tmp_path / "demo" / f"{name}.png")).shape[1] == 1200
+
+
+def test_instance_json_keeps_order_ids_encodings_and_unknown_keys(coffee: Path, tmp_path: Path) -> None:
+    out, picture = tmp_path / "out.json", tmp_path / "picture.png"
+    done = bpr("refine", coffee / "image.png", coffee / "masks.json", "-o", out, "--picture", picture)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(out.read_text())
+    first, second, third = document["instances"]
+    assert document["note"] == "kept"
+    assert [e["id"] for e in document["instances"]] == [7, 3, 9]
+    assert (first["score"], first["colour"]) == (0.5, "white")
+    mask = Mask.from_rle(first["segmentation"])
+    assert first["bbox"] == mask.bbox
+    assert isinstance(second["segmentation"]["counts"], list)
+    assert second["area"] == Mask.from_rle(second["segmentation"]).area
+    assert isinstance(third["segmentation"], list)
+    assert picture.is_file()
+
+
+def test_png_semantic_and_panoptic(coffee: Path, tmp_path: Path) -> None:
+    assert bpr("refine", coffee / "image.png", coffee / "mask.png", "-o", tmp_path / "m.png").returncode == 0
+    before, after = (cv2.imread(str(p), cv2.IMREAD_UNCHANGED) for p in (coffee / "mask.png", tmp_path / "m.png"))
+    assert before.shape == after.shape
+    assert (before != after).any()
+    semantic = ("refine", coffee / "image.png", coffee / "labels.png", "--task", "semantic", "-o", tmp_path / "l.png")
+    done = bpr(*semantic)
+    assert done.returncode == 0, done.stderr
+    labels = cv2.imread(str(tmp_path / "l.png"), cv2.IMREAD_UNCHANGED)
+    assert (labels[:5] == 255).all()
+    assert set(np.unique(labels)) == {0, 1, 2, 255}
+    panoptic = ("refine", coffee / "image.png", coffee / "ids.png", "--task", "panoptic", "-o", tmp_path / "p.png")
+    done = bpr(*panoptic, "--segments", coffee / "segments.json")
+    assert done.returncode == 0, done.stderr
+    infos = json.loads((tmp_path / "p.json").read_text())["segments_info"]
+    ids = read_panoptic_png(tmp_path / "p.png")
+    assert {i["id"]: i["area"] for i in infos} == {i: int((ids == i).sum()) for i in (300, 600)}
+    assert infos[0]["extra"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["missing.png", "mask.png"], ["missing.png", "no such file"]),
+        (["image.png", "missing.json"], ["missing.json", "expected a mask file"]),
+        (["image.png", "mask.png", "--task", "other"], ["unknown task", "instance, panoptic, semantic"]),
+        (["image.png", "mask.png", "--preset", "balancd"], ["balancd", "balanced"]),
+        (["image.png", "mask.png", "--device", "cuda:99"], ["cuda:99"]),
+        (["image.png", "mask.png", "--model", "nowhere"], ["unknown model", "nowhere"]),
+        (["image.png", "broken.json"], ["broken.json", "mend"]),
+        (["image.png", "number.json"], ["number.json", "a list of masks"]),
+        (["image.png", "small.png"], ["small.png"]),
+        (["truncated.png", "mask.png"], ["truncated.png"]),
+        (["image.png", "runs.json"], ["runs.json", "mask 0"]),
+        (["image.png", "ids.png", "--task", "panoptic"], ["--segments"]),
+    ],
+)
+def test_a_wrong_call_says_why_and_writes_nothing(
+    coffee: Path, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    (coffee / "broken.json").write_text("[{")
+    (coffee / "number.json").write_text("3")
+    cv2.imwrite(str(coffee / "small.png"), np.ones((4, 4), np.uint8))
+    data = (coffee / "image.png").read_bytes()
+    (coffee / "truncated.png").write_bytes(data[: len(data) // 2])
+    (coffee / "runs.json").write_text(json.dumps([{"size": [400, 600], "counts": [5, 5]}]))
+    out = tmp_path / "out.json"
+    done = bpr("refine", *arguments, "-o", out, cwd=coffee)
+    assert done.returncode == 2
+    assert done.stderr.startswith("bpr: ")
+    assert "Traceback" not in done.stderr
+    for word in words:
+        if word.endswith(".png") and word != arguments[0]:
+            continue
+        assert word in done.stderr
+    assert not out.exists()
+
+
+def test_doctor_names_model_and_hash() -> None:
+    done = bpr("doctor")
+    assert done.returncode == 0, done.stderr
+    assert "balanced@1" in done.stdout
+    assert "verified" in done.stdout
+
+
+def test_help_is_quick_and_importing_loads_no_torch() -> None:
+    bpr("--help")
+    started = time.perf_counter()
+    assert bpr("--help").returncode == 0
+    assert time.perf_counter() - started < 2.0, "bpr --help has to answer at once"
+    probe = "import sys, bpr_service, bpr_service.cli; print([m for m in ('torch','numba','cv2') if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
