@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bpr_service.core.masks import Mask, as_mask
+from bpr_service.core.polygons import check_polygons
 from bpr_service.errors import InputError
 from refiner_training.evaluation.common import Failure
 from refiner_training.metrics.change import TripleRow, measure_triple
@@ -89,7 +90,7 @@ def _decode(
     found = []
     for index, entry in entries:
         try:
-            mask = as_mask(entry["segmentation"], job.height, job.width)
+            mask = _mask(entry["segmentation"], job.height, job.width)
         except InputError as error:
             out.failures.append(Failure(file, f"{index} (image_id {entry['image_id']})", str(error)))
             continue
@@ -98,6 +99,16 @@ def _decode(
         value = 1.0 if is_truth else float(entry["score"])
         found.append((Instance(index, job.ordinal, entry["category_id"], area, value, crowd), mask))
     return found
+
+
+def _mask(segmentation: Any, height: int, width: int) -> Mask:
+    """Decode a segmentation; polygons by way of pycocotools' runs, which takes half the time of drawing them."""
+    if isinstance(segmentation, list):
+        from pycocotools import mask as coco
+
+        parts = [part.tolist() for part in check_polygons(segmentation, height, width)]
+        segmentation = coco.merge(coco.frPyObjects(parts, height, width))
+    return as_mask(segmentation, height, width)
 
 
 def _triples(settings: Settings, job: ImageJob, out: Measured) -> list[Triple]:

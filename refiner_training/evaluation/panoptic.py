@@ -119,7 +119,8 @@ def _measure(
         return Failure(str(truth.path), f"image_id {image_id!r}", str(error))
     truths = truth.annotations[image_id]["segments_info"]
     infos = [file.annotations[image_id]["segments_info"] for file in files]
-    distance = boundary_distance_px(*true_map.shape, boundary_ratio)
+    height, width = true_map.shape
+    distance = boundary_distance_px(height, width, boundary_ratio)
     overlaps = [
         measure_segments(true_map, m, len(truths), len(info), distance) for m, info in zip(maps, infos, strict=True)
     ]

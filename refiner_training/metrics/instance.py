@@ -63,17 +63,9 @@ class Cell:
     truths: list[Instance]
     iou: NDArray[np.float64]  # (D, G); a crowd's is intersection over the detection's area
     boundary_iou: NDArray[np.float64]  # (D, G) min(mask IoU, boundary IoU) where IoU >= 0.5, else mask IoU
-    f: NDArray[np.float64]  # (D, G) boundary F where IoU >= 0.5 and no crowd, else nan
-    f_total: NDArray[np.float64] = field(init=False)  # (T,) sum of F over the true positives
-    f_count: NDArray[np.int64] = field(init=False)  # (T,) the number of true positives
-    match: NDArray[np.int64] = field(init=False)  # (D,) column matched at IoU 0.5, else -1
-
-    def __post_init__(self) -> None:
-        crowd = np.array([t.crowd for t in self.truths], dtype=np.bool_)
-        match = match_detections(self.iou, crowd, IOU_THRESHOLDS)
-        hit = match >= 0
-        f = self.f[np.arange(len(self.detections)), match]
-        self.f_total, self.f_count, self.match = np.where(hit, f, 0.0).sum(1), hit.sum(1), match[0]
+    match: NDArray[np.int64]  # (D,) column matched at IoU 0.5, else -1
+    f_total: NDArray[np.float64]  # (T,) sum of the boundary F of the true positives
+    f_count: NDArray[np.int64]  # (T,) the number of true positives
 
 
 @dataclass(slots=True)
@@ -148,7 +140,7 @@ def _measure_cell(
             regions[id(mask)] = boundary_region(mask, boundary_distance_px(mask.height, mask.width, boundary_ratio))
         return regions[id(mask)]
 
-    areas = [mask.area for _, mask in rows]
+    areas = [int(d.area) for d, _ in rows]
     for g, (truth, true_mask) in enumerate(columns):
         true_area = true_mask.area
         for d, (_, mask) in enumerate(rows):
@@ -158,8 +150,10 @@ def _measure_cell(
             if iou[d, g] >= _LOWEST and not truth.crowd:
                 tight[d, g] = min(iou[d, g], region_iou(mask, region(mask), true_mask, region(true_mask)))
                 f[d, g] = boundary_f(mask, true_mask, AF_TOLERANCE_PX)
+    crowd = np.array([t.crowd for t, _ in columns], dtype=np.bool_)
+    matched = true_positive_f(iou, f, crowd, IOU_THRESHOLDS)
     image = columns[0][0].image
-    return Cell(image, category, [d for d, _ in rows], [t for t, _ in columns], iou, tight, f)
+    return Cell(image, category, [d for d, _ in rows], [t for t, _ in columns], iou, tight, *matched)
 
 
 def score(
@@ -177,8 +171,12 @@ def score(
     `images` and `categories` are COCO records whose image ``id`` is the ordinal that instances carry; with
     `lvis` their ``neg_category_ids`` and ``not_exhaustive_category_ids`` count as in the LVIS protocol.
     """
-    table = {(cell.image, cell.category): cell for cell in cells}
-    gt, dt = _coco(truths, images, categories), _coco(detections, images, categories)
+    place = (lambda image, category: image) if lvis else _ranks([*truths, *detections])
+    table = {(place(cell.image, cell.category), cell.category): cell for cell in cells}
+    if not lvis:
+        most = max((place(i.image, i.category) for i in (*truths, *detections)), default=0)
+        images = [{"id": n} for n in range(most + 1)]
+    gt, dt = (_coco(side, images, categories, place) for side in (truths, detections))
     ids = sorted(c["id"] for c in categories)
 
     def accumulate(overlap: Callable[[Cell], NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -191,7 +189,25 @@ def score(
     return InstanceScores(ids, precision, boundary_precision, af, per_category, pairs)
 
 
-def _coco(instances: Sequence[Instance], images: Sequence[dict[str, Any]], categories: Any) -> Any:
+def _ranks(instances: Sequence[Instance]) -> Callable[[int, int], int]:
+    """Number the images of each category from 0, in their order.
+
+    AP never looks across categories, so each may count its own images: the evaluator's time goes with images
+    times categories, most of which are empty.
+    """
+    seen = sorted({(i.category, i.image) for i in instances})
+    rank: dict[tuple[int, int], int] = {}
+    before, number = None, 0
+    for category, image in seen:
+        number = number + 1 if category == before else 0
+        rank[image, category] = number
+        before = category
+    return lambda image, category: rank[image, category]
+
+
+def _coco(
+    instances: Sequence[Instance], images: Sequence[dict[str, Any]], categories: Any, place: Callable[[int, int], int]
+) -> Any:
     """Build the index faster-coco-eval reads, with ids from 1 in file order and without any mask."""
     from faster_coco_eval.core.coco import COCO
 
@@ -202,7 +218,7 @@ def _coco(instances: Sequence[Instance], images: Sequence[dict[str, Any]], categ
         "annotations": [
             {
                 "id": number,
-                "image_id": i.image,
+                "image_id": place(i.image, i.category),
                 "category_id": i.category,
                 "area": i.area,
                 "score": i.score,
@@ -278,6 +294,20 @@ def match_detections(iou, crowd, thresholds):  # type: ignore[no-untyped-def]
                 taken[at] = True
             out[t, d] = at
     return out
+
+
+@njit(cache=True, nogil=True)
+def true_positive_f(iou, f, crowd, thresholds):  # type: ignore[no-untyped-def]
+    """Match at each threshold and add up F (D, G) over the matches: match at the first (D,), sums (T,), counts (T,)."""
+    match = match_detections(iou, crowd, thresholds)
+    total = np.zeros(thresholds.size, np.float64)
+    count = np.zeros(thresholds.size, np.int64)
+    for t in range(thresholds.size):
+        for d in range(iou.shape[0]):
+            if match[t, d] >= 0:
+                total[t] += f[d, match[t, d]]
+                count[t] += 1
+    return match[0].copy(), total, count
 
 
 def _mean(precision: NDArray[np.float64]) -> float | None:
