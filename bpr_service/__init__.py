@@ -15,7 +15,7 @@ __all__ = ["BprError", "Mask", "RefineResult", "Refiner", "__version__"]
 
 if TYPE_CHECKING:
     from bpr_service.core.masks import Mask
-    from bpr_service.core.pipeline import RefineResult, Refiner
+    from bpr_service.core.pipeline import Refiner, RefineResult
     from bpr_service.errors import BprError
 
 _WHERE = {

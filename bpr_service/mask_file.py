@@ -50,19 +50,24 @@ def read_mask_file(path: Path, height: int, width: int, *, max_pixels: int) -> M
         raise FormatError(str(path), expected="a mask file", got="none", fix="check the path")
     data = path.read_bytes()
     if data[:8] == b"\x89PNG\r\n\x1a\n" or path.suffix.lower() == ".png":
-        return MaskFile(path, [as_mask(data, height, width, max_pixels=max_pixels)], None)
+        return MaskFile(path, [_mask(data, str(path), height, width, max_pixels)], None)
     try:
         document = json.loads(data)
     except ValueError as error:
         raise FormatError(str(path), expected="a PNG, or JSON", got=str(error), fix="mend the file") from None
-    masks = []
-    for number, entry in enumerate(_entries(document, path)):
-        try:
-            masks.append(as_mask(_segmentation(entry), height, width, max_pixels=max_pixels))
-        except BprError as error:
-            error.args = (f"{path}: mask {number}: {error}",)
-            raise
+    masks = [
+        _mask(_segmentation(entry), f"{path}: mask {number}", height, width, max_pixels)
+        for number, entry in enumerate(_entries(document, path))
+    ]
     return MaskFile(path, masks, document)
+
+
+def _mask(value: Any, where: str, height: int, width: int, max_pixels: int) -> Mask:
+    try:
+        return as_mask(value, height, width, max_pixels=max_pixels)
+    except BprError as error:
+        error.args = (f"{where}: {error}",)
+        raise
 
 
 def _entries(document: Any, path: Path) -> list[Any]:

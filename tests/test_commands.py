@@ -106,7 +106,7 @@ def test_png_semantic_and_panoptic(coffee: Path, tmp_path: Path) -> None:
         (["image.png", "mask.png", "--preset", "balancd"], ["balancd", "balanced"]),
         (["image.png", "mask.png", "--device", "cuda:99"], ["cuda:99"]),
         (["image.png", "mask.png", "--model", "nowhere"], ["unknown model", "nowhere"]),
-        (["image.png", "broken.json"], ["broken.json", "mend"]),
+        (["image.png", "broken.json"], ["broken.json", "JSON", "char 2"]),
         (["image.png", "number.json"], ["number.json", "a list of masks"]),
         (["image.png", "small.png"], ["small.png"]),
         (["truncated.png", "mask.png"], ["truncated.png"]),
@@ -129,8 +129,6 @@ def test_a_wrong_call_says_why_and_writes_nothing(
     assert done.stderr.startswith("bpr: ")
     assert "Traceback" not in done.stderr
     for word in words:
-        if word.endswith(".png") and word != arguments[0]:
-            continue
         assert word in done.stderr
     assert not out.exists()
 
