@@ -145,7 +145,8 @@ class PatchStream(IterableDataset[tuple[Tensor, Tensor]]):
         part = image[y0:y1, x0:x1]
         if scale != 1.0:
             size = (max(round(part.shape[1] * scale), 1), max(round(part.shape[0] * scale), 1))
-            part = cv2.resize(part, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+            method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+            part = np.asarray(cv2.resize(part, size, interpolation=method), np.uint8)
             soft = cv2.resize((truth == 1).astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
             ignored = cv2.resize((truth == 255).astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
             truth = np.where(ignored > 0, np.uint8(255), (soft > 0.5).astype(np.uint8)).astype(np.uint8)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -136,7 +137,7 @@ def coco_scenes(annotations: Path, images: Path, source: str) -> Iterator[Scene]
 def label_scenes(labels: Path, images: Path, source: str, ignore_label: int = 255) -> Iterator[Scene]:
     """Scenes of a folder of label PNGs: every label is a mask, and so is each of its larger connected pieces."""
     for path in sorted(labels.glob("*.png")):
-        label_map = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        label_map = _read_ids(path)
         masks = []
         for label in np.unique(label_map):
             if label == ignore_label:
@@ -159,7 +160,7 @@ def region_scenes(regions: Path, images: Path, source: str, min_area_px: int = 2
     for stem, paths in maps.items():
         masks = []
         for path in paths:
-            ids = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            ids = _read_ids(path)
             for region in np.unique(ids):
                 binary = (ids == region).astype(np.uint8)
                 if min_area_px <= int(binary.sum()) <= 0.7 * binary.size:
@@ -179,3 +180,12 @@ def _read_rgb(path: Path) -> U8:
     if image is None:
         raise FormatError(str(path), expected="a readable image", got="none or a damaged file", fix="replace it")
     return np.asarray(image[:, :, ::-1], np.uint8)
+
+
+def _read_ids(path: Path) -> NDArray[np.integer[Any]]:
+    """(H, W) ids of a one-channel PNG."""
+    ids = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if ids is None or ids.ndim != 2:
+        got = "none or a damaged file" if ids is None else f"{ids.shape[2]} channels"
+        raise FormatError(str(path), expected="a PNG with one channel of ids", got=got, fix="replace it")
+    return np.asarray(ids)

@@ -64,7 +64,7 @@ def roi_grid(soft: Soft, rng: Generator, sizes: tuple[int, ...] = (14, 28, 28, 2
     outside = np.ones((height, width), bool)
     outside[max(round(top), 0) : max(round(bottom), 0), max(round(left), 0) : max(round(right), 0)] = False
     pasted[outside] = 0
-    return pasted
+    return np.asarray(pasted, np.float32)
 
 
 def stride(soft: Soft, rng: Generator) -> Soft:
@@ -105,7 +105,7 @@ def morphology(soft: Soft, rng: Generator) -> Soft:
     radius = int(np.clip(round(rng.uniform(1, 5)), 1, max(1, 0.06 * size)))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
     kind = rng.choice([cv2.MORPH_DILATE, cv2.MORPH_ERODE, cv2.MORPH_OPEN, cv2.MORPH_CLOSE])
-    return cv2.morphologyEx(soft, int(kind), kernel, borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(cv2.morphologyEx(soft, int(kind), kernel, borderType=cv2.BORDER_REPLICATE), np.float32)
 
 
 def warp(soft: Soft, rng: Generator) -> Soft:
@@ -118,7 +118,7 @@ def warp(soft: Soft, rng: Generator) -> Soft:
     field = rng.normal(0, amplitude, (2, grid[1], grid[0])).astype(np.float32)
     map_x, map_y = (cv2.resize(axis, (width, height), interpolation=cv2.INTER_CUBIC) for axis in field)
     xs, ys = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    return cv2.remap(soft, xs + map_x, ys + map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(cv2.remap(soft, xs + map_x, ys + map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.float32)
 
 
 def lumps(soft: Soft, rng: Generator) -> Soft:
@@ -132,7 +132,7 @@ def lumps(soft: Soft, rng: Generator) -> Soft:
         axes = np.maximum(rng.uniform(0.03, 0.12, 2) * size, 1.5).astype(int)
         value = float(rng.random() < 0.5)
         cv2.ellipse(changed, (int(x), int(y)), axes.tolist(), float(rng.uniform(0, 180)), 0, 360, value, -1)
-    return cv2.GaussianBlur(changed, (0, 0), 1.0)
+    return np.asarray(cv2.GaussianBlur(changed, (0, 0), 1.0), np.float32)
 
 
 def exact(soft: Soft, rng: Generator) -> Soft:
@@ -146,7 +146,7 @@ def blocks(soft: Soft, rng: Generator) -> Soft:
     step = float(rng.choice([4, 6, 8, 12]))
     size = (max(round(width / step), 2), max(round(height / step), 2))
     small = cv2.resize(soft, size, interpolation=cv2.INTER_AREA)
-    return cv2.resize((small > 0.5).astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST)
+    return np.asarray(cv2.resize((small > 0.5).astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST), np.float32)
 
 
 KINDS: dict[str, Callable[[Soft, Generator], Soft]] = {
