@@ -14,7 +14,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port (8000); 0 takes a free one.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     presets: Annotated[str | None, typer.Option(help="Presets to keep warm, the default first: balanced,fast.")] = None,
-    models_dir: Annotated[Path | None, typer.Option(help="Model store; its active versions are served.")] = None,
+    model_store: Annotated[str | None, typer.Option(help="Model store; its active versions are served.")] = None,
     max_batch_patches: Annotated[int | None, typer.Option(help="Patches to the device at once (64).")] = None,
     max_batch_wait_ms: Annotated[float | None, typer.Option(help="Wait for a fuller batch (5).")] = None,
     max_requests: Annotated[int | None, typer.Option(help="Requests admitted at a time (64).")] = None,
@@ -33,7 +33,7 @@ def serve(
         port=port,
         device=device,
         presets=tuple(presets.split(",")) if presets else None,
-        models_dir=models_dir,
+        model_store=model_store,
         max_batch_patches=max_batch_patches,
         max_batch_wait_ms=max_batch_wait_ms,
         max_requests=max_requests,
@@ -65,4 +65,3 @@ def keys(
     write_atomic(file, json.dumps(listed, indent=2).encode())
     file.chmod(0o600)
     typer.echo(key)
-

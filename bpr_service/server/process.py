@@ -58,13 +58,10 @@ def run(settings: ServerSettings) -> int:
 
 
 def open_models(settings: ServerSettings, device: str) -> StoreModels:
-    """The bundled models, and those of the store where one is configured."""
-    store = None
-    if settings.models_dir is not None:
-        from bpr_service.runtime.model_store import ModelStore
+    """The bundled models, and those of the store."""
+    from bpr_service.runtime.model_store import ModelStore
 
-        store = ModelStore(str(settings.models_dir))
-    return StoreModels(settings.presets, device, store)
+    return StoreModels(settings.presets, device, ModelStore(settings.model_store))
 
 
 def job_router(settings: ServerSettings) -> Any:

@@ -23,8 +23,8 @@ class ServerSettings(BaseSettings):
     device: str = "auto"
     presets: tuple[str, ...] = tuple(sorted(PRESETS, key=lambda name: name != "balanced"))
     """Kept warm; the first is the default of a request."""
-    models_dir: Path | None = None
-    """Where model versions are kept; the bundled models where unset."""
+    model_store: str | None = None
+    """Where model versions are kept; the user's own store where unset. Its active versions go before the bundled."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     max_body_bytes: int = Field(default=64 << 20, ge=1024)

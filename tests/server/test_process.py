@@ -1,0 +1,173 @@
+"""`bpr serve` as a process: it starts, drains on SIGTERM under load, and exits 0."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from bpr_service.errors import ConfigError
+from bpr_service.server.settings import load_settings
+from tests.server.helpers import body
+
+SERVE = "import typer; from bpr_service.server.commands import serve; typer.run(serve)"
+
+
+def free_port() -> int:
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        return int(door.getsockname()[1])
+
+
+def ask(url: str) -> httpx.Response:
+    return httpx.get(url, verify=False, timeout=20)
+
+
+@contextlib.contextmanager
+def process(tmp_path: Path, **env: str) -> Iterator[tuple[subprocess.Popen[bytes], str, Path]]:
+    """A server process that is ready, its address and the file of its log."""
+    import os
+
+    port, log = free_port(), tmp_path / "log.jsonl"
+    variables = {
+        **os.environ,
+        "BPR_DUMMY": "1",
+        "BPR_PRESETS": '["balanced"]',
+        "BPR_PORT": str(port),
+        "OMP_NUM_THREADS": "2",
+        **env,
+    }
+    with log.open("wb") as stream:
+        running = subprocess.Popen([sys.executable, "-c", SERVE], env=variables, stderr=stream)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + 150
+        while time.monotonic() < until:
+            with contextlib.suppress(httpx.TransportError):
+                if ask(url + "/readyz").status_code == 200:
+                    break
+            assert running.poll() is None, log.read_text()
+            time.sleep(0.05)
+        yield running, url, log
+    finally:
+        if running.poll() is None:
+            running.kill()
+        running.wait(10)
+
+
+def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> None:
+    with process(tmp_path, BPR_MAX_BATCH_PATCHES="2") as (server, url, log):
+        request = body()
+        answers: list[int | str] = []
+
+        def client() -> None:
+            with httpx.Client(base_url=url, timeout=20) as own:
+                while True:
+                    try:
+                        status = own.post("/v1/refine/instance", json=request).status_code
+                    except httpx.ConnectError:
+                        return  # after it has left, nobody answers: such a request was not accepted
+                    except httpx.TransportError as error:
+                        answers.append(repr(error))
+                        return
+                    answers.append(status)
+                    if status != 200:
+                        return
+
+        threads = [threading.Thread(target=client) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        while len(answers) < 20:
+            time.sleep(0.01)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 0
+        for thread in threads:
+            thread.join(10)
+    bad = [answer for answer in answers if answer not in (200, 503)]
+    assert bad == [], "an accepted request was lost"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    said = [line["message"] for line in lines]
+    assert {"ready", "draining", "stopped"} <= set(said)
+    assert all({"time", "level", "logger", "message", "request_id"} <= line.keys() for line in lines)
+    after = said.index("draining")
+    finished = [line for line in lines[after:] if line.get("status") == 200]
+    assert len(finished) <= 6
+
+
+def test_while_draining_it_is_not_ready_and_finishes_what_is_in_flight(tmp_path: Path) -> None:
+    with process(tmp_path, BPR_MAX_REQUESTS="4") as (server, url, _):
+        done: list[tuple[int, float]] = []
+        stop = threading.Event()
+
+        def slow_body() -> Iterator[bytes]:
+            data = json.dumps(body()).encode()
+            yield data[:1000]
+            stop.wait(20)
+            yield data[1000:]
+
+        def client() -> None:
+            headers = {"content-type": "application/json"}
+            response = httpx.post(
+                url + "/v1/refine/instance", content=slow_body(), headers=headers, timeout=30, verify=False
+            )
+            done.append((response.status_code, time.monotonic()))
+
+        thread = threading.Thread(target=client)
+        thread.start()
+        until = time.monotonic() + 10
+        while "bpr_requests_admitted 1.0" not in ask(url + "/metrics").text and time.monotonic() < until:
+            time.sleep(0.02)
+        server.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert ask(url + "/readyz").status_code == 503
+        assert ask(url + "/livez").status_code == 200
+        refused = httpx.post(url + "/v1/refine/instance", json=body(), verify=False)
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"]
+        assert server.poll() is None, "it waits for the request in flight"
+        stop.set()
+        assert server.wait(15) == 0
+        thread.join(5)
+    assert done[0][0] == 200
+
+
+def test_a_drain_that_takes_too_long_ends_and_says_so(tmp_path: Path) -> None:
+    with process(tmp_path, BPR_DRAIN_S="0.5") as (server, url, log):
+        port = int(url.rsplit(":", 1)[1])
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            head = "POST /v1/refine/instance HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            connection.sendall((head + "Content-Length: 1000\r\n\r\n{").encode())
+            until = time.monotonic() + 10
+            while "bpr_requests_admitted 1.0" not in ask(url + "/metrics").text and time.monotonic() < until:
+                time.sleep(0.02)
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(20) == 1
+    assert "still in flight" in log.read_text()
+
+
+def test_a_model_that_cannot_be_loaded_stops_the_start(tmp_path: Path) -> None:
+    env = {"PATH": "/usr/bin", "BPR_PORT": str(free_port()), "BPR_PRESETS": '["nope"]', "BPR_DUMMY": "0"}
+    done = subprocess.run([sys.executable, "-c", SERVE], env=env, capture_output=True, timeout=150)
+    assert done.returncode != 0
+    assert b"unknown preset" in done.stderr
+
+
+def test_settings_come_from_variables_and_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BPR_MAX_REQUESTS", "7")
+    monkeypatch.setenv("BPR_PORT", "1234")
+    settings = load_settings(port=4321, host=None)
+    assert (settings.max_requests, settings.port, settings.host) == (7, 4321, "127.0.0.1")
+    assert settings.engine_config().max_requests == 7
+    monkeypatch.setenv("BPR_MAX_REQUESTS", "none")
+    with pytest.raises(ConfigError, match="BPR_MAX_REQUESTS"):
+        load_settings()
