@@ -61,7 +61,7 @@ def train(root: Path, database: str, workers: int, args: argparse.Namespace) -> 
         job = fleet.train(steps=100 * args.kills)
         for _ in range(args.kills):
             before = len(fleet.starts(job.id))
-            fleet.wait(job.id, lambda job, n=before: job.ended_for_good or len(fleet.starts(job.id)) > n, s=300)
+            fleet.wait(job.id, lambda job, n=before: job.ended_for_good or len(fleet.starts(job.id)) > n, s=900)
             time.sleep(rng.uniform(0.0, 1.0))
             owner = fleet.trainer_s_worker(job.id)
             owner.send_signal(signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -98,7 +99,8 @@ class Postgres:
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     server = Postgres(tmp_path_factory.mktemp("postgres"))
     yield server
-    server.stop()
+    with contextlib.suppress(subprocess.CalledProcessError):  # it may be down already
+        server.stop()
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ class Fleet:
         }
         return self.engine.submit({"kind": "refine", **request, **named, **values})
 
-    def wait(self, job_id: str, until: Callable[[Job], bool] = lambda job: job.ended_for_good, s: float = 120) -> Job:
+    def wait(self, job_id: str, until: Callable[[Job], bool] = lambda job: job.ended_for_good, s: float = 180) -> Job:
         give_up = time.monotonic() + s
         while time.monotonic() < give_up:
             job = self.engine.get(job_id)
@@ -100,7 +100,7 @@ def kill_at_random(fleet: Fleet, job_id: str, kills: int, seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(kills):
         before = sum(fleet.refined(job_id).values())
-        fleet.wait(job_id, lambda job, n=before: job.ended_for_good or sum(fleet.refined(job.id).values()) > n)
+        fleet.wait(job_id, lambda job, n=before: job.ended_for_good or sum(fleet.refined(job.id).values()) > n, s=600)
         time.sleep(rng.uniform(0, 0.3))
         victim = rng.choice([worker for worker in fleet.workers if worker.poll() is None])
         victim.send_signal(signal.SIGKILL)
