@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bpr_service.core.kernel import kernel
 from bpr_service.core.masks import Mask
-from bpr_service.core.reassemble import TILE_PX, Accumulator, sigmoid
+from bpr_service.core.reassemble import Accumulator, sigmoid
 from bpr_service.errors import MaskError
 
 Labels = NDArray[Any]
@@ -133,14 +133,15 @@ def _claim(
 ) -> None:
     """Let `label` contest the pixels under its patches; `probability` (K, T, T) is its average there."""
     height, width = coarse.shape
+    side = total.shape[1]  # not a constant of another module: numba's cache would not see it change
     for ty in range(index.shape[0]):
         for tx in range(index.shape[1]):
             tile = index[ty, tx]
             if tile < 0:
                 continue
-            left, top = x0 + tx * TILE_PX, y0 + ty * TILE_PX
-            for r in range(min(TILE_PX, height - top)):
-                for k in range(min(TILE_PX, width - left)):
+            left, top = x0 + tx * side, y0 + ty * side
+            for r in range(min(side, height - top)):
+                for k in range(min(side, width - left)):
                     if total[tile, r, k] <= 0.0:
                         continue
                     y, x = top + r, left + k

@@ -23,7 +23,7 @@ from bpr_service.core.masks import Mask
 from bpr_service.core.patches import Boxes, resize_method
 from bpr_service.errors import ConfigError
 
-TILE_PX = 64
+TILE_PX = 32
 _FLOOR = 0.02
 """Weight of a "hann" window at its edge: above zero, so that a pixel under one patch only still has a
 value.
@@ -234,9 +234,10 @@ class Accumulator:
 
     def _add(self, boxes: Boxes, inner: F32) -> None:
         """Add the (n, C, h, w) logits of the patches' own pixels."""
-        maps = np.array(inner, np.float32, order="C")  # a copy: the caller keeps its logits
+        maps = np.ascontiguousarray(inner)
         if self.config.average == "probability":
-            maps[:, 0] = sigmoid(maps[:, 0])
+            foreground = sigmoid(maps[:, :1])
+            maps = foreground if maps.shape[1] == 1 else np.concatenate([foreground, maps[:, 1:]], axis=1)
         weights = window_weights(self.config.window, maps.shape[2], maps.shape[3])
         _accumulate(maps, boxes, weights, self.height, self.width, self.x0, self.y0, self.index, self.sums, self.total)
 
