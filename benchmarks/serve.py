@@ -2,8 +2,10 @@
 
     nice -n 10 python benchmarks/serve.py [--out FILE.json] [--cores 2] [--only throughput,overload,...]
 
-Library and server run on the same cores (``taskset``); the load comes from the others. Pictures and masks are drawn;
-the model is the bundled one.
+Library and server run on the same cores with as many threads. Pictures and masks are drawn. Overhead, batching and
+throughput use the bundled model; the parts about load use a network that sleeps for 20 ms a call and 4 ms a patch
+(``BPR_DUMMY``), so that they measure the service and not the machine. Beside the wall clock each comparison counts the
+processes' own CPU time, which neighbours on the machine do not change.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -78,6 +79,14 @@ def request_of(jpeg: bytes, masks: list[Mask], **options: Any) -> bytes:
 # ---------------------------------------------------------------- server and load
 
 
+THREADS = 0
+
+
+def threads_of(cores: str) -> int:
+    """Threads of the network on ``cores``."""
+    return THREADS or len(cores.split(","))
+
+
 class Server:
     """A server process on some cores."""
 
@@ -87,7 +96,7 @@ class Server:
             self.port = int(door.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = tempfile.NamedTemporaryFile(suffix=".jsonl", delete=False)  # noqa: SIM115
-        threads = str(len(cores.split(",")))
+        threads = str(threads_of(cores))
         variables = {
             **os.environ,
             "BPR_PORT": str(self.port),
@@ -115,6 +124,11 @@ class Server:
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("VmRSS"))
 
+    def cpu_s(self) -> float:
+        """CPU seconds of the process so far, all threads."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -134,6 +148,7 @@ def serving(cores: str, **env: Any) -> Iterator[Server]:
         server.stop()
 
 
+SLEEPING = {"dummy": 1, "dummy_call_ms": 20, "dummy_patch_ms": 4}
 HEADERS = {"content-type": "application/json"}
 
 
@@ -178,13 +193,13 @@ work = pickle.load(open(sys.argv[2], "rb"))
 refiner.refine(*work[0])
 print("ready", flush=True)
 for _ in sys.stdin:
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     patches = 0
     for image, masks in work:
         result = refiner.refine(image, masks)
         rles = [m.to_rle() for m in result.masks]
         patches += sum(r.patches for r in result.reports)
-    print(json.dumps([time.perf_counter() - start, patches]), flush=True)
+    print(json.dumps([time.perf_counter() - start, time.process_time() - cpu, patches]), flush=True)
 """
 
 
@@ -192,7 +207,7 @@ def throughput(cores: str, rounds: int = 2) -> dict[str, Any]:
     """16 clients against the library in a loop, on the same cores and images, in turns."""
     import pickle
 
-    scenes = [scene(512, 1024, 6, (40, 110), seed) for seed in range(12)]
+    scenes = [scene(384, 640, 3, (35, 90), seed) for seed in range(16)]
     requests = [request_of(*s) for s in scenes]
     with (
         tempfile.NamedTemporaryFile(suffix=".pickle") as file,
@@ -200,19 +215,21 @@ def throughput(cores: str, rounds: int = 2) -> dict[str, Any]:
     ):
         pickle.dump([(jpeg, masks) for jpeg, masks in scenes], file)
         file.flush()
-        command = ["taskset", "-c", cores, sys.executable, "-c", LIBRARY, str(len(cores.split(","))), file.name]
+        command = ["taskset", "-c", cores, sys.executable, "-c", LIBRARY, str(threads_of(cores)), file.name]
         library = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         assert library.stdin
         assert library.stdout
         library.stdout.readline()
-        pairs, patches = [], 0
+        pairs, cpu_pairs, patches = [], [], 0
         asyncio.run(closed_loop(server, requests[:4], 4))
         for _ in range(rounds):
             library.stdin.write("go\n")
             library.stdin.flush()
-            library_s, patches = json.loads(library.stdout.readline())
+            library_s, library_cpu_s, patches = json.loads(library.stdout.readline())
+            before = server.cpu_s()
             server_s, _ = asyncio.run(closed_loop(server, requests, 16))
             pairs.append((library_s, server_s))
+            cpu_pairs.append((library_cpu_s, server.cpu_s() - before))
         library.stdin.close()
         library.wait(20)
     ratios = [a / b for a, b in pairs]
@@ -223,6 +240,9 @@ def throughput(cores: str, rounds: int = 2) -> dict[str, Any]:
         "server_images_per_s": [len(scenes) / b for _, b in pairs],
         "server_by_library": float(np.median(ratios)),
         "rounds": ratios,
+        "library_cpu_s_per_image": [a / len(scenes) for a, _ in cpu_pairs],
+        "server_cpu_s_per_image": [b / len(scenes) for _, b in cpu_pairs],
+        "server_by_library_in_cpu_time": float(np.median([a / b for a, b in cpu_pairs])),
         "goal": ">= 0.9",
     }
 
@@ -232,7 +252,7 @@ def overhead(cores: str, rounds: int = 3) -> dict[str, Any]:
     content = request_of(*scene(1024, 2048, 20, (30, 120), 5))
     inner = ("prepare", "crop", "network", "add", "finish")
     shares, last = [], {}
-    with serving(cores) as server:
+    with serving(cores, timeout_s=300) as server:
         for number in range(rounds + 1):
             seconds, (answer,) = asyncio.run(closed_loop(server, [content], 1))
             steps = answer["timings_ms"]
@@ -244,8 +264,8 @@ def overhead(cores: str, rounds: int = 3) -> dict[str, Any]:
 
 def batching(cores: str, rounds: int = 2) -> dict[str, Any]:
     """64 clients with one small mask each: batches of up to 64 patches against one patch at a time."""
-    requests = [request_of(*scene(128, 128, 1, (14, 26), seed)) for seed in range(64)] * 2
-    on, off, fill = [], [], 0.0
+    requests = [request_of(*scene(128, 128, 1, (14, 26), seed)) for seed in range(64)]
+    on, off, on_cpu, off_cpu, fill = [], [], [], [], 0.0
     with (
         serving(cores, max_requests=128, timeout_s=300, max_queue_wait_s=300) as batched,
         serving(cores, max_requests=128, max_batch_patches=1, timeout_s=300, max_queue_wait_s=300) as single,
@@ -253,8 +273,10 @@ def batching(cores: str, rounds: int = 2) -> dict[str, Any]:
         for server in (batched, single):
             asyncio.run(closed_loop(server, requests[:64], 64))
         for _ in range(rounds):
-            on.append(asyncio.run(closed_loop(batched, requests, 64))[0])
-            off.append(asyncio.run(closed_loop(single, requests, 64))[0])
+            for server, seconds, cpu in ((batched, on, on_cpu), (single, off, off_cpu)):
+                before = server.cpu_s()
+                seconds.append(asyncio.run(closed_loop(server, requests, 64))[0])
+                cpu.append(server.cpu_s() - before)
         fill = _metric(batched, "bpr_batch_fill_sum") / _metric(batched, "bpr_batch_fill_count")
         patches = _metric(batched, "bpr_patches_total") / _metric(batched, 'bpr_step_seconds_count{step="network"}')
     ratios = [b / a for a, b in zip(on, off, strict=True)]
@@ -263,6 +285,7 @@ def batching(cores: str, rounds: int = 2) -> dict[str, Any]:
         "requests_per_s_off": [len(requests) / s for s in off],
         "on_by_off": float(np.median(ratios)),
         "rounds": ratios,
+        "on_by_off_in_cpu_time": float(np.median([b / a for a, b in zip(on_cpu, off_cpu, strict=True)])),
         "batch_fill": fill,
         "patches_per_request": patches,
         "goal": ">= 3",
@@ -287,11 +310,11 @@ def differs(answer: dict[str, Any], truth: dict[str, Any]) -> int:
 def overload(cores: str, seconds: float = 60.0, times: float = 10.0) -> dict[str, Any]:
     """An open loop at ``times`` the measured capacity."""
     deadline_s = 20.0
-    requests = [request_of(*scene(192, 192, 2, (25, 50), seed), timeout_s=deadline_s) for seed in range(16)]
-    with serving(cores, max_requests=32, timeout_s=deadline_s, max_queue_wait_s=8) as server:
+    requests = [request_of(*scene(160, 160, 1, (20, 40), seed), timeout_s=deadline_s) for seed in range(16)]
+    with serving(cores, max_requests=32, timeout_s=deadline_s, max_queue_wait_s=8, **SLEEPING) as server:
         truth = asyncio.run(closed_loop(server, requests, 1))[1]
-        spent, _ = asyncio.run(closed_loop(server, requests * 4, 16))
-        capacity = len(requests) * 4 / spent
+        spent, _ = asyncio.run(closed_loop(server, requests * 2, 16))
+        capacity = len(requests) * 2 / spent
         accepted, refused, other, wrong, memory = asyncio.run(
             _flood(server, requests, truth, capacity * times, seconds)
         )
@@ -311,14 +334,14 @@ def overload(cores: str, seconds: float = 60.0, times: float = 10.0) -> dict[str
         "refused_without_retry_after": sum(not ok for ok in refused),
         "other": sorted(set(map(str, other))),
         "other_count": len(other),
-        "wrong_pixels_over_0.1_percent": sum(w > 0.001 * 192 * 192 for w in wrong),
+        "wrong_pixels_over_0.1_percent": sum(w > 0.001 * 160 * 160 for w in wrong),
         "answers_that_differ_in_any_pixel": sum(w > 0 for w in wrong),
         "p50_s": float(np.quantile(late, 0.5)),
         "p99_s": float(np.quantile(late, 0.99)),
         "deadline_s": deadline_s,
         "rss_mb": [float(m.min()) / 2**20, float(m.max()) / 2**20],
         "memory_slope_per_minute": slope,
-        "right_afterwards": max(after) <= 0.001 * 192 * 192,
+        "right_afterwards": max(after) <= 0.001 * 160 * 160,
         "exit_code": exit_code,
         "goal": "accepted right, others 429 with Retry-After, p99 < deadline, slope < 0.01",
     }
@@ -365,8 +388,8 @@ async def _flood(
 
 def drain(cores: str) -> dict[str, Any]:
     """SIGTERM under load: what was accepted is answered, and the exit code is 0."""
-    requests = [request_of(*scene(192, 192, 2, (25, 50), seed)) for seed in range(8)]
-    server = Server(cores, timeout_s=60, max_queue_wait_s=60)
+    requests = [request_of(*scene(160, 160, 1, (20, 40), seed)) for seed in range(8)]
+    server = Server(cores, timeout_s=60, max_queue_wait_s=60, **SLEEPING)
     counts: dict[str, int] = {}
 
     async def load() -> tuple[int, float]:
@@ -404,24 +427,9 @@ def drain(cores: str) -> dict[str, Any]:
 
 def swap(cores: str) -> dict[str, Any]:
     """Activate another version again and again under load."""
-    import torch
-
-    from bpr_service.core.weights import load_model, save_model
-    from bpr_service.runtime.model_store import ModelStore
-
-    folder = Path(tempfile.mkdtemp())
-    try:
-        model = load_model("balanced")
-        with torch.no_grad():
-            next(model.network.parameters()).mul_(1.0001)
-        save_model(folder / "export", model.network, model.card)
-        store = ModelStore(str(folder / "store"))
-        other = store.add(str(folder / "export"), "balanced").id
-        requests = [request_of(*scene(192, 192, 2, (25, 50), seed)) for seed in range(8)]
-        with serving(cores, model_store=folder / "store", timeout_s=60, max_queue_wait_s=60) as server:
-            return asyncio.run(_swap(server, requests, other))
-    finally:
-        shutil.rmtree(folder)
+    requests = [request_of(*scene(160, 160, 1, (20, 40), seed)) for seed in range(8)]
+    with serving(cores, timeout_s=60, max_queue_wait_s=60, **SLEEPING) as server:
+        return asyncio.run(_swap(server, requests, "v2"))
 
 
 async def _swap(server: Server, requests: list[bytes], other: str) -> dict[str, Any]:
@@ -443,7 +451,7 @@ async def _swap(server: Server, requests: list[bytes], other: str) -> dict[str, 
             while len(answers) < target:
                 await asyncio.sleep(0.02)
             start = time.perf_counter()
-            response = await client.post("/v1/models/balanced/activate", json={"version": version})
+            response = await client.post("/v1/models/dummy/activate", json={"version": version})
             response.raise_for_status()
             waits.append(time.perf_counter() - start)
         stop = True
@@ -467,7 +475,7 @@ def malformed(cores: str, count: int = 6000) -> dict[str, Any]:
     counts: dict[str, int] = {}
     slowest = 0.0
     memory = []
-    with serving(cores, max_pixels=1 << 20) as server:
+    with serving(cores, max_pixels=1 << 20, dummy=1) as server:
 
         async def send() -> None:
             nonlocal slowest
@@ -502,24 +510,32 @@ def malformed(cores: str, count: int = 6000) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[str], dict[str, Any]]] = {
-    "throughput": throughput,
-    "overhead": overhead,
-    "batching": batching,
     "overload": overload,
     "drain": drain,
     "swap": swap,
     "malformed": malformed,
+    "overhead": overhead,
+    "throughput": throughput,
+    "batching": batching,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
-    parser.add_argument("--cores", type=int, default=2, help="cores of the server and the library")
+    parser.add_argument("--cores", type=int, default=2, help="cores of the server and the library; 0 is all of them")
+    parser.add_argument("--threads", type=int, default=0, help="threads of the network; 0 is one a core")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, by commas")
     arguments = parser.parse_args()
-    cores = ",".join(str(n) for n in range(arguments.cores))
-    results: dict[str, Any] = {}
+    available = sorted(os.sched_getaffinity(0))
+    cores = ",".join(map(str, available[: arguments.cores] if arguments.cores else available))
+    global THREADS
+    THREADS = arguments.threads
+    results: dict[str, Any] = {
+        "command": "python benchmarks/serve.py " + " ".join(sys.argv[1:]),
+        "cores": cores,
+        "load_before": os.getloadavg()[0],
+    }
     for name in arguments.only.split(","):
         print(f"{name} ...", file=sys.stderr, flush=True)
         results[name] = PARTS[name](cores)

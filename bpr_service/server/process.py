@@ -45,7 +45,7 @@ def run(settings: ServerSettings) -> int:
 
         torch.set_num_threads(settings.threads)
     metrics = Metrics()
-    models: Any = DummyModels(settings.presets) if settings.dummy else open_models(settings, device)
+    models: Any = open_dummy(settings) if settings.dummy else open_models(settings, device)
     engine = Engine(models, settings.engine_config(), device=device, warm=warm_stages, events=metrics)
     app = create_app(
         engine,
@@ -55,6 +55,11 @@ def run(settings: ServerSettings) -> int:
         job_router=job_router(settings) if settings.jobs else None,
     )
     return asyncio.run(serve(app, engine, settings))
+
+
+def open_dummy(settings: ServerSettings) -> DummyModels:
+    """The network of load tests, with the cost that the settings give it."""
+    return DummyModels(settings.presets, call_ms=settings.dummy_call_ms, patch_ms=settings.dummy_patch_ms)
 
 
 def open_models(settings: ServerSettings, device: str) -> StoreModels:

@@ -60,6 +60,9 @@ class ServerSettings(BaseSettings):
     """Label Studio's media folder, mounted here: the only place its task images are read from."""
     dummy: bool = False
     """Serve a network that gives the coarse mask back: for load tests of everything around the network."""
+    dummy_call_ms: float = Field(default=0.0, ge=0.0)
+    dummy_patch_ms: float = Field(default=0.0, ge=0.0)
+    """What a call of that network costs, and a patch more: slept, not computed."""
     jobs: bool = False
     """Offer ``/v1/jobs`` (needs the extra ``jobs`` and a database)."""
     otel: bool = False
