@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import io
 import json
+import resource
 import sys
 import tempfile
 import time
@@ -191,25 +192,39 @@ def make_instances(folder: Path, images: int, instances: int) -> tuple[Path, Pat
     return paths
 
 
-def time_both(images: int, instances: int, workers: int | None) -> bool:
-    """Time pycocotools' mask AP and our evaluation of all measures on the same files; False when ours is slower."""
+def time_both(images: int, instances: int, workers: int | None, rounds: int) -> bool:
+    """Time pycocotools' mask AP and our evaluation of all measures on the same files; False when ours is slower.
+
+    Processor time counts all processes; on a machine that is busy with other work it is the fairer of the two.
+    """
     with tempfile.TemporaryDirectory() as folder:
         gt, results = make_instances(Path(folder), images, instances)
-        rounds: list[tuple[float, float]] = []
-        for _ in range(3):
-            start = time.perf_counter()
+        times = []
+        for number in range(1, rounds + 1):
+            clocks = [now()]
             run = run_pycocotools(gt, results)
-            middle = time.perf_counter()
+            clocks.append(now())
             ours = evaluate_instances(gt, results, workers=workers).summary
-            rounds.append((middle - start, time.perf_counter() - middle))
+            clocks.append(now())
             assert abs(run.stats[0] - ours["AP"]) < TOLERANCE
-    theirs, mine = (min(times) for times in zip(*rounds, strict=True))
-    for number, (first, second) in enumerate(rounds, 1):
-        print(f"round {number}: pycocotools mask AP {first:.1f} s, all measures {second:.1f} s")
+            wall, processor = (np.diff(column) for column in zip(*clocks, strict=True))
+            times.append(wall)
+            print(
+                f"round {number}: pycocotools mask AP {wall[0]:.1f} s ({processor[0]:.1f} s of processor), "
+                f"all measures {wall[1]:.1f} s ({processor[1]:.1f} s)",
+                flush=True,
+            )
+    theirs, mine = np.min(times, axis=0)
     print(
-        f"{images} images, {instances} instances, best of 3: {theirs:.1f} s and {mine:.1f} s, ratio {mine / theirs:.2f}"
+        f"{images} images, {instances} instances, best of {rounds}: {theirs:.1f} s and {mine:.1f} s, ratio {mine / theirs:.2f}"
     )
-    return mine <= theirs
+    return bool(mine <= theirs)
+
+
+def now() -> tuple[float, float]:
+    """Wall clock and processor time of this process and its children, in seconds."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return time.perf_counter(), sum(u.ru_utime + u.ru_stime for u in used)
 
 
 def main() -> int:
@@ -219,8 +234,13 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--instances", type=int, default=36000)
     parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    good = time_both(options.images, options.instances, options.workers) if options.speed else check(options.data)
+    good = (
+        time_both(options.images, options.instances, options.workers, options.rounds)
+        if options.speed
+        else check(options.data)
+    )
     return 0 if good else 1
 
 
