@@ -12,6 +12,7 @@ import typer
 
 from bpr_service.errors import BprError
 from refiner_training.commands import evaluate
+from refiner_training.segmenters.commands import predict, segmenter
 
 app = typer.Typer(
     name="bpr-train",
@@ -21,6 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(evaluate.app, name="evaluate")
+app.command()(segmenter)
+app.command()(predict)
 
 
 @app.callback()

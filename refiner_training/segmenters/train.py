@@ -91,6 +91,8 @@ class SegmenterModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Lightning saves before the module's own end of the step; what the step observed must be in.
+        self.model.after_step()
         checkpoint["segmenter"] = {
             "arch": self.arch,
             "head": self.head,
