@@ -121,7 +121,7 @@ class Preset(NamedTuple):
 PRESETS: dict[str, Preset] = {
     p.name: p
     for p in (
-        Preset("fast", "balanced", 96, 0.15),
+        Preset("fast", "fast", 96, 0.15),
         Preset("balanced", "balanced", 96, 0.25),
         Preset("best", "balanced", 96, 0.55),
     )
