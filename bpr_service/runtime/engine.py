@@ -15,85 +15,36 @@ from __future__ import annotations
 
 import asyncio
 import math
-import queue
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import Field
 
-from bpr_service.config import Settings
 from bpr_service.errors import (
     BprError,
     BusyError,
     CancelledError,
     ConflictError,
-    DeviceError,
     LimitError,
     ModelError,
     NotReadyError,
     UnknownName,
 )
-from bpr_service.runtime.batching import FairQueue, Slice
-from bpr_service.runtime.device import DeviceOwner, is_fatal, is_out_of_memory
+from bpr_service.runtime.device import DeviceOwner
+from bpr_service.runtime.pump import Pump
+from bpr_service.runtime.settings import EngineConfig, EngineEvents, ModelSource
 from bpr_service.runtime.work import Lane, Memory, Slot, Stages, Work, past_deadline
+
+__all__ = ["Engine", "EngineConfig", "EngineEvents", "ModelSource", "State"]
 
 State = Literal["starting", "ready", "draining", "failed", "stopped"]
 
-FAILURES_IN_A_ROW = 5
-"""Batches that may fail one after the other before the device is taken for broken."""
-
 DEADLINE_CHECK_S = 0.25
 """A request may shorten its deadline once its body is read; it is looked at this often."""
-
-
-class EngineConfig(Settings):
-    """Bounds of the engine."""
-
-    max_batch_patches: int = Field(default=64, ge=1, le=4096)
-    """Patches that go to the device at once; 1 turns batching off."""
-    max_batch_wait_ms: float = Field(default=5.0, ge=0.0, le=1000.0)
-    """How long a batch that is not full may wait for requests that are being decoded."""
-    max_requests: int = Field(default=64, ge=1, le=65536)
-    """Requests admitted at a time, from the first byte of the body to the last of the answer."""
-    max_queue_patches: int = Field(default=65536, ge=1)
-    """Patches that may wait for the device, over all requests."""
-    max_queue_wait_s: float = Field(default=15.0, gt=0.0)
-    """A request that would wait longer than this, by the measured pace of the device, is refused at once."""
-    max_patches: int = Field(default=20_000, ge=1)
-    """Patches of one request."""
-    memory_mb: int = Field(default=4096, ge=64)
-    """What all requests together may reserve for bodies, images and masks, in MiB."""
-    cpu_workers: int = Field(default=2, ge=1, le=256)
-    """Threads that decode and prepare; as many again finish and encode."""
-
-
-class ModelSource(Protocol):
-    """Where lanes come from: the model store, or a fixed set of refiners in a test."""
-
-    def presets(self) -> list[str]:
-        """Presets to keep warm; the first is the default."""
-
-    def open(self, preset: str, model: str | None = None, version: str | None = None) -> Lane:
-        """Load and check the model of ``preset``, or the given version; `ModelError` or `NotFoundError`."""
-
-
-class EngineEvents:
-    """What an engine tells of itself; the server counts it. Called from several threads."""
-
-    def batch(self, patches: int, requests: int, room: int, seconds: float) -> None:
-        """A batch of ``patches`` of ``room`` possible, from ``requests`` requests, took ``seconds``."""
-
-    def out_of_memory(self, patches: int) -> None:
-        """A batch did not fit the device's memory and is tried in halves."""
-
-    def activated(self, model: str, version: str, ok: bool) -> None:
-        """A model version was activated, or failed to be."""
 
 
 class Engine:
@@ -119,23 +70,22 @@ class Engine:
         self._warm_stages = warm
         self._lanes: dict[str, Lane] = {}
         self._changed = threading.Condition()
-        self._queue: FairQueue[Work] = FairQueue()
         self._owner = DeviceOwner()
-        self._permits = threading.Semaphore(1)
-        self._results: queue.SimpleQueue[tuple[list[Slice[Work]], Future[Any]] | None] = queue.SimpleQueue()
+        self._pump = Pump(
+            self._owner,
+            self.config,
+            self._changed,
+            events=self.events,
+            expecting=lambda: self._undecoded > 0,
+            finish=self._to_encoders,
+            broken=self._device_failed,
+        )
         self._decoders = ThreadPoolExecutor(self.config.cpu_workers, "decode")
         self._encoders = ThreadPoolExecutor(self.config.cpu_workers, "encode")
-        self._threads = [
-            threading.Thread(target=self._feed, name="feeder", daemon=True),
-            threading.Thread(target=self._collect, name="collector", daemon=True),
-        ]
         self._activation = threading.Lock()
         self.requests = 0
         self._undecoded = 0
-        self._on_device = 0
-        self._pace = 0.0
         self._patches_each = 0.0
-        self._failures = 0
 
     # ------------------------------------------------------------------ life
 
@@ -144,8 +94,7 @@ class Engine:
         raised.
         """
         self._owner.start()
-        for thread in self._threads:
-            thread.start()
+        self._pump.start()
         try:
             for preset in self._source.presets():
                 lane = self._source.open(preset)
@@ -173,20 +122,21 @@ class Engine:
     def stop(self) -> None:
         """End the threads. Requests that are still there fail with `NotReadyError`."""
         with self._changed:
-            waiting = list(self._queue)
+            waiting = list(self._pump.queue)
             if self.state != "failed":
                 self.state = "stopped"
-            self._stopping = True
-            self._changed.notify_all()
         for work in waiting:
             work.fail(NotReadyError("the server is stopping", fix="try another one"))
         self._decoders.shutdown(wait=False, cancel_futures=True)
-        self._permits.release()
-        self._owner.stop(10.0)
-        self._results.put(None)
+        self._pump.stop()
         self._encoders.shutdown(wait=False)
 
-    _stopping = False
+    def _device_failed(self) -> None:
+        with self._changed:
+            self.state = "failed"
+            waiting = list(self._pump.queue)
+        for work in waiting:
+            self.cancel(work, self._not_ready())
 
     @property
     def alive(self) -> bool:
@@ -282,14 +232,14 @@ class Engine:
     @property
     def queue_patches(self) -> int:
         """Patches that wait for the device."""
-        return self._queue.patches
+        return self._pump.queue.patches
 
     def expected_wait_s(self) -> float:
         """How long what is admitted keeps the device busy, by its measured pace; 0 before it was measured."""
-        if not self._pace:
+        pump = self._pump
+        if not pump.pace:
             return 0.0
-        patches = self._queue.patches + self._on_device + self._undecoded * self._patches_each
-        return patches / self._pace
+        return (pump.queue.patches + pump.on_device + self._undecoded * self._patches_each) / pump.pace
 
     def admit(self) -> Slot:
         """A slot, before anything costly is done; `NotReadyError`, or `BusyError` with the time to come
@@ -380,9 +330,7 @@ class Engine:
 
     def cancel(self, work: Work, error: BaseException) -> None:
         """End ``work`` with ``error`` now; it leaves the queue, and what is on the device runs out."""
-        with self._changed:
-            self._queue.remove(work)
-            work.fail(error)
+        self._pump.drop(work, error)
 
     def _decoded(self, work: Work) -> None:
         with self._changed:
@@ -411,13 +359,12 @@ class Engine:
                 fix="send fewer masks at once, or use a job",
             )
         if work.n_patches == 0:
-            work.hold()
-            self._encoders.submit(self._finish, work)
+            self._to_encoders(work)
             return
         with self._changed:
             self._patches_each += 0.1 * (work.n_patches - self._patches_each) if self._patches_each else work.n_patches
-            ahead = self._queue.patches
-            wait_s = (ahead + self._on_device + work.n_patches) / self._pace if self._pace else 0.0
+            pump, ahead = self._pump, self._pump.queue.patches
+            wait_s = (ahead + pump.on_device + work.n_patches) / pump.pace if pump.pace else 0.0
             if ahead and (ahead + work.n_patches > self.config.max_queue_patches or wait_s > work.remaining_s()):
                 raise BusyError(
                     "the queue is full",
@@ -427,134 +374,12 @@ class Engine:
             if work.ended:
                 return
             work.ready_at = time.monotonic()
-            self._queue.push(work)
+            pump.queue.push(work)
             self._changed.notify_all()
 
-    # ------------------------------------------------------------------ batches
-
-    def _feed(self) -> None:
-        while True:
-            self._permits.acquire()
-            batch = self._next_batch()
-            if batch is None:
-                return
-            parts, slices = [], []
-            for piece in batch:
-                work = piece.request
-                try:
-                    if work.ended or work.stages is None:
-                        raise CancelledError("ended before its patches were cut")
-                    with work.stage_lock, work.timed("crop"):
-                        parts.append(work.stages.crops(piece.start, piece.stop))
-                    slices.append(piece)
-                except BaseException as error:
-                    self._abandon(piece, error)
-            if not slices:
-                self._permits.release()
-                continue
-            crops = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            refiner = slices[0].request.lane.refiner  # type: ignore[union-attr]
-            done = self._owner.call(partial(self._predict, refiner, crops, len(slices)))
-            done.add_done_callback(partial(self._computed, slices))
-            del parts, slices, crops, batch, done, piece, work
-
-    def _computed(self, slices: list[Slice[Work]], future: Future[Any]) -> None:
-        self._results.put((slices, future))
-
-    def _next_batch(self) -> list[Slice[Work]] | None:
-        """Wait for patches, then up to ``max_batch_wait_ms`` for more while requests are being decoded."""
-        room = self.config.max_batch_patches
-        with self._changed:
-            while True:
-                if self._stopping:
-                    return None
-                ready = self._queue.head_patches()
-                wait_s: float | None = None
-                if ready:
-                    wait_s = self._queue.oldest_ready_at() + self.config.max_batch_wait_ms / 1e3 - time.monotonic()
-                    if ready >= room or not self._undecoded or wait_s <= 0:
-                        break
-                self._changed.wait(wait_s)
-            batch = self._queue.take(room)
-            for piece in batch:
-                piece.request.hold()
-                self._on_device += piece.stop - piece.start
-            return batch
-
-    def _predict(self, refiner: Any, crops: NDArray[np.uint8], requests: int) -> tuple[NDArray[np.float32], float]:
-        """On the device thread. Returns the logits and the seconds they took."""
-        self._permits.release()
-        start = time.perf_counter()
-        outputs = self._in_halves(refiner, crops)
-        seconds = time.perf_counter() - start
-        pace = len(crops) / max(seconds, 1e-6)
-        self._pace += 0.1 * (pace - self._pace) if self._pace else pace
-        self.events.batch(len(crops), requests, self.config.max_batch_patches, seconds)
-        return outputs, seconds
-
-    def _in_halves(self, refiner: Any, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Predict; a batch that does not fit the device's memory is halved until it does."""
-        try:
-            outputs: NDArray[np.float32] = refiner.predict(crops)
-            return outputs
-        except BaseException as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(crops) == 1:
-                raise DeviceError("the device has no memory left for one patch", fix="free some") from error
-        self.events.out_of_memory(len(crops))
-        half = len(crops) // 2
-        return np.concatenate([self._in_halves(refiner, crops[:half]), self._in_halves(refiner, crops[half:])])
-
-    def _collect(self) -> None:
-        """Hand results back, in the order of the batches: sums of floats must not depend on the load."""
-        while (item := self._results.get()) is not None:
-            slices, future = item
-            error = future.exception()
-            if error is not None:
-                self._failed(slices, error)
-                continue
-            self._failures = 0
-            outputs, seconds = future.result()
-            offset = 0
-            for piece in slices:
-                work, n = piece.request, piece.stop - piece.start
-                try:
-                    if not work.ended and work.stages is not None:
-                        work.add_ms("network", seconds * 1e3)
-                        with work.stage_lock, work.timed("add"):
-                            work.stages.add(piece.start, outputs[offset : offset + n])
-                        work.added += n
-                        if work.added == work.n_patches:
-                            work.hold()
-                            self._encoders.submit(self._finish, work)
-                except BaseException as failure:
-                    work.fail(failure)
-                finally:
-                    self._off_device(piece)
-                    offset += n
-            del item, future, slices, outputs, piece, work
-
-    def _abandon(self, piece: Slice[Work], error: BaseException) -> None:
-        self.cancel(piece.request, error)
-        self._off_device(piece)
-
-    def _off_device(self, piece: Slice[Work]) -> None:
-        with self._changed:
-            self._on_device -= piece.stop - piece.start
-        piece.request.let_go()
-
-    def _failed(self, slices: list[Slice[Work]], error: BaseException) -> None:
-        """Fail the requests of a batch; a fatal error, or several in a row, fails the engine."""
-        self._failures += 1
-        if is_fatal(error) or self._owner.failure is not None or self._failures >= FAILURES_IN_A_ROW:
-            with self._changed:
-                self.state = "failed"
-                waiting = list(self._queue)
-            for work in waiting:
-                self.cancel(work, self._not_ready())
-        for piece in slices:
-            self._abandon(piece, error)
+    def _to_encoders(self, work: Work) -> None:
+        work.hold()
+        self._encoders.submit(self._finish, work)
 
     def _finish(self, work: Work) -> None:
         try:

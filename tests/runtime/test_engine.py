@@ -76,7 +76,7 @@ def test_patches_of_different_requests_share_a_batch() -> None:
         predictor: Predictor = engine.lanes()[0].refiner
         with held(engine):
             send(engine, 1, 5)  # becomes the batch that is kept ready
-            wait_until(lambda: engine._on_device == 6)
+            wait_until(lambda: engine._pump.on_device == 6)
             works = [send(engine, tag, 6) for tag in (2, 3, 4)]
             wait_until(lambda: engine.queue_patches == 18)
         for work in works:
@@ -129,7 +129,7 @@ def test_a_batch_waits_for_a_request_that_is_being_decoded() -> None:
 def test_a_cancelled_request_leaves_the_queue_and_frees_its_slot() -> None:
     with running() as engine, held(engine):
         ready = send(engine, 1, 1)
-        wait_until(lambda: engine._on_device == 2)
+        wait_until(lambda: engine._pump.on_device == 2)
         work = send(engine, 2, 500)
         wait_until(lambda: engine.queue_patches == 500)
         engine.cancel(work, CancelledError("the caller went away"))
@@ -248,7 +248,7 @@ def test_a_request_that_cannot_make_its_deadline_is_refused_not_kept() -> None:
 def test_the_queue_of_patches_is_bounded() -> None:
     with running(max_queue_patches=100) as engine, held(engine):
         ready = send(engine, 1, 1)
-        wait_until(lambda: engine._on_device == 2)
+        wait_until(lambda: engine._pump.on_device == 2)
         waiting = send(engine, 2, 90)
         wait_until(lambda: engine.queue_patches == 90)
         with pytest.raises(BusyError, match="the queue is full"):
@@ -286,7 +286,7 @@ def test_a_batch_that_does_not_fit_is_halved() -> None:
             self.halved += 1
 
     with running(max_batch_patches=32) as engine:
-        engine.events = Counted()
+        engine._pump._events = engine.events = Counted()
         engine.lanes()[0].refiner.room = 9
         assert send(engine, 1, 64).future.result(5)[1] == list(range(64))
         assert engine.events.halved
@@ -359,7 +359,7 @@ def test_versions_never_share_a_batch() -> None:
         predictor: Predictor = engine.lanes()[0].refiner
         with held(engine) as gate:
             works = [send(engine, 1, 4)]
-            wait_until(lambda: engine._on_device == 5)
+            wait_until(lambda: engine._pump.on_device == 5)
             works.append(send(engine, 2, 4))
             wait_until(lambda: engine.queue_patches == 4)
             engine._lanes = {"balanced": Source(predictor=predictor).open("balanced", None, "v2")}
