@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from bpr_service import storage
+from bpr_service.config import get_preset
+from bpr_service.core.weights import bundled_models, find_model
 from bpr_service.errors import BprError, CancelledError, ConfigError, LimitError, ModelError, NotFoundError, UnknownName
 from bpr_service.jobs.database import JobRow
 from bpr_service.jobs.refine import Context
@@ -45,6 +47,8 @@ RECIPE: dict[str, set[str]] = {
 """What a recipe may set: sections of the trainer's configuration; data and name are the job's own."""
 PRIMARY = {"instance": ("boundary_AP", "AP"), "semantic": ("boundary_mIoU", "mIoU"), "panoptic": ("boundary_PQ", "PQ")}
 """The figure that decides a promotion: the first of these that was measured."""
+
+WAITING = "waiting: the trainer of a worker that gave no sign of life still runs"
 
 
 def check_recipe(request: TrainRequest, settings: JobSettings) -> None:
@@ -103,39 +107,41 @@ class Run:
                 except BlockingIOError:
                     if self.context.cancelled(self.row):
                         raise CancelledError(f"job {self.row.id} was cancelled") from None
+                    self.context.database.update_job(self.row.id, self.row.attempt, message=WAITING)
                     self.context.alive()
                     self.context.stopping()
                     time.sleep(self.context.settings.poll_s)
+            self.context.database.update_job(self.row.id, self.row.attempt, message="")
             yield
 
-    def parent(self) -> tuple[str | None, str | None]:
-        """Reference and folder of the version to start from; fixed when the job first asks."""
+    def parent(self) -> tuple[str, str]:
+        """Name and folder of the version to start from and to compare with; fixed when the job first asks.
+
+        The one asked for; else the active version of the name; else the bundled model of that name, or of the preset.
+        """
         fixed = self.read("parent.json")
         if fixed is None:
-            try:
-                ref: str | None = self.store.get(self.request.parent or f"{self.request.name}@active").ref
-            except NotFoundError:
-                if self.request.parent is not None:
-                    raise
-                ref = None
-            self.write("parent.json", {"parent": ref})
-            fixed = {"parent": ref}
-        ref = fixed["parent"]
-        return ref, self.store.fetch(ref) if ref else None
+            fixed = {"parent": self._parent()}
+            self.write("parent.json", fixed)
+        ref = str(fixed["parent"])
+        return ref, self.store.fetch(ref) if "@" in ref else str(find_model(ref))
+
+    def _parent(self) -> str:
+        name = self.request.name
+        try:
+            return self.store.get(self.request.parent or f"{name}@active").ref
+        except NotFoundError:
+            if self.request.parent is not None:
+                raise
+        return name if name in bundled_models() else get_preset(self.request.preset).model
 
     def config(self) -> dict[str, Any]:
         """The trainer's configuration: the recipe, or one made from the parent and the preset; and the data."""
-        from bpr_service.config import get_preset
-
         config: dict[str, Any] = json.loads(json.dumps(self.request.recipe or {}))
         _, folder = self.parent()
-        if folder is not None:
-            card = json.loads(Path(folder, "card.json").read_bytes())
-            config.setdefault("network", {**card["network"], "start_from": folder})
-            config.setdefault("patch", card["patch"])
-        else:
-            size = get_preset(self.request.preset).network_size_px
-            config.setdefault("patch", {"network_size_px": size, "padding_px": 16, "patch_size_px": size - 32})
+        card = json.loads(Path(folder, "card.json").read_bytes())
+        config.setdefault("network", {**card["network"], "start_from": folder})
+        config.setdefault("patch", card["patch"])
         config["name"] = self.request.name
         config["data"] = {"kind": "patches", "patches": str(self.folder / "patches")}
         config["notes"] = {**config.get("notes", {}), "job": self.row.id}
@@ -280,10 +286,7 @@ def compare(context: Context, row: JobRow, exported: str) -> dict[str, Any]:
     comparison: dict[str, Any] = {"figures": {}, "better": None}
     if run.request.held_out is not None:
         models = {"candidate": exported}
-        ref, folder = run.parent()
-        if folder is not None:
-            models["active"] = folder
-            comparison["active"] = ref
+        comparison["active"], models["active"] = run.parent()
         comparison["figures"]["coarse"] = _measure(run, run.request.held_out.predictions)
         for name, model in models.items():
             context.stopping()
@@ -328,8 +331,8 @@ def _measure(run: Run, predictions: str) -> dict[str, Any]:
 
 
 def _verdict(task: str, figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Whether the candidate's primary figure is better than the active model's, or the coarse one's without it."""
-    new, old = figures["candidate"], figures.get("active") or figures["coarse"]
+    """Whether the candidate's primary figure is better than the active model's."""
+    new, old = figures["candidate"], figures["active"]
     for measure in PRIMARY[task]:
         a, b = _number(new, measure), _number(old, measure)
         if a is not None and b is not None:

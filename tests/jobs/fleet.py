@@ -20,7 +20,7 @@ from bpr_service.jobs.requests import RefineRequest
 from bpr_service.jobs.settings import JobSettings
 from tests.jobs.samples import coco_set
 
-FAST = {"poll_s": 0.1, "beat_s": 0.2, "dead_after_s": 2.0, "retry_s": 0.2, "log_units": True}
+FAST = {"poll_s": 0.1, "beat_s": 0.2, "dead_after_s": 6.0, "retry_s": 0.2, "log_units": True}
 
 
 class Fleet:
