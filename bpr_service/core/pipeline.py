@@ -57,7 +57,7 @@ class Refiner:
         gate: Gate | None = None,
     ) -> None:
         """From a network in memory. `gate` decides, mask by mask, whether the refined one is taken;
-        without one, the model's card says (unless ``config.gate`` is off).
+        without one, the model's card says for instances (unless ``config.gate`` is off).
         """
         spec = NETWORKS.get(card.network.name)
         size = config.patch.network_size_px
@@ -70,9 +70,10 @@ class Refiner:
             )
         self.device = resolve_device(device)
         self.card, self.config = card, config
-        if gate is None and card.gate > 0:
-            gate = CertaintyGate(card.gate)
         self.gate = gate if config.gate else None
+        # Labels that compete for pixels hold each other in check: the card's rule is measured on, and for, instances.
+        certainty = CertaintyGate(card.gate) if config.gate and card.gate > 0 else None
+        self.instance_gate = self.gate or certainty
         self.network = network.eval().to(self.device).to(memory_format=torch.channels_last)
 
     @classmethod
@@ -154,7 +155,7 @@ class Refiner:
         pixels = self._image(image)
         height, width = pixels.shape[:2]
         parsed = [self._mask(i, m, height, width) for i, m in enumerate(_listed(masks))]
-        return self._prepared(pixels, InstanceTask(parsed, self.gate))
+        return self._prepared(pixels, InstanceTask(parsed, self.instance_gate))
 
     def prepare_semantic(self, image: Any, label_map: Any, ignore_label: int | None = 255) -> Prepared[SemanticResult]:
         """Boundary pixels and patches of every label; on the CPU."""
