@@ -40,8 +40,8 @@ RECIPE: dict[str, set[str]] = {
     },
     "loss": {"band_px", "band_weight", "padding_weight"},
     "run": {
-        "steps", "batch_size", "precision", "devices", "nodes", "sync_batchnorm", "workers", "threads", "seed",
-        "checkpoint_every", "validate_every", "validation_batches", "patience",
+        "steps", "batch_size", "accelerator", "precision", "devices", "nodes", "sync_batchnorm", "workers", "threads",
+        "seed", "checkpoint_every", "validate_every", "validation_batches", "patience",
     },
 }  # fmt: skip
 """What a recipe may set: sections of the trainer's configuration; data and name are the job's own."""
@@ -252,11 +252,12 @@ class Child:
                 event = json.loads(line) if line.startswith("{") else {}
             except ValueError:
                 event = {}
-            if event.get("event") == "progress" and time.monotonic() - self.noted >= context.settings.poll_s:
-                self.noted = time.monotonic()
+            if event.get("event") == "progress":
                 progress = {key: value for key, value in event.items() if key != "event"}
                 progress |= {"done": event.get("step"), "total": event.get("steps")}
-                context.database.update_job(row.id, row.attempt, progress=progress)
+                if time.monotonic() - self.noted >= context.settings.poll_s or progress["done"] == progress["total"]:
+                    self.noted = time.monotonic()
+                    context.database.update_job(row.id, row.attempt, progress=progress)
             elif event.get("event") == "exported":
                 self.exported = str(event["path"])
             if line:

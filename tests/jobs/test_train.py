@@ -167,7 +167,7 @@ def test_limits(limit: str, local: TrainFleet) -> None:
     failed = local.wait(job.id)
     assert failed.state == "failed"
     assert f"past its {limit}" in failed.message
-    assert not lives(local.starts(job.id)[-1][0])
+    assert not any(lives(pid) for pid, _ in local.starts(job.id))
 
 
 def test_what_is_refused_at_once(local: TrainFleet) -> None:
