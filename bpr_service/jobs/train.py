@@ -45,7 +45,7 @@ RECIPE: dict[str, set[str]] = {
     },
 }  # fmt: skip
 """What a recipe may set: sections of the trainer's configuration; data and name are the job's own."""
-PRIMARY = {"instance": ("boundary_AP", "AP"), "semantic": ("boundary_mIoU", "mIoU"), "panoptic": ("boundary_PQ", "PQ")}
+PRIMARY = ("boundary_AP", "AP")
 """The figure that decides a promotion: the first of these that was measured."""
 
 WAITING = "waiting: the trainer of a worker that gave no sign of life still runs"
@@ -67,6 +67,9 @@ def check_recipe(request: TrainRequest, settings: JobSettings) -> None:
         for key in values:
             if key not in RECIPE[section]:
                 raise UnknownName(f"key of recipe.{section}", key, RECIPE[section])
+    if request.held_out is not None and request.task != "instance":
+        fix = "leave held_out out, and compare with bpr-train evaluate"
+        raise ConfigError("held_out", expected="task instance", got=request.task, fix=fix)
     if request.parent is not None:
         ModelStore(settings.models).get(request.parent)
 
@@ -292,7 +295,7 @@ def compare(context: Context, row: JobRow, exported: str) -> dict[str, Any]:
         for name, model in models.items():
             context.stopping()
             comparison["figures"][name] = _measure(run, _refined(run, name, model))
-        comparison |= _verdict(run.request.task, comparison["figures"])
+        comparison |= _verdict(comparison["figures"])
     run.write("comparison.json", comparison)
     return comparison
 
@@ -331,10 +334,10 @@ def _measure(run: Run, predictions: str) -> dict[str, Any]:
     return figures
 
 
-def _verdict(task: str, figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _verdict(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Whether the candidate's primary figure is better than the active model's."""
     new, old = figures["candidate"], figures["active"]
-    for measure in PRIMARY[task]:
+    for measure in PRIMARY:
         a, b = _number(new, measure), _number(old, measure)
         if a is not None and b is not None:
             return {"measure": measure, "candidate_figure": a, "before_figure": b, "better": a > b}
@@ -342,13 +345,8 @@ def _verdict(task: str, figures: Mapping[str, Mapping[str, Any]]) -> dict[str, A
 
 
 def _number(figures: Mapping[str, Any], measure: str) -> float | None:
-    """A figure by name, at the top level or under the evaluation's 'after' and 'figures'."""
-    for place in (figures, figures.get("figures"), figures.get("after"), figures.get("summary")):
-        if isinstance(place, Mapping):
-            value = {str(k).lower(): v for k, v in place.items()}.get(measure.lower())
-            if isinstance(value, int | float):
-                return float(value)
-    return None
+    value = figures.get(measure)
+    return float(value) if isinstance(value, int | float) else None
 
 
 def register(context: Context, row: JobRow, exported: str, comparison: Mapping[str, Any]) -> dict[str, Any]:

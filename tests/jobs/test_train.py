@@ -177,6 +177,8 @@ def test_what_is_refused_at_once(local: TrainFleet) -> None:
         local.train(recipe={"typo": {}})
     with pytest.raises(ConfigError, match=r"recipe\.run: expected keys and values"):
         local.train(recipe={"run": 3})
+    with pytest.raises(ConfigError, match="expected task instance"):
+        local.train(task="semantic", held_out=held_out())
     with pytest.raises(NotFoundError):
         local.train(parent="mine@0123")
     with pytest.raises(ConfigError, match="name"):
