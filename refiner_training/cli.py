@@ -11,7 +11,7 @@ import sys
 import typer
 
 from bpr_service.errors import BprError
-from refiner_training.commands import evaluate
+from refiner_training.commands import evaluate, training
 from refiner_training.segmenters.commands import predict, segmenter
 
 app = typer.Typer(
@@ -21,6 +21,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(training.scenes)
+app.command()(training.patches)
+app.command()(training.refiner)
+app.command()(training.export)
 app.add_typer(evaluate.app, name="evaluate")
 app.command()(segmenter)
 app.command()(predict)

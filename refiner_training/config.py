@@ -82,7 +82,9 @@ class RunConfig(Settings):
     batch_size: int = Field(default=64, ge=1)
     """Patches a process and step."""
     precision: Literal["32", "bf16", "16"] = "bf16"
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = Field(default=1, ge=1)
+    """Processes of one machine; more than one are started by torchrun."""
     nodes: int = Field(default=1, ge=1)
     sync_batchnorm: bool = True
     workers: int = Field(default=1, ge=0)
@@ -134,5 +136,9 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Train
         *parents, last = dotted.split(".")
         for parent in parents:
             place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ConfigError(
+                    f"--set {dotted}", expected="a setting with parts", got=repr(place), fix=f"{parent} is a value"
+                )
         place[last] = value
     return build(TrainConfig, values)

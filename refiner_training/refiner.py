@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bpr_service.core.network import build_network
 from bpr_service.core.normalise import normalise
+from bpr_service.errors import ConfigError
 from refiner_training.config import LossConfig, OptimConfig, TrainConfig
 
 
@@ -60,6 +61,8 @@ class RefinerModule(L.LightningModule):
         self.config = config
         self.save_hyperparameters({"config": config.model_dump(mode="json")})
         self.network = build_network(config.network.name, **config.network.arguments)
+        if config.network.start_from is not None:
+            start_from(self.network, config)
         self.average: nn.Module | None = None
         if config.optim.ema_decay > 0:
             self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
@@ -71,22 +74,47 @@ class RefinerModule(L.LightningModule):
         """The averaged network where there is one."""
         return self.average or self.network
 
+    def check_patches(self) -> None:
+        """Raise :class:`ConfigError` when the network cannot take patches of the configured size."""
+        size = self.config.patch.network_size_px
+        training = self.network.training
+        with torch.no_grad():
+            logits = self.network.eval()(torch.zeros(1, 4, size, size))
+        self.network.train(training)
+        if logits.shape != (1, 1, size, size):
+            raise ConfigError(
+                f"network {self.config.network.name}",
+                expected=f"one logit a pixel: (1, 1, {size}, {size})",
+                got=str(tuple(logits.shape)),
+                fix="leave out the argument `outputs`",
+            )
+
     def on_fit_start(self) -> None:
         # NHWC is what convolutions are fastest in, on CPU and GPU alike.
         self.network.to(memory_format=torch.channels_last)
+
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        # What a network draws at random (dropout) depends on the step alone, so that a resumed run draws the same.
+        torch.manual_seed(self.config.run.seed + 7_919 * self.global_step + self.global_rank)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         patches, targets = batch
         logits = self.network(normalise(patches))
         loss = boundary_loss(logits, patches, targets, self.padding, self.config.loss)
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss)
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        super().optimizer_step(*arguments, **named)
+        # Here, not in on_train_batch_end: callbacks save the checkpoint before that.
+        self._update_average()
+
+    def _update_average(self) -> None:
         if self.average is None:
             return
         # A short memory at first, so that the average does not drag the random start along.
-        decay = min(self.config.optim.ema_decay, (1 + self.global_step) / (10 + self.global_step))
+        step = self.global_step + 1
+        decay = min(self.config.optim.ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
             mean = [v for v in self.average.state_dict().values() if v.is_floating_point()]
             new = [v for v in self.network.state_dict().values() if v.is_floating_point()]
@@ -104,8 +132,8 @@ class RefinerModule(L.LightningModule):
         wrong_before = ((patches[:, inner, inner, 3] > 127) != (truth == 1)) & known
         wrong_after = ((logits[:, 0, inner, inner] > 0) != (truth == 1)) & known
         removed = 1 - wrong_after.sum() / wrong_before.sum().clamp_min(1)
-        self.log("val/loss", loss, prog_bar=True, sync_dist=True)
-        self.log("val/error_removed", removed, prog_bar=True, sync_dist=True)
+        self.log("val/loss", loss, sync_dist=True)
+        self.log("val/error_removed", removed, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         config, steps = self.config.optim, self.config.run.steps
@@ -118,6 +146,23 @@ class RefinerModule(L.LightningModule):
             )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(config, step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def start_from(network: nn.Module, config: TrainConfig) -> None:
+    """Load the weights of a model version into a network; :class:`ConfigError` when it is of another one."""
+    from bpr_service.core.weights import load_model
+
+    path = config.network.start_from
+    loaded = load_model(str(path))
+    found, wanted = loaded.card.network, config.network
+    if found.name != wanted.name or found.arguments != wanted.arguments:
+        raise ConfigError(
+            f"network.start_from {path}",
+            expected=f"a model of {wanted.name} {wanted.arguments}",
+            got=f"{found.name} {found.arguments}",
+            fix="change network.name and network.arguments to the model's",
+        )
+    network.load_state_dict(loaded.network.state_dict())
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:

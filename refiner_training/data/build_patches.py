@@ -199,9 +199,7 @@ def _progress(total: int, missing: int) -> Progress:
     return bar
 
 
-def build_shard(
-    reader: PairReader, folder: Path, config: PatchSetConfig, soft: bool, shard: int, images: range
-) -> int:
+def build_shard(reader: PairReader, folder: Path, config: PatchSetConfig, soft: bool, shard: int, images: range) -> int:
     """Write one shard: records to a temporary name, renamed when whole, then its report. Returns the images read."""
     name = f"shard-{shard:06d}.bin"
     temporary = folder / f"{name}.{os.getpid()}.tmp"

@@ -72,7 +72,7 @@ class PatchSet:
     """Read access to a patch set built by ``bpr-train patches``.
 
     Raises:
-        FormatError: no such folder, a set that is not finished or empty, or a shard of another size than its index says.
+        FormatError: no such folder, an unfinished or empty set, or a shard of another size than its index says.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -189,7 +189,9 @@ class PatchSetStream(IterableDataset[tuple[Tensor, Tensor]]):
             rng = np.random.default_rng([self.seed, 1, index])
             for k in range(self.batch_size):
                 patches[k, ..., :3] = photometric(patches[k, ..., :3], rng)
-                patches[k : k + 1], targets[k : k + 1] = flips(patches[k : k + 1].copy(), targets[k : k + 1].copy(), rng)
+                patches[k : k + 1], targets[k : k + 1] = flips(
+                    patches[k : k + 1].copy(), targets[k : k + 1].copy(), rng
+                )
         return torch.from_numpy(patches), torch.from_numpy(targets)
 
     def _patch(self, position: int) -> int:

@@ -118,7 +118,9 @@ def warp(soft: Soft, rng: Generator) -> Soft:
     field = rng.normal(0, amplitude, (2, grid[1], grid[0])).astype(np.float32)
     map_x, map_y = (cv2.resize(axis, (width, height), interpolation=cv2.INTER_CUBIC) for axis in field)
     xs, ys = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    return np.asarray(cv2.remap(soft, xs + map_x, ys + map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.float32)
+    return np.asarray(
+        cv2.remap(soft, xs + map_x, ys + map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.float32
+    )
 
 
 def lumps(soft: Soft, rng: Generator) -> Soft:
@@ -146,7 +148,9 @@ def blocks(soft: Soft, rng: Generator) -> Soft:
     step = float(rng.choice([4, 6, 8, 12]))
     size = (max(round(width / step), 2), max(round(height / step), 2))
     small = cv2.resize(soft, size, interpolation=cv2.INTER_AREA)
-    return np.asarray(cv2.resize((small > 0.5).astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST), np.float32)
+    return np.asarray(
+        cv2.resize((small > 0.5).astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST), np.float32
+    )
 
 
 KINDS: dict[str, Callable[[Soft, Generator], Soft]] = {

@@ -1,0 +1,161 @@
+"""``bpr-train scenes | patches | refiner | export``: from data to a model version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bpr_service.errors import ConfigError, UnknownName
+
+FORMATS = ("coco", "cityscapes", "labels", "panoptic", "regions")
+SCENES = ("coco", "labels", "regions")
+
+Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
+
+
+def scenes(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The scene store.")],
+    source: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=FORMAT:TRUTH:IMAGES",
+            help="A source: coco (annotation JSON), labels (folder of label PNGs) or regions (STEM_K.png); repeatable.",
+        ),
+    ],
+    ignore_label: Annotated[int, typer.Option(help="Label that is no class.")] = 255,
+) -> None:
+    """Store images and ground truth for training on simulated coarse masks."""
+    from itertools import chain
+
+    from refiner_training.data.scenes import coco_scenes, label_scenes, region_scenes, write_scenes
+
+    streams = []
+    for text in source:
+        name, _, rest = text.partition("=")
+        parts = rest.split(":")
+        if len(parts) != 3 or not name:
+            raise ConfigError("--source", expected="NAME=FORMAT:TRUTH:IMAGES", got=repr(text), fix="give all four")
+        kind, truth, images = parts[0], Path(parts[1]), Path(parts[2])
+        if kind not in SCENES:
+            raise UnknownName("format of a source", kind, SCENES)
+        for path in (truth, images):
+            if not path.exists():
+                raise ConfigError(f"--source {name}", expected=f"{path}", got="no such file or folder", fix="check it")
+        if kind == "coco":
+            streams.append(coco_scenes(truth, images, name))
+        elif kind == "labels":
+            streams.append(label_scenes(truth, images, name, ignore_label))
+        else:
+            streams.append(region_scenes(truth, images, name))
+    manifest = write_scenes(out, chain(*streams))
+    typer.echo(f"{manifest['images']} images, {manifest['masks']} masks in {out}")
+
+
+def patches(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The patch set.")],
+    images: Annotated[Path, typer.Option(metavar="DIR", help="The images.")],
+    truth: Annotated[Path, typer.Option(metavar="PATH", help="Ground truth: a JSON file or a folder.")],
+    format: Annotated[str, typer.Option(help=", ".join(FORMATS))] = "coco",
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="What to learn from; simulated where there is none.")
+    ] = None,
+    panoptic_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Panoptic: PNGs of the truth.")] = None,
+    predictions_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Panoptic: PNGs predicted.")] = None,
+    ignore_label: Annotated[int, typer.Option(help="Labels: the one that is no class.")] = 255,
+    nms_threshold: Annotated[float, typer.Option(min=0, max=0.99, help="The paper trains with 0.25.")] = 0.25,
+    patch_size_px: Annotated[int, typer.Option(min=8)] = 64,
+    padding_px: Annotated[int, typer.Option(min=0)] = 16,
+    per_mask: Annotated[int, typer.Option(min=0, help="At most so many patches a mask; 0 takes all.")] = 0,
+    share: Annotated[float, typer.Option(help="Share of the patches that is kept.")] = 1.0,
+    seed: int = 0,
+    workers: Workers = 1,
+    resume: Annotated[bool, typer.Option(help="Keep the shards that are finished.")] = True,
+) -> None:
+    """Cut patches from predictions and ground truth, as the paper does."""
+    from bpr_service.config import build
+    from refiner_training.data.build_patches import PatchSetConfig, build_patch_set
+
+    reader = _reader(format, images, truth, predictions, panoptic_dir, predictions_dir, ignore_label)
+    patch = {
+        "patch_size_px": patch_size_px,
+        "padding_px": padding_px,
+        "network_size_px": patch_size_px + 2 * padding_px,
+        "nms_threshold": nms_threshold,
+        "cover": False,
+    }
+    full = format in ("labels", "panoptic")
+    settings = {"patch": patch, "full_maps": full, "per_mask": per_mask, "share": share, "seed": seed}
+    manifest = build_patch_set(reader, out, build(PatchSetConfig, settings), workers=workers, resume=resume)
+    skipped = manifest.get("skipped", [])
+    typer.echo(f"{manifest['patches']} patches of {manifest['images']} images in {out}")
+    for entry in skipped:
+        typer.echo(f"skipped {entry}", err=True)
+    if skipped:
+        raise typer.Exit(1)
+
+
+def _reader(
+    format: str,
+    images: Path,
+    truth: Path,
+    predictions: Path | None,
+    panoptic_dir: Path | None,
+    predictions_dir: Path | None,
+    ignore_label: int,
+) -> Any:
+    from refiner_training.data import instance_readers, map_readers
+
+    if format == "coco":
+        return instance_readers.CocoPairs(images, truth, predictions)
+    if format == "cityscapes":
+        return instance_readers.CityscapesPairs(images, truth, predictions)
+    if format == "labels":
+        return map_readers.LabelPairs(images, truth, predictions, ignore_label=ignore_label)
+    if format == "regions":
+        return instance_readers.RegionPairs(images, truth)
+    if format != "panoptic":
+        raise UnknownName("format", format, FORMATS)
+    if panoptic_dir is None:
+        raise ConfigError("panoptic", expected="--panoptic-dir", got="none", fix="name the folder of the truth's PNGs")
+    return map_readers.PanopticPairs(images, truth, panoptic_dir, predictions, predictions_dir)
+
+
+def refiner(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The recipe.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; default runs/NAME.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As run.steps=100.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from last.ckpt where there is one.")] = True,
+    json_progress: Annotated[bool, typer.Option(help="JSON lines on stdout instead of a bar.")] = False,
+) -> None:
+    """Train a refiner and export it as a model version."""
+    import json
+
+    import yaml
+
+    from refiner_training.config import load_config
+
+    overrides = {}
+    for text in set_ or []:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError("--set", expected="KEY=VALUE", got=repr(text), fix="as run.steps=100")
+        overrides[key] = yaml.safe_load(value)
+    checked = load_config(config, overrides)
+    from refiner_training.train import train
+
+    model = train(checked, out or Path("runs") / checked.name, resume=resume, json_progress=json_progress)
+    typer.echo(json.dumps({"event": "exported", "path": str(model)}) if json_progress else f"exported {model}")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A training run.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default RUN_DIR/model.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Another checkpoint than best or last.")] = None,
+    version: Annotated[str | None, typer.Option(help="Default the step and a hash of the weights.")] = None,
+) -> None:
+    """Write the model version of a run's best checkpoint."""
+    from refiner_training.export import export_run, run_config
+
+    typer.echo(f"exported {export_run(run, run_config(run), out=out, checkpoint=checkpoint, version=version)}")

@@ -1,0 +1,136 @@
+"""The trainer from end to end: scenes or patches in, a model version out; resumed runs; wrong settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from bpr_service.core.weights import load_model
+from bpr_service.errors import BprError
+from refiner_training.cli import app
+from refiner_training.config import load_config
+from refiner_training.train import train
+
+CONFIGS = sorted((Path(__file__).parents[2] / "refiner_training/configs").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four images of an ellipse each, as label PNGs."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("images", "labels", "coarse"):
+        (folder / name).mkdir()
+    rng = np.random.default_rng(0)
+    for k in range(4):
+        labels = np.zeros((120, 150), np.uint8)
+        cv2.ellipse(labels, (75, 60), (40 + k, 30), 10.0 * k, 0, 360, 1, -1)
+        image = np.where(labels[..., None] > 0, 190, 60) + rng.normal(0, 8, (120, 150, 3))
+        cv2.imwrite(str(folder / "images" / f"{k}.png"), image.clip(0, 255).astype(np.uint8))
+        cv2.imwrite(str(folder / "labels" / f"{k}.png"), labels)
+        small = cv2.resize(labels.astype(np.float32), (15, 12), interpolation=cv2.INTER_AREA)
+        cv2.imwrite(str(folder / "coarse" / f"{k}.png"), (cv2.resize(small, (150, 120)) > 0.5).astype(np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(data: Path) -> Path:
+    arguments = ["scenes", "--out", str(data / "scenes"), "--source", f"a=labels:{data}/labels:{data}/images"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    values = {
+        "name": "tiny",
+        "network": {"name": "light_unet_s", "arguments": {"widths": [8, 8, 8, 8]}},
+        "patch": {"patch_size_px": 32, "padding_px": 8, "network_size_px": 48},
+        "data": {"kind": "simulated", "scenes": str(data / "scenes"), "sources": {"a": 1.0}},
+        "optim": {"warmup_steps": 2},
+        "run": {"steps": 6, "batch_size": 4, "precision": "32", "workers": 0, "checkpoint_every": 3},
+    }
+    path = data / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def weights(run: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(run / "last.ckpt", weights_only=False)["state_dict"]
+    return state
+
+
+def test_a_resumed_run_equals_an_undisturbed_one(recipe: Path, tmp_path: Path) -> None:
+    whole = load_config(recipe)
+    model = train(whole, tmp_path / "whole", json_progress=True)
+    assert load_model(model).card.network.name == "light_unet_s"
+
+    class Killed(Exception):
+        pass
+
+    from refiner_training.refiner import RefinerModule
+
+    def stop(self: RefinerModule, *arguments: Any) -> None:
+        if self.global_step == 5:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RefinerModule, "on_train_batch_end", stop)
+        with pytest.raises(Killed):
+            train(whole, tmp_path / "parts", json_progress=True)
+    assert torch.load(tmp_path / "parts" / "last.ckpt", weights_only=False)["global_step"] == 3
+    train(whole, tmp_path / "parts", json_progress=True)
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_from_predictions_to_a_model_by_command(data: Path, recipe: Path, tmp_path: Path) -> None:
+    patches = tmp_path / "patches"
+    arguments = ["patches", "--format", "labels", "--images", data / "images", "--truth", data / "labels"]
+    arguments += ["--predictions", data / "coarse", "--out", patches, "--patch-size-px", 32, "--padding-px", 8]
+    done = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert done.exit_code == 0, done.output
+    assert json.loads((patches / "manifest.json").read_text())["patches"] > 0
+    values = {**yaml.safe_load(recipe.read_text()), "data": {"kind": "patches", "patches": str(patches)}}
+    other = tmp_path / "patches.yaml"
+    other.write_text(yaml.safe_dump(values))
+    done = CliRunner().invoke(app, ["refiner", str(other), "--out", str(tmp_path / "run"), "--json-progress"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout.splitlines()[-1])["event"] == "exported"
+    assert load_model(tmp_path / "run" / "model").card.data
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_recipe_is_valid(path: Path) -> None:
+    assert load_config(path).name
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"run.stepz": 3}, "stepz"),
+        ({"run.steps": "many"}, "steps"),
+        ({"data.scenes": "nowhere"}, "nowhere"),
+        ({"data.sources": {"other": 1.0}}, "other"),
+        ({"data.mix": {"odd": 1.0}}, "odd"),
+        ({"patch.network_size_px": 64}, "network_size_px"),
+        ({"network.name": "light_unet_x"}, "light_unet_s"),
+        ({"run.devices": 2}, "torchrun"),
+    ],
+)
+def test_a_wrong_setting_is_named_before_any_work(
+    recipe: Path, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(BprError, match=words):
+        train(load_config(recipe, change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_network_is_refused(recipe: Path, tmp_path: Path) -> None:
+    train(load_config(recipe, {"run.steps": 3}), tmp_path / "run", json_progress=True)
+    with pytest.raises(BprError, match="light_unet_s"):
+        train(load_config(recipe, {"network.arguments": {"widths": [8, 8, 8, 16]}}), tmp_path / "run")
