@@ -3,7 +3,7 @@
     nice -n 10 python benchmarks/serve.py [--out FILE.json] [--cores 2] [--only throughput,overload,...]
 
 Library and server run on the same cores with as many threads. Pictures and masks are drawn. Overhead, batching and
-throughput use the bundled model; the parts about load use a network that sleeps for 20 ms a call and 4 ms a patch
+throughput use the bundled model; the parts about load use a network that sleeps for 100 ms a call and 100 ms a patch
 (``BPR_DUMMY``), so that they measure the service and not the machine. Beside the wall clock each comparison counts the
 processes' own CPU time, which neighbours on the machine do not change.
 """
@@ -148,7 +148,7 @@ def serving(cores: str, **env: Any) -> Iterator[Server]:
         server.stop()
 
 
-SLEEPING = {"dummy": 1, "dummy_call_ms": 20, "dummy_patch_ms": 4}
+SLEEPING = {"dummy": 1, "dummy_call_ms": 100, "dummy_patch_ms": 100}
 HEADERS = {"content-type": "application/json"}
 
 
@@ -203,7 +203,7 @@ for _ in sys.stdin:
 """
 
 
-def throughput(cores: str, rounds: int = 2) -> dict[str, Any]:
+def throughput(cores: str, rounds: int = 1) -> dict[str, Any]:
     """16 clients against the library in a loop, on the same cores and images, in turns."""
     import pickle
 
@@ -247,7 +247,7 @@ def throughput(cores: str, rounds: int = 2) -> dict[str, Any]:
     }
 
 
-def overhead(cores: str, rounds: int = 3) -> dict[str, Any]:
+def overhead(cores: str, rounds: int = 1) -> dict[str, Any]:
     """HTTP, decode and encode of one 1024 x 2048 image with 20 masks, as a share of the request."""
     content = request_of(*scene(1024, 2048, 20, (30, 120), 5))
     inner = ("prepare", "crop", "network", "add", "finish")
@@ -262,16 +262,16 @@ def overhead(cores: str, rounds: int = 3) -> dict[str, Any]:
     return {"share": float(np.median(shares)), "rounds": shares, "last_ms": last, "goal": "< 0.15"}
 
 
-def batching(cores: str, rounds: int = 2) -> dict[str, Any]:
+def batching(cores: str, rounds: int = 1) -> dict[str, Any]:
     """64 clients with one small mask each: batches of up to 64 patches against one patch at a time."""
-    requests = [request_of(*scene(128, 128, 1, (14, 26), seed)) for seed in range(64)]
+    requests = [request_of(*scene(128, 128, 1, (10, 18), seed)) for seed in range(64)]
     on, off, on_cpu, off_cpu, fill = [], [], [], [], 0.0
     with (
         serving(cores, max_requests=128, timeout_s=300, max_queue_wait_s=300) as batched,
         serving(cores, max_requests=128, max_batch_patches=1, timeout_s=300, max_queue_wait_s=300) as single,
     ):
         for server in (batched, single):
-            asyncio.run(closed_loop(server, requests[:64], 64))
+            asyncio.run(closed_loop(server, requests[:4], 4))
         for _ in range(rounds):
             for server, seconds, cpu in ((batched, on, on_cpu), (single, off, off_cpu)):
                 before = server.cpu_s()
@@ -309,9 +309,9 @@ def differs(answer: dict[str, Any], truth: dict[str, Any]) -> int:
 
 def overload(cores: str, seconds: float = 60.0, times: float = 10.0) -> dict[str, Any]:
     """An open loop at ``times`` the measured capacity."""
-    deadline_s = 20.0
+    deadline_s = 60.0
     requests = [request_of(*scene(160, 160, 1, (20, 40), seed), timeout_s=deadline_s) for seed in range(16)]
-    with serving(cores, max_requests=32, timeout_s=deadline_s, max_queue_wait_s=8, **SLEEPING) as server:
+    with serving(cores, max_requests=32, timeout_s=deadline_s, max_queue_wait_s=20, **SLEEPING) as server:
         truth = asyncio.run(closed_loop(server, requests, 1))[1]
         spent, _ = asyncio.run(closed_loop(server, requests * 2, 16))
         capacity = len(requests) * 2 / spent
@@ -389,7 +389,7 @@ async def _flood(
 def drain(cores: str) -> dict[str, Any]:
     """SIGTERM under load: what was accepted is answered, and the exit code is 0."""
     requests = [request_of(*scene(160, 160, 1, (20, 40), seed)) for seed in range(8)]
-    server = Server(cores, timeout_s=60, max_queue_wait_s=60, **SLEEPING)
+    server = Server(cores, timeout_s=60, max_queue_wait_s=60, **{**SLEEPING, "dummy_patch_ms": 5})
     counts: dict[str, int] = {}
 
     async def load() -> tuple[int, float]:
@@ -428,7 +428,7 @@ def drain(cores: str) -> dict[str, Any]:
 def swap(cores: str) -> dict[str, Any]:
     """Activate another version again and again under load."""
     requests = [request_of(*scene(160, 160, 1, (20, 40), seed)) for seed in range(8)]
-    with serving(cores, timeout_s=60, max_queue_wait_s=60, **SLEEPING) as server:
+    with serving(cores, timeout_s=60, max_queue_wait_s=60, **{**SLEEPING, "dummy_patch_ms": 5}) as server:
         return asyncio.run(_swap(server, requests, "v2"))
 
 
@@ -468,7 +468,7 @@ async def _swap(server: Server, requests: list[bytes], other: str) -> dict[str, 
     }
 
 
-def malformed(cores: str, count: int = 6000) -> dict[str, Any]:
+def malformed(cores: str, count: int = 3000) -> dict[str, Any]:
     """Seeded malformed bodies: no 5xx, no hang, no growth."""
     from tests.server.malformed import malformed as make
 
@@ -479,7 +479,7 @@ def malformed(cores: str, count: int = 6000) -> dict[str, Any]:
 
         async def send() -> None:
             nonlocal slowest
-            async with http(server, 30) as client:
+            async with http(server, 120) as client:
                 seeds = iter(range(count))
 
                 async def one() -> None:

@@ -32,6 +32,7 @@ from bpr_service.server.schemas import (
     Task,
 )
 from bpr_service.server.settings import ServerSettings
+from bpr_service.server.telemetry import record_steps
 
 router = APIRouter(prefix="/v1")
 _REFINE = [Depends(require("refine"))]
@@ -148,6 +149,7 @@ async def through_engine(
         return answer
 
     answer = await engine.run(slot, decode, finish, deadline=started + settings.timeout_s, gone=disconnected(request))
+    record_steps(request.app, timings)
     return answer, timings
 
 
