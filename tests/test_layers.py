@@ -28,6 +28,8 @@ BELOW: dict[str, set[str]] = {
     "server": BASE | {"core", "formats", "runtime", "examples"},
     "examples": BASE | {"core"},
     "client": BASE | {"core"},
+    "mask_file": BASE | {"core"},
+    "commands": BASE | {"core", "examples", "mask_file"},
 }
 SEAM = {"bpr_service.jobs.engine", "bpr_service.jobs.requests"}
 """What the server knows of jobs: the six methods and what they are asked with."""
@@ -67,7 +69,7 @@ def problems(path: Path) -> list[str]:
         parts = name.split(".")
         if where.parts[0] == "bpr_service":
             own = layer([*where.with_suffix("").parts])
-            if parts[0] == "refiner_training" and own not in ("cli", "jobs"):
+            if parts[0] == "refiner_training":
                 found.append(f"{where}: {name} (the trainer)")
             if parts[0] == "bpr_service" and own in BELOW:
                 other = layer(parts)
