@@ -88,7 +88,7 @@ def load_job_settings(environment: Mapping[str, str] | None = None, **overrides:
             fix = 'for example BPR_JOBS_ROOTS={"data": "/data"}'
             raise ConfigError(f"BPR_JOBS_{name.upper()}", expected="JSON", got=text[:60], fix=fix) from None
     values.update({name: value for name, value in overrides.items() if value is not None})
-    values.setdefault("models", environment.get("BPR_MODELS_DIR") or environment.get("BPR_MODEL_STORE"))
+    values.setdefault("models", environment.get("BPR_MODEL_STORE"))
     roots = values.get("roots") or {}
     if isinstance(roots, Mapping):
         values["roots"] = {k: {"path": v} if isinstance(v, str) else v for k, v in roots.items()}

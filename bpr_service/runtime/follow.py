@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
-from bpr_service.errors import BprError
+from bpr_service.errors import BprError, ConflictError, NotReadyError
 
 if TYPE_CHECKING:
     from bpr_service.runtime.engine import Engine
@@ -44,19 +45,21 @@ class StoreFollower:
     def look(self) -> None:
         """Look once."""
         for name, served in {lane.model: lane.version for lane in self.engine.lanes()}.items():
+            active = None
             try:
                 active = self.store.aliases(name)["active"]
                 if active is None or active == served or self._refused.get(name) == active:
                     continue
-                self.engine.activate(name, active)
+                self.engine.activate(name, active, partial(self._still, name, active))
                 log.info("model %s: version %s was activated in the store and is served now", name, active)
+            except (ConflictError, NotReadyError):
+                continue  # somebody else activates right now: the next look tells
             except (BprError, OSError) as error:
                 log.warning("model %s: what is active in the store cannot be served: %s", name, error)
-                self._refused[name] = str(self._active(name))
+                if active is not None:
+                    self._refused[name] = active
 
-    def _active(self, name: str) -> str | None:
-        try:
-            active: str | None = self.store.aliases(name)["active"]
-        except (BprError, OSError):
-            return None
-        return active
+    def _still(self, name: str, version: str) -> None:
+        """Raise where another version was activated meanwhile; the engine then takes its step back."""
+        if self.store.aliases(name)["active"] != version:
+            raise ConflictError(f"model {name}: another version was activated meanwhile")

@@ -54,7 +54,17 @@ def run(settings: ServerSettings) -> int:
         metrics=metrics,
         job_router=job_router(settings) if settings.jobs else None,
     )
+    if not settings.dummy:
+        follow_store(engine, settings)
     return asyncio.run(serve(app, engine, settings))
+
+
+def follow_store(engine: Engine, settings: ServerSettings) -> None:
+    """Serve what retraining jobs, commands and other servers activate in the store; ends with the process."""
+    from bpr_service.runtime.follow import StoreFollower
+    from bpr_service.runtime.model_store import ModelStore
+
+    StoreFollower(engine, ModelStore(settings.model_store)).start()
 
 
 def open_dummy(settings: ServerSettings) -> DummyModels:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,11 +21,16 @@ class Engine:
     def lanes(self) -> list[SimpleNamespace]:
         return [SimpleNamespace(model="mine", version=self.version)]
 
-    def activate(self, name: str, version: str) -> None:
+    def activate(self, name: str, version: str, commit: Callable[[], None]) -> None:
         self.calls.append(version)
         if version == self.broken:
             raise ModelError("broken")
+        self.meanwhile()
+        commit()
         self.version = version
+
+    def meanwhile(self) -> None:
+        """What happens while a version is loaded."""
 
 
 def test_what_is_activated_in_the_store_is_served(tmp_path: Path) -> None:
@@ -44,5 +50,21 @@ def test_what_is_activated_in_the_store_is_served(tmp_path: Path) -> None:
     assert engine.calls == [first.id, second.id]
     assert engine.version == first.id
     store.rollback("mine")
+    follower.look()
+    assert engine.version == first.id
+
+
+def test_what_changes_meanwhile_is_left_to_the_next_look(tmp_path: Path) -> None:
+    store, engine = ModelStore(str(tmp_path / "store")), Engine()
+    follower = StoreFollower(engine, store)  # type: ignore[arg-type]
+    first, second = (store.add(export(tmp_path / f"e{i}", i), "mine") for i in (1, 2))
+    store.activate(first.ref)
+    engine.meanwhile = lambda: store.activate(second.ref)  # type: ignore[method-assign]
+    follower.look()
+    assert engine.version == "bundled"
+    engine.meanwhile = lambda: None  # type: ignore[method-assign]
+    follower.look()
+    assert engine.version == second.id
+    store.activate(first.ref)
     follower.look()
     assert engine.version == first.id
