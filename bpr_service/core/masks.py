@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from bpr_service.config import MAX_PIXELS
 from bpr_service.core import rle as _rle
 from bpr_service.core.images import check_pixels, open_picture
+from bpr_service.core.kernel import kernel
 from bpr_service.core.label_maps import (
     encode_png,
     read_label_map,
@@ -305,15 +306,32 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+@kernel
+def _extent(window: NDArray[np.uint8]) -> tuple[int, int, int, int]:
+    """`_tight` of a window that is not empty."""
+    h, w = window.shape
+    x0, y0, x1, y1 = w, 0, 0, 0
+    for y in range(h):
+        row = window[y]
+        any_set = np.uint8(0)
+        for k in range(w):  # one pass that becomes vector code; most rows need no more
+            any_set |= row[k]
+        if any_set == 0:
+            continue
+        if y1 == 0:
+            y0 = y
+        y1 = y + 1
+        k = 0
+        while k < x0 and row[k] == 0:
+            k += 1
+        x0 = min(x0, k)
+        k = w
+        while k > x1 and row[k - 1] == 0:
+            k -= 1
+        x1 = max(x1, k)
+    return (x0, y0, x1, y1) if x1 else (0, 0, 0, 0)
+
+
 def _tight(window: NDArray[np.uint8]) -> tuple[int, int, int, int]:
-    """Box (x0, y0, x1, y1), half-open, of what is not zero in an (h, w) window; zeros when there is
-    nothing.
-    """
-    if window.size == 0:
-        return 0, 0, 0, 0
-    rows = np.flatnonzero(window.any(axis=1))
-    if rows.size == 0:
-        return 0, 0, 0, 0
-    y0, y1 = int(rows[0]), int(rows[-1]) + 1
-    columns = np.flatnonzero(window[y0:y1].any(axis=0))
-    return int(columns[0]), y0, int(columns[-1]) + 1, y1
+    """Box (x0, y0, x1, y1), half-open, of what is not zero in an (h, w) window; zeros when there is nothing."""
+    return _extent(window) if window.size else (0, 0, 0, 0)

@@ -11,6 +11,8 @@ reads outside the image repeats the image's border.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -82,6 +84,7 @@ def grid_patches(boundary: Boundary, height: int, width: int, size: int) -> Boxe
 # ---- NMS of equal squares ----------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=64)
 def stencil(size: int, threshold: float) -> NDArray[np.int32]:
     """Which squares a kept square suppresses: (2 size + 1,) int32, entry ``size + dy`` is the largest
     ``|dx|``, or -1.
