@@ -13,18 +13,20 @@ function resolve(schema, all, depth = 0) {
 }
 
 function route(path, verb, op, all) {
-  const node = el("details", { className: "card" }, el("summary", {}, el("span", { className: "route" }, el("span", { className: "verb", textContent: verb.toUpperCase() }), el("code", { textContent: path }), el("span", { className: "muted", textContent: op.summary || "" }))));
-  if (op.description) node.append(el("p", { textContent: op.description }));
+  const node = el("details", { className: "card" }, el("summary", {}, el("span", { className: "route" }, el("span", { className: "verb", textContent: verb.toUpperCase() }), el("code", { textContent: path }), el("span", { className: "muted", textContent: (op.description || op.summary || "").split("\n")[0] }))));
+  if (op.description?.includes("\n")) node.append(el("p", { textContent: op.description }));
   for (const [type, body] of Object.entries(op.requestBody?.content || {})) {
     node.append(el("h2", { textContent: `Body: ${type}` }));
     for (const [name, example] of Object.entries(body.examples || {})) node.append(el("p", { className: "muted", textContent: `Example ${name}` }), json(example.value));
     node.append(json(resolve(body.schema, all)));
   }
-  node.append(el("h2", { textContent: "Answers" }), el("dl", {}, ...Object.entries(op.responses || {}).flatMap(([code, r]) => [el("dt", {}, el("code", { textContent: code })), el("dd", { textContent: r.description })])));
+  node.append(el("h2", { textContent: "Answers" }), el("dl", { className: "answers" }, ...Object.entries(op.responses || {}).flatMap(([code, r]) => [el("dt", {}, el("code", { textContent: code })), el("dd", { textContent: r.description })])));
   return node;
 }
 
 const document_ = await (await fetch("/openapi.json")).json();
 $("title").textContent = `${document_.info.title} ${document_.info.version}`;
 $("about").textContent = `${document_.info.summary} ${document_.info.description}`;
-$("routes").replaceChildren(...Object.entries(document_.paths).flatMap(([path, ops]) => Object.entries(ops).map(([verb, op]) => route(path, verb, op, document_.components.schemas))));
+const first = (path) => (path.startsWith("/v1") ? 0 : path.startsWith("/v2") ? 2 : 1);
+const paths = Object.entries(document_.paths).sort(([a], [b]) => first(a) - first(b));
+$("routes").replaceChildren(...paths.flatMap(([path, ops]) => Object.entries(ops).map(([verb, op]) => route(path, verb, op, document_.components.schemas))));
