@@ -1,7 +1,7 @@
 """Memory and time of semantic refinement as images and boundaries grow.
 
-    python benchmarks/memory.py                      a network that costs nothing: what the pipeline itself
-    takes python benchmarks/memory.py --model balanced --sides 1024 2048
+    python benchmarks/memory.py                                        a network that costs nothing
+    python benchmarks/memory.py --model balanced --sides 512 1024      a real one
 
 Label maps of 20 classes. First the side grows with the regions' size fixed; then, at one side, the regions
 shrink, so the boundary grows while the image stays. Each row is a process of its own: "above loaded" is its
