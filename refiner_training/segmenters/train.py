@@ -63,7 +63,7 @@ class SegmenterModule(L.LightningModule):
         losses = self.model(*batch)
         total: Tensor = torch.stack([loss.float() for loss in losses.values()]).sum()
         if not bool(torch.isfinite(total)):
-            got = ", ".join(f"{name} {float(value):.3g}" for name, value in losses.items())
+            got = ", ".join(f"{name} {float(value.detach()):.3g}" for name, value in losses.items())
             fix = "lower optim.lr, or clip with optim.gradient_clip"
             raise ConfigError(f"the loss at step {self.global_step}", expected="a number", got=got, fix=fix)
         self.log("loss", total.detach(), prog_bar=True)

@@ -135,13 +135,13 @@ class PredictionHead(nn.Module):
     def __init__(self, in_channels: int, classes: int, kernels: int, channels: int) -> None:
         super().__init__()
         self.shared = nn.Sequential(conv(in_channels, channels), nn.ReLU(inplace=True))
-        self.outputs = nn.ModuleDict(
-            {name: conv(channels, self.anchors * numbers) for name, numbers in (("classes", classes), ("boxes", 4))}
-        )
-        with own_rng():  # their number depends on the head; what follows must not
-            self.outputs["coefficients"] = conv(channels, self.anchors * kernels)
-            for layer in self.outputs.values():
-                nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
+        numbers = {"classes": classes, "boxes": 4, "coefficients": kernels}
+        self.outputs = nn.ModuleDict()
+        for name, count in numbers.items():
+            with own_rng():  # the coefficients' number depends on the head; what follows must not
+                layer = conv(channels, self.anchors * count)
+                nn.init.xavier_uniform_(layer.weight)
+                self.outputs[name] = layer
 
     def forward(self, levels: list[Tensor]) -> dict[str, Tensor]:
         """``classes`` (B, L, C), ``boxes`` (B, L, 4), ``coefficients`` (B, L, K) in (-1, 1), all float32."""

@@ -1,0 +1,329 @@
+"""Training, exact resuming, the smoke run, and predictions as files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bpr_service.config import build
+from bpr_service.core.label_maps import read_label_map, read_panoptic_png
+from bpr_service.core.masks import Mask
+from bpr_service.errors import ConfigError, ConflictError, FormatError, ModelError
+from refiner_training.segmenters.base import paste
+from refiner_training.segmenters.commands import parse_settings
+from refiner_training.segmenters.config import OptimConfig, SegmenterConfig
+from refiner_training.segmenters.predict import Options, predict, segments_of_labels
+from refiner_training.segmenters.registry import HEADS
+from refiner_training.segmenters.smoke import run_smoke
+from refiner_training.segmenters.synthetic import make_set, tiny_config
+from refiner_training.segmenters.train import learning_rate_factor, load_segmenter, train_segmenter
+
+
+@pytest.mark.parametrize(("arch", "head"), HEADS, ids=[f"{a}-{h}" for a, h in HEADS])
+def test_smoke(arch: str, head: str, tmp_path: Path) -> None:
+    assert run_smoke(arch, head, tmp_path) == f"{arch}, {head}: 2 steps trained, 1 image predicted"
+    if arch == "deeplabv3plus":
+        assert read_label_map(tmp_path / "predictions" / "0000.png").shape == (96, 128)
+    else:
+        for result in json.loads((tmp_path / "predictions.json").read_text()):
+            assert {"image_id", "category_id", "bbox", "score", "segmentation"} <= set(result)
+            assert Mask.from_rle(result["segmentation"]).bbox == result["bbox"]
+
+
+def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_segmenter(checkpoint)[0].state_dict()
+
+
+@pytest.mark.parametrize(("arch", "head"), [("mask_rcnn", "beis"), ("deeplabv3plus", "bsm")])
+def test_a_resumed_run_is_the_undisturbed_one(arch: str, head: str, configure: Any, tmp_path: Path) -> None:
+    small = {"run.steps": 4, "optim.schedule": "cosine", "heads.beis.channels": [8, 8]}
+    four = configure(arch, **small)
+    whole = weights_of(train_segmenter(arch, head, four, tmp_path / "whole", quiet=True))
+    two = configure(arch, **small, **{"run.checkpoint_every": 2})
+    folder = tmp_path / "parts"
+
+    class Stop(Exception):
+        pass
+
+    stopped = {"now": True}
+
+    def stop_after_two(self: Any, *args: Any) -> None:
+        if stopped["now"] and self.global_step == 3:
+            raise Stop
+        self.model.after_step()
+
+    from refiner_training.segmenters.train import SegmenterModule
+
+    kept = SegmenterModule.on_train_batch_end
+    try:
+        SegmenterModule.on_train_batch_end = stop_after_two  # type: ignore[method-assign]
+        with pytest.raises(Stop):
+            train_segmenter(arch, head, two, folder, quiet=True)
+        stopped["now"] = False
+        resumed = weights_of(train_segmenter(arch, head, two, folder, quiet=True))
+    finally:
+        SegmenterModule.on_train_batch_end = kept  # type: ignore[method-assign]
+    torch.testing.assert_close(resumed, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_a_finished_run_is_not_trained_again(configure: Any, tmp_path: Path) -> None:
+    config = configure("deeplabv3plus")
+    checkpoint = train_segmenter("deeplabv3plus", "plain", config, tmp_path, quiet=True)
+    before = checkpoint.stat().st_mtime_ns
+    assert train_segmenter("deeplabv3plus", "plain", config, tmp_path, quiet=True) == checkpoint
+    assert checkpoint.stat().st_mtime_ns == before
+
+
+def test_resuming_with_another_head_or_configuration_is_refused(configure: Any, tmp_path: Path) -> None:
+    train_segmenter("deeplabv3plus", "plain", configure("deeplabv3plus"), tmp_path, quiet=True)
+    with pytest.raises(ConfigError, match="belongs to another run"):
+        train_segmenter("deeplabv3plus", "bsm", configure("deeplabv3plus"), tmp_path, quiet=True)
+    with pytest.raises(ConfigError, match="belongs to another run"):
+        train_segmenter("deeplabv3plus", "plain", configure("deeplabv3plus", **{"optim.lr": 0.1}), tmp_path, quiet=True)
+
+
+def test_validation_keeps_the_best_checkpoint_and_stops_early(configure: Any, tmp_path: Path) -> None:
+    options = {
+        "run.steps": 8,
+        "run.validate_every": 1,
+        "run.patience": 1,
+        "optim.lr": 1e-12,
+        "run.validation_images": 2,
+    }
+    last = train_segmenter("deeplabv3plus", "plain", configure("deeplabv3plus", **options), tmp_path, quiet=True)
+    assert (tmp_path / "best.ckpt").is_file()
+    step = torch.load(last, weights_only=True)["global_step"]
+    assert 2 <= step < 8, "nothing is gained at this rate, so patience ends the run"
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(configure: Any, tmp_path: Path) -> None:
+    config = configure("deeplabv3plus", **{"optim.name": "sgd", "optim.lr": 1e30, "run.steps": 6})
+    with pytest.raises(ConfigError, match=r"the loss at step .*lower optim\.lr|Lower optim\.lr"):
+        train_segmenter("deeplabv3plus", "plain", config, tmp_path, quiet=True)
+
+
+def test_a_batch_that_does_not_divide_is_refused(
+    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match="a multiple of 3 processes"):
+        train_segmenter("deeplabv3plus", "plain", configure("deeplabv3plus"), tmp_path, quiet=True)
+
+
+def test_learning_rate() -> None:
+    steps = OptimConfig(milestones=(60, 80), warmup_steps=10, warmup_factor=0.1)
+    factors = [learning_rate_factor(step, steps, 100) for step in (0, 5, 10, 59, 60, 80)]
+    assert factors == pytest.approx([0.1, 0.55, 1, 1, 0.1, 0.01])
+    poly = OptimConfig(schedule="poly", milestones=(), warmup_steps=0)
+    assert learning_rate_factor(50, poly, 100) == pytest.approx(0.5**0.9)
+    cosine = OptimConfig(schedule="cosine", milestones=(), warmup_steps=0)
+    assert learning_rate_factor(100, cosine, 100) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arch", "head"), [("mask_rcnn", "plain"), ("deeplabv3plus", "plain")])
+def test_overfits_a_picture(arch: str, head: str, configure: Any) -> None:
+    """The whole path learns: a tiny model fits its own training pictures far better than it began."""
+    from refiner_training.segmenters.data import collate, open_data
+    from refiner_training.segmenters.registry import build_segmenter, kind_of
+    from refiner_training.segmenters.validate import mean_iou
+
+    config = configure(arch)
+    dataset: Any = open_data(config.data, "train", augment=False)
+    model = build_segmenter(arch, head, config).train()
+    batch = collate([dataset[0, 0]])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    before = mean_iou(model, dataset, kind_of(arch), 1, "cpu")
+    for step in range(60):
+        torch.manual_seed(step)
+        loss = torch.stack(list(model(*batch).values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+    assert mean_iou(model, dataset, kind_of(arch), 1, "cpu") > max(0.5, before + 0.1)
+
+
+# ---- predictions -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(paths: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A barely trained checkpoint of each kind."""
+    folder = tmp_path_factory.mktemp("trained")
+    found = {}
+    for arch, kind in (("mask_rcnn", "instance"), ("deeplabv3plus", "semantic")):
+        config = build(SegmenterConfig, tiny_config(kind, paths))
+        found[kind] = train_segmenter(arch, "plain", config, folder / kind, quiet=True)
+    return found
+
+
+def test_an_interrupted_prediction_goes_on(trained: dict[str, Path], paths: dict[str, Path], tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
+    assert predict(trained["instance"], paths["images"], whole, dataset=paths["annotations"]) == 4
+
+    class Stop(Exception):
+        pass
+
+    def stop_at_two(done: int, total: int) -> None:
+        if done == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        predict(trained["instance"], paths["images"], parts, dataset=paths["annotations"], progress=stop_at_two)
+    assert not parts.exists()
+    partial = parts.with_name("parts.json.partial.jsonl")
+    with partial.open("a") as file:
+        file.write('{"image_id": 3, "fou')  # a line that the interruption cut
+    assert predict(trained["instance"], paths["images"], parts, dataset=paths["annotations"]) == 2
+    assert json.loads(parts.read_text()) == json.loads(whole.read_text())
+    assert not partial.exists()
+
+
+def test_a_finished_file_is_not_overwritten(trained: dict[str, Path], paths: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "p.json"
+    out.write_text("[]")
+    with pytest.raises(ConflictError, match="not there yet"):
+        predict(trained["instance"], paths["images"], out)
+    predict(trained["instance"], paths["images"], out, options=Options(resume=False))
+    assert json.loads(out.read_text())
+
+
+def test_an_unfinished_part_of_another_checkpoint_is_refused(
+    trained: dict[str, Path], paths: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "p.json"
+    out.with_name("p.json.partial.jsonl").write_text(json.dumps({"checkpoint": "other", "min_score": 0.0}) + "\n")
+    with pytest.raises(ConflictError, match="got other"):
+        predict(trained["instance"], paths["images"], out)
+
+
+def test_a_folder_alone_gives_ids_in_order_and_an_image_list(
+    trained: dict[str, Path], paths: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "p.json"
+    predict(trained["instance"], paths["images"], out)
+    listed = json.loads((tmp_path / "p.images.json").read_text())
+    assert [(i["id"], i["file_name"], i["width"]) for i in listed["images"]][:2] == [
+        (1, "0000.png", 128),
+        (2, "0001.png", 128),
+    ]
+    assert [c["name"] for c in listed["categories"]] == ["ellipse", "rectangle"]
+
+
+def test_labels_come_with_scores_and_resume(trained: dict[str, Path], paths: dict[str, Path], tmp_path: Path) -> None:
+    out, scores = tmp_path / "labels", tmp_path / "scores"
+    assert predict(trained["semantic"], paths["images"], out, options=Options(scores=scores)) == 4
+    assert read_label_map(scores / "0003.png").shape == read_label_map(out / "0003.png").shape == (96, 128)
+    assert read_label_map(scores / "0003.png").max() <= 255
+    (out / "0002.png").unlink()
+    assert predict(trained["semantic"], paths["images"], out) == 1
+
+
+@pytest.mark.parametrize("kind", ["instance", "semantic"])
+def test_panoptic_files(kind: str, trained: dict[str, Path], paths: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "pan.json"
+    predict(trained[kind], paths["images"], out, form="panoptic", options=Options(panoptic_score=0.0))
+    content = json.loads(out.read_text())
+    assert len(content["annotations"]) == len(content["images"]) == 4
+    for annotation in content["annotations"]:
+        ids = read_panoptic_png(tmp_path / "pan" / annotation["file_name"])
+        assert sorted(set(np.unique(ids).tolist()) - {0}) == [s["id"] for s in annotation["segments_info"]]
+        for segment in annotation["segments_info"]:
+            assert (ids == segment["id"]).sum() == segment["area"]
+            assert 0 <= segment["score"] <= 1
+    known = {c["id"] for c in content["categories"]}
+    assert {s["category_id"] for a in content["annotations"] for s in a["segments_info"]} <= known
+
+
+def test_things_become_pieces_and_stuff_one_segment() -> None:
+    probabilities = np.zeros((3, 6, 9), np.float32)
+    probabilities[0] = 0.6
+    probabilities[1, 1:3, 1:3] = probabilities[1, 4:6, 6:8] = 0.9
+    probabilities[2, :, 8] = 0.8
+    ids, segments = segments_of_labels(probabilities, things=(1,))
+    assert [(s["category_id"], s["isthing"], s["area"]) for s in segments] == [
+        (0, 0, 40),
+        (1, 1, 4),
+        (1, 1, 4),
+        (2, 0, 6),
+    ]
+    assert segments[1]["score"] == pytest.approx(0.9)
+    assert segments[1]["bbox"] == [1, 1, 2, 2]
+    assert (ids > 0).all()
+
+
+@pytest.mark.parametrize(("kind", "form"), [("instance", "labels"), ("semantic", "coco")])
+def test_a_format_that_the_model_cannot_give(
+    kind: str, form: Any, trained: dict[str, Path], paths: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="one that a"):
+        predict(trained[kind], paths["images"], tmp_path / "out", form=form)
+
+
+def test_a_listed_image_that_is_not_there(trained: dict[str, Path], paths: dict[str, Path], tmp_path: Path) -> None:
+    dataset = tmp_path / "d.json"
+    dataset.write_text(json.dumps({"images": [{"id": 9, "file_name": "gone.png"}]}))
+    with pytest.raises(FormatError, match=r"image 9: expected gone\.png"):
+        predict(trained["instance"], paths["images"], tmp_path / "o.json", dataset=dataset)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_no_checkpoint(content: bytes | None, paths: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "c.ckpt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelError):
+        predict(path, paths["images"], tmp_path / "o.json")
+
+
+def test_paste_samples_at_pixel_centres() -> None:
+    grid = torch.zeros(4, 4)
+    grid[1:3, 1:3] = 1
+    mask = paste(grid, (10, 20, 14, 24), (10, 20, 14, 24), 40, 40)
+    assert (mask.box, mask.area) == ((11, 21, 13, 23), 4)
+    cut = paste(torch.ones(4, 4), (-10, -10, 5, 5), (-10, -10, 5, 5), 40, 40)
+    assert cut.box == (0, 0, 5, 5)
+    assert paste(torch.ones(4, 4), (7, 7, 7, 7), (7, 7, 7, 7), 40, 40).is_empty
+    window = paste(torch.ones(4, 4), (0, 0, 40, 40), (8, 9, 12, 15), 40, 40)
+    assert window.box == (8, 9, 12, 15), "a mask never leaves its box"
+
+
+def test_settings_of_the_command_line() -> None:
+    assert parse_settings(["run.steps=5", "data.classes=[a, b]"]) == {"run.steps": 5, "data.classes": ["a", "b"]}
+    with pytest.raises(ConfigError, match="KEY=VALUE"):
+        parse_settings(["run.steps"])
+
+
+def test_commands(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from refiner_training.cli import app
+
+    runner = CliRunner()
+    done = runner.invoke(app, ["segmenter", "--arch", "deeplabv3plus", "--head", "plain", "--smoke"])
+    assert done.exit_code == 0, done.output
+    assert "2 steps trained, 1 image predicted" in done.output
+    assert "predict" in runner.invoke(app, ["--help"]).output
+
+
+def test_two_processes_train_together(tmp_path: Path) -> None:
+    """What torchrun does: two processes, one gradient. Marked by its own time limit, not by luck."""
+    import subprocess
+    import sys
+
+    import yaml
+
+    paths = make_set(tmp_path / "data", 4)
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump(tiny_config("instance", paths, **{"run.devices": 2, "run.steps": 2})))
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "refiner_training.cli"]
+    command += ["segmenter", str(file), "--arch", "mask_rcnn", "--head", "bmask", "--out", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=220, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 2
