@@ -106,18 +106,15 @@ class DeviceOwner:
 
 
 def bound_heap() -> None:
-    """Give large blocks back to the system when they are freed, so that memory stays flat under load.
+    """Let all threads share four malloc arenas: one a thread keeps what it once needed and lets a server grow.
 
-    glibc raises its threshold for mapped blocks as they are freed and keeps an arena a thread; both let a busy
-    many-threaded process grow. Elsewhere than on glibc nothing is done.
+    Elsewhere than on glibc nothing is done. The threshold from which blocks are mapped is left alone: lowering it
+    gives memory back sooner, and makes the network's activations a third slower on the CPU.
     """
     import ctypes
 
-    trim_threshold, mmap_threshold, arena_max = -1, -3, -8
+    arena_max = -8
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        ctypes.CDLL("libc.so.6").mallopt(arena_max, 4)
     except (OSError, AttributeError):
         return
-    mallopt(mmap_threshold, 4 << 20)
-    mallopt(trim_threshold, 16 << 20)
-    mallopt(arena_max, 4)

@@ -27,6 +27,9 @@ from bpr_service.server.models import StoreModels
 from bpr_service.server.settings import ServerSettings
 
 
+CPU_BATCH_PATCHES = 32
+
+
 class Server(uvicorn.Server):
     """uvicorn with the signals left to `serve`: its own way would exit by the signal and close the door at once."""
 
@@ -40,10 +43,8 @@ def run(settings: ServerSettings) -> int:
     configure_logging(settings.log_level)
     device = choose_device(settings.device)
     bound_heap()
-    if device == "cpu" and settings.threads:
-        import torch
-
-        torch.set_num_threads(settings.threads)
+    if device == "cpu":
+        settings = for_cpu(settings)
     metrics = Metrics()
     models: Any = open_dummy(settings) if settings.dummy else open_models(settings, device)
     engine = Engine(models, settings.engine_config(), device=device, warm=warm_stages, events=metrics)
@@ -65,6 +66,17 @@ def follow_store(engine: Engine, settings: ServerSettings) -> None:
     from bpr_service.runtime.model_store import ModelStore
 
     StoreFollower(engine, ModelStore(settings.model_store)).start()
+
+
+def for_cpu(settings: ServerSettings) -> ServerSettings:
+    """``settings`` with the batch that a CPU's caches like best, where none was asked for; sets torch's threads."""
+    import torch
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if "max_batch_patches" in settings.model_fields_set:
+        return settings
+    return settings.model_copy(update={"max_batch_patches": CPU_BATCH_PATCHES})
 
 
 def open_dummy(settings: ServerSettings) -> DummyModels:
