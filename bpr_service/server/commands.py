@@ -15,9 +15,7 @@ def serve(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     presets: Annotated[str | None, typer.Option(help="Presets to keep warm, the default first: balanced,fast.")] = None,
     model_store: Annotated[str | None, typer.Option(help="Model store; its active versions are served.")] = None,
-    max_batch_patches: Annotated[
-        int | None, typer.Option(help="Patches to the device at once (64; 32 on a CPU).")
-    ] = None,
+    max_batch_patches: Annotated[int | None, typer.Option(help="Patches a batch (64; 32 on a CPU).")] = None,
     max_batch_wait_ms: Annotated[float | None, typer.Option(help="Wait for a fuller batch (5).")] = None,
     max_requests: Annotated[int | None, typer.Option(help="Requests admitted at a time (64).")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the network; 0 takes every core.")] = None,

@@ -26,7 +26,6 @@ from bpr_service.server.metrics import Metrics
 from bpr_service.server.models import StoreModels
 from bpr_service.server.settings import ServerSettings
 
-
 CPU_BATCH_PATCHES = 32
 
 
