@@ -123,6 +123,10 @@ class DeepLab(Segmenter):
         if not self.training:
             return [self._probabilities(image) for image in images]
         assert targets is not None
+        if len(images) < 2:  # ASPP's pooled branch is one value a channel and image, and is batch-normalised
+            raise ConfigError(
+                "a batch of one image", expected="two images a process or more", got="1", fix="raise run.batch_size"
+            )
         labels = torch.stack([self._checked(target["labels"]) for target in targets])
         batch = self._normalise(torch.stack(images))
         height, width = batch.shape[-2:]

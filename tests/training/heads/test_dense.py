@@ -95,3 +95,9 @@ def test_images_need_not_divide(configure: Any) -> None:
 def test_another_norm_is_refused(configure: Any) -> None:
     with pytest.raises(ConfigError, match="expected batch"):
         build_segmenter("deeplabv3plus", "plain", configure("deeplabv3plus", **{"model.backbone.norm": "group"}))
+
+
+def test_a_batch_of_one_is_refused(configure: Any) -> None:
+    model = build_segmenter("deeplabv3plus", "plain", configure("deeplabv3plus")).train()
+    with pytest.raises(ConfigError, match="two images a process or more"):
+        model([torch.rand(3, 96, 96)], [{"labels": torch.zeros(96, 96, dtype=torch.int64)}])

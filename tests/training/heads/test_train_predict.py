@@ -127,7 +127,7 @@ def test_learning_rate() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("arch", "head"), [("mask_rcnn", "plain"), ("deeplabv3plus", "plain")])
-def test_overfits_a_picture(arch: str, head: str, configure: Any) -> None:
+def test_overfits_two_pictures(arch: str, head: str, configure: Any) -> None:
     """The whole path learns: a tiny model fits its own training pictures far better than it began."""
     from refiner_training.segmenters.data import collate, open_data
     from refiner_training.segmenters.registry import build_segmenter, kind_of
@@ -136,9 +136,9 @@ def test_overfits_a_picture(arch: str, head: str, configure: Any) -> None:
     config = configure(arch)
     dataset: Any = open_data(config.data, "train", augment=False)
     model = build_segmenter(arch, head, config).train()
-    batch = collate([dataset[0, 0]])
+    batch = collate([dataset[0, 0], dataset[1, 1]])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
-    before = mean_iou(model, dataset, kind_of(arch), 1, "cpu")
+    before = mean_iou(model, dataset, kind_of(arch), 2, "cpu")
     for step in range(60):
         torch.manual_seed(step)
         loss = torch.stack(list(model(*batch).values())).sum()
@@ -146,7 +146,7 @@ def test_overfits_a_picture(arch: str, head: str, configure: Any) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
-    assert mean_iou(model, dataset, kind_of(arch), 1, "cpu") > max(0.5, before + 0.1)
+    assert mean_iou(model, dataset, kind_of(arch), 2, "cpu") > max(0.5, before + 0.1)
 
 
 # ---- predictions -------------------------------------------------------------------------------------------------
