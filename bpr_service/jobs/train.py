@@ -45,6 +45,8 @@ RECIPE: dict[str, set[str]] = {
     },
 }  # fmt: skip
 """What a recipe may set: sections of the trainer's configuration; data and name are the job's own."""
+PATCH_FORMATS = {"instance": "coco", "semantic": "labels", "panoptic": "panoptic"}
+"""The ``--format`` of ``bpr-train patches`` that a task's data has."""
 PRIMARY = ("boundary_AP", "AP")
 """The figure that decides a promotion: the first of these that was measured."""
 
@@ -167,12 +169,12 @@ def train(context: Context, row: JobRow) -> str:
             context.patiently(row, lambda: storage.write_bytes(str(path), data))
         if not (run.folder / "patches.json").exists():
             request = run.request
-            command = [*run.trainer, "patches", request.task, "--images", request.images]
-            command += ["--dataset", request.ground_truth, "--out", str(run.folder / "patches")]
+            command = [*run.trainer, "patches", "--format", PATCH_FORMATS[request.task], "--images", request.images]
+            command += ["--truth", request.ground_truth, "--out", str(run.folder / "patches")]
             command += ["--predictions", request.predictions] if request.predictions else []
             Child(run, command).wait()
             run.write("patches.json", {"command": command})
-        child = Child(run, [*run.trainer, "refiner", str(path), "--out", str(run.folder / "run")])
+        child = Child(run, [*run.trainer, "refiner", str(path), "--out", str(run.folder / "run"), "--json-progress"])
         child.wait()
         if child.exported is None:
             raise ModelError("the trainer ended without an exported model", fix=f"see the log of job {row.id}")
