@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -87,7 +88,11 @@ def test_a_log_line_has_sizes_and_timings_and_nothing_of_the_request(
     secret = {"id": "patient-4711", "diagnosis": "none", "segmentation": coarse().to_rle()}
     with caplog.at_level(logging.INFO, logger="bpr_service.server"):
         server.client.post("/v1/refine/instance", json=body(masks=[secret]), headers={"X-Request-ID": "log-1"})
-    (record,) = [r for r in caplog.records if r.getMessage() == "request"]
+        # The line is written once the answer has left, so it can come a moment after the client has it.
+        until = time.monotonic() + 10
+        while not (lines := [r for r in caplog.records if r.getMessage() == "request"]) and time.monotonic() < until:
+            time.sleep(0.01)
+    (record,) = lines
     token = request_id.set("log-1")
     try:
         line = json.loads(JsonFormatter().format(record))
