@@ -70,7 +70,7 @@ def local(tmp_path: Path) -> Iterator[TrainFleet]:
 def lives(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before the file was opened, or while it was read
         return False
     return state != "Z"
 
