@@ -32,14 +32,20 @@ class SimulatedData(Settings):
     """Share of each source of the store."""
     mix: dict[str, float] = Field(default_factory=lambda: dict(DEFAULT_MIX))
     """Share of each kind of coarse-mask error."""
+    source_mix: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Another mix for the masks of one source: label maps come from other models than instances do."""
     soft_share: float = Field(default=0.25, ge=0, le=1)
     scale_share: float = Field(default=0.45, ge=0, le=1)
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        unknown = sorted(set(self.mix) - set(KINDS))
-        if unknown:
-            raise ValueError(f"mix holds {unknown[0]!r}; the known kinds are {', '.join(sorted(KINDS))}")
+        for name, mix in {"mix": self.mix, **{f"source_mix.{s}": m for s, m in self.source_mix.items()}}.items():
+            unknown = sorted(set(mix) - set(KINDS))
+            if unknown:
+                raise ValueError(f"{name} holds {unknown[0]!r}; the known kinds are {', '.join(sorted(KINDS))}")
+        strange = sorted(set(self.source_mix) - set(self.sources))
+        if strange:
+            raise ValueError(f"source_mix names {strange[0]!r}; the sources are {', '.join(sorted(self.sources))}")
         return self
 
 

@@ -87,6 +87,7 @@ def open_data(
         batch_size=config.run.batch_size,
         sources=dict(data.sources),
         mix=dict(data.mix),
+        source_mix=dict(data.source_mix),
         soft_share=data.soft_share,
         scale_share=data.scale_share,
     )

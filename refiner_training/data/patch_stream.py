@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from bpr_service.errors import ConfigError
 from refiner_training.data.augment import flips, photometric
-from refiner_training.data.scenes import SceneStore
+from refiner_training.data.scenes import IGNORED, IGNORED_INSIDE, SceneStore
 from refiner_training.data.simulate import DEFAULT_MIX, coarse_mask
 
 U8 = NDArray[np.uint8]
@@ -35,6 +35,8 @@ class StreamConfig:
     batch_size: int = 64
     sources: dict[str, float] = field(default_factory=lambda: {"ccp": 0.45, "bsds": 0.3, "camvid": 0.25})
     mix: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_MIX))
+    source_mix: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Another mix for the masks of one source."""
     soft_share: float = 0.25
     """Share of masks given to the network as probabilities instead of 0 and 1."""
     scale_share: float = 0.45
@@ -91,8 +93,9 @@ class PatchStream(IterableDataset[tuple[Tensor, Tensor]]):
         targets = np.empty((config.batch_size, size, size), np.uint8)
         filled = 0
         while filled < config.batch_size:
-            source = self._indices[self._names[int(rng.choice(len(self._names), p=self._shares))]]
-            new_patches, new_targets = self._of_mask(int(source[rng.integers(len(source))]), rng)
+            name = self._names[int(rng.choice(len(self._names), p=self._shares))]
+            source, mix = self._indices[name], config.source_mix.get(name, config.mix)
+            new_patches, new_targets = self._of_mask(int(source[rng.integers(len(source))]), mix, rng)
             new_patches, new_targets = flips(new_patches, new_targets, rng)
             take = min(len(new_patches), config.batch_size - filled)
             patches[filled : filled + take] = new_patches[:take]
@@ -100,14 +103,16 @@ class PatchStream(IterableDataset[tuple[Tensor, Tensor]]):
             filled += take
         return torch.from_numpy(patches), torch.from_numpy(targets)
 
-    def _of_mask(self, index: int, rng: Generator) -> tuple[U8, U8]:
+    def _of_mask(self, index: int, mix: dict[str, float], rng: Generator) -> tuple[U8, U8]:
         """Simulate a coarse mask of one ground truth and cut patches at its boundary."""
         config = self.config
         scale = 1.0
         if rng.random() < config.scale_share:
             scale = float(np.exp(rng.uniform(np.log(0.6), np.log(2.0))))
         image, truth, inside = self._window(index, scale, rng)
-        soft, _kind = coarse_mask(truth, rng, config.mix)
+        shape = ((truth == 1) | (truth == IGNORED_INSIDE)).astype(np.uint8)
+        truth[truth == IGNORED_INSIDE] = IGNORED
+        soft, _kind = coarse_mask(shape, rng, mix)
         binary = (soft > 0.5).astype(np.uint8)
         edge = cv2.morphologyEx(binary, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
         centres = np.argwhere(edge)
@@ -147,9 +152,10 @@ class PatchStream(IterableDataset[tuple[Tensor, Tensor]]):
             size = (max(round(part.shape[1] * scale), 1), max(round(part.shape[0] * scale), 1))
             method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
             part = np.asarray(cv2.resize(part, size, interpolation=method), np.uint8)
-            soft = cv2.resize((truth == 1).astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
-            ignored = cv2.resize((truth == 255).astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-            truth = np.where(ignored > 0, np.uint8(255), (soft > 0.5).astype(np.uint8)).astype(np.uint8)
+            inside_mask = ((truth == 1) | (truth == IGNORED_INSIDE)).astype(np.float32)
+            ignored = cv2.resize((truth >= IGNORED_INSIDE).astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+            truth = (cv2.resize(inside_mask, size, interpolation=cv2.INTER_LINEAR) > 0.5).astype(np.uint8)
+            truth[ignored] = np.where(truth[ignored] == 1, np.uint8(IGNORED_INSIDE), np.uint8(IGNORED))
         # Sides of the window that are no border of the image never bound a patch.
         h, w = truth.shape
         far = 1 << 20

@@ -1,7 +1,9 @@
 """The scene store: images and ground-truth masks of a training set, in two memory-mapped files and an index.
 
 Shapes: H, W an image's size; h, w a mask's crop. Images are RGB uint8, crops uint8 with 0 background, 1 foreground,
-255 ignore. Worker processes map the same pages, so a store costs its size once however many workers read it.
+255 ignore, 254 ignore where the nearest label is the foreground: a model predicts some label there too, so simulated
+coarse masks go on into it. Worker processes map the same pages, so a store costs its size once however many workers
+read it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,12 @@ from numpy.typing import NDArray
 from bpr_service.errors import FormatError
 
 U8 = NDArray[np.uint8]
+
+IGNORED, IGNORED_INSIDE = 255, 254
+"""Crop values that are no ground truth: outside and inside of the mask, as far as the nearest label tells."""
+
+IGNORE_MARGIN_PX = 32
+"""How far around a mask of a label map its crop keeps what is ignored."""
 
 
 @dataclass(frozen=True)
@@ -138,18 +146,41 @@ def label_scenes(labels: Path, images: Path, source: str, ignore_label: int = 25
     """Scenes of a folder of label PNGs: every label is a mask, and so is each of its larger connected pieces."""
     for path in sorted(labels.glob("*.png")):
         label_map = _read_ids(path)
+        ignored = label_map == ignore_label
+        whole = _nearest_label(label_map, ignored)
         masks = []
-        for label in np.unique(label_map):
+        for label in np.unique(whole):
             if label == ignore_label:
                 continue
-            binary = (label_map == label).astype(np.uint8)
+            binary = (whole == label).astype(np.uint8)
             count, pieces, stats, _ = cv2.connectedComponentsWithStats(binary, connectivity=8)
-            wanted = [(binary, True)] if count > 2 else []
-            wanted += [((pieces == k).astype(np.uint8), False) for k in range(1, count) if stats[k, 4] >= 200]
-            for mask, _whole in wanted:
-                mask = np.where(label_map == ignore_label, np.uint8(255), mask).astype(np.uint8)
-                masks.append(_tight(mask))
+            wanted = [binary] if count > 2 else []
+            wanted += [(pieces == k).astype(np.uint8) for k in range(1, count) if stats[k, 4] >= 100]
+            masks += [_with_ignored(mask, ignored) for mask in wanted]
         yield Scene(path.stem, source, _read_rgb(_image_of(images, path.stem)), masks)
+
+
+def _nearest_label(label_map: NDArray[np.integer[Any]], ignored: NDArray[np.bool_]) -> NDArray[np.integer[Any]]:
+    """The label map (H, W) with each ignored pixel given the label of the nearest pixel that has one."""
+    if not ignored.any() or ignored.all():
+        return label_map
+    _, nearest = cv2.distanceTransformWithLabels(
+        ignored.astype(np.uint8), cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    label_of = np.zeros(int(nearest.max()) + 1, label_map.dtype)
+    label_of[nearest[~ignored]] = label_map[~ignored]
+    return np.asarray(label_of[nearest])
+
+
+def _with_ignored(mask: U8, ignored: NDArray[np.bool_]) -> tuple[int, int, U8]:
+    """Left, top and crop of a binary mask (H, W), the ignored pixels marked within a margin around it."""
+    x, y, width, height = cv2.boundingRect(mask)
+    x0, y0 = max(x - IGNORE_MARGIN_PX, 0), max(y - IGNORE_MARGIN_PX, 0)
+    window = np.s_[y0 : y + height + IGNORE_MARGIN_PX, x0 : x + width + IGNORE_MARGIN_PX]
+    crop = mask[window].copy()
+    crop[ignored[window]] += IGNORED_INSIDE - 1
+    crop[crop == IGNORED_INSIDE - 1] = IGNORED
+    return x0, y0, crop
 
 
 def region_scenes(regions: Path, images: Path, source: str, min_area_px: int = 200) -> Iterator[Scene]:
