@@ -7,12 +7,14 @@
     │   ├── ImageError      422  the image: truncated, of a type not known, empty
     │   ├── MaskError       422  a mask: of another size, runs that do not add up, ...
     │   ├── FormatError     422  a prediction or annotation file, with its path and position
+    │   ├── BodyError       400  a body that is not what its type says: no JSON, a broken multipart, no base64
     │   ├── MediaTypeError  415  a body of another content type
     │   └── LimitError      413  more pixels, masks, runs or bytes than the settings allow
     ├── ConfigError         422  a setting of the wrong type or out of range
     │   └── UnknownName     422  a preset, model, network, task, ... that does not exist
     ├── ModelError          422  a model version that is missing, damaged or of another network
     ├── DeviceError         503  a device that is not there, or that failed
+    │   └── FatalDeviceError 503 the device is gone for this process
     ├── AuthError           401  no key, or a wrong one
     │   └── ForbiddenError  403  a key that may not do this
     ├── NotFoundError       404  a job, model version or file that does not exist
@@ -67,6 +69,10 @@ class FormatError(InputError):
     code = "invalid_file"
 
 
+class BodyError(InputError):
+    code, http_status = "malformed_body", 400
+
+
 class MediaTypeError(InputError):
     code, http_status = "unsupported_media_type", 415
 
@@ -97,6 +103,10 @@ class ModelError(BprError):
 
 class DeviceError(BprError):
     code, http_status = "device", 503
+
+
+class FatalDeviceError(DeviceError):
+    code = "device_failed"
 
 
 class AuthError(BprError):

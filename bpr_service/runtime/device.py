@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from bpr_service.errors import DeviceError
+from bpr_service.errors import FatalDeviceError
 
 T = TypeVar("T")
 
@@ -55,12 +55,6 @@ def is_fatal(error: BaseException) -> bool:
         return isinstance(error, FatalDeviceError)
     accelerator_error: type[BaseException] = getattr(torch, "AcceleratorError", RuntimeError)
     return isinstance(error, FatalDeviceError) or (isinstance(error, accelerator_error) and "CUDA error" in str(error))
-
-
-class FatalDeviceError(DeviceError):
-    """The device is gone for this process."""
-
-    code = "device_failed"
 
 
 class DeviceOwner:

@@ -19,22 +19,16 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, Literal
 
-import numpy as np
-
 from bpr_service.errors import (
-    BprError,
     BusyError,
     CancelledError,
-    ConflictError,
     LimitError,
-    ModelError,
     NotReadyError,
-    UnknownName,
 )
 from bpr_service.runtime.device import DeviceOwner
+from bpr_service.runtime.lanes import Lanes
 from bpr_service.runtime.pump import Pump
 from bpr_service.runtime.settings import EngineConfig, EngineEvents, ModelSource
 from bpr_service.runtime.work import Lane, Memory, Slot, Stages, Work, past_deadline
@@ -66,11 +60,9 @@ class Engine:
         self.state: State = "starting"
         self.events = events or EngineEvents()
         self.memory = Memory(self.config.memory_mb << 20)
-        self._source = source
-        self._warm_stages = warm
-        self._lanes: dict[str, Lane] = {}
         self._changed = threading.Condition()
         self._owner = DeviceOwner()
+        self._lanes = Lanes(source, self._owner, self.config.max_batch_patches, warm, self.events)
         self._pump = Pump(
             self._owner,
             self.config,
@@ -82,7 +74,6 @@ class Engine:
         )
         self._decoders = ThreadPoolExecutor(self.config.cpu_workers, "decode")
         self._encoders = ThreadPoolExecutor(self.config.cpu_workers, "encode")
-        self._activation = threading.Lock()
         self.requests = 0
         self._undecoded = 0
         self._patches_each = 0.0
@@ -96,10 +87,7 @@ class Engine:
         self._owner.start()
         self._pump.start()
         try:
-            for preset in self._source.presets():
-                lane = self._source.open(preset)
-                self._warm(lane)
-                self._lanes[preset] = lane
+            self._lanes.open()
         except BaseException:
             self.state = "failed"
             raise
@@ -147,77 +135,24 @@ class Engine:
 
     @property
     def default_preset(self) -> str:
-        return self._source.presets()[0]
+        return self._lanes.default
 
     def lanes(self) -> list[Lane]:
-        return list(self._lanes.values())
+        return self._lanes.all()
 
     def lane(self, preset: str | None) -> Lane:
         """The warm lane of ``preset``, by default the first; `UnknownName` lists those that are served."""
-        lanes = self._lanes
-        name = preset or self.default_preset
-        if name not in lanes:
-            raise UnknownName("preset", name, lanes)
-        return lanes[name]
+        return self._lanes.get(preset)
 
     def activate(self, model: str, version: str | None = None, commit: Callable[[], None] | None = None) -> list[Lane]:
-        """Serve another version of ``model``: load it, warm it, swap it in at once. Blocks; not for the event
-        loop.
-
-        Requests in flight finish on the version they started with. Where loading, warming or ``commit``
-        fails, nothing has changed, and the error is raised (`ModelError` where it was none of ours). One at a
-        time: `ConflictError` otherwise.
-        """
-        if not self._activation.acquire(blocking=False):
-            raise ConflictError("another model is being activated", fix="try again when that is done")
-        try:
-            if self.state != "ready":
-                raise self._not_ready()
-            presets = [lane.preset for lane in self.lanes() if lane.model == model]
-            if not presets:
-                raise UnknownName("model", model, {lane.model for lane in self.lanes()})
-            before = dict(self._lanes)
-            try:
-                fresh = {preset: self._source.open(preset, model, version) for preset in presets}
-                for lane in fresh.values():
-                    self._warm(lane)
-                self._lanes = {**before, **fresh}
-                if commit:
-                    commit()
-            except BaseException as error:
-                self._lanes = before
-                self.events.activated(model, version or "", False)
-                if isinstance(error, BprError):
-                    raise
-                raise ModelError(
-                    f"model {model} could not be activated: {type(error).__name__}",
-                    fix="the version served before is still served; see the server's log",
-                ) from error
-            self.events.activated(model, next(iter(fresh.values())).version, True)
-            return list(fresh.values())
-        finally:
-            self._activation.release()
-
-    def _warm(self, lane: Lane) -> None:
-        """Run the network at the sizes it will see, and the CPU steps once, before anyone waits for them."""
-        size = lane.network_size_px
-        for n in sorted({1, self.config.max_batch_patches}):
-            blank = np.zeros((n, size, size, 4), np.uint8)
-            outputs = self._owner.call(partial(lane.refiner.predict, blank)).result()
-            if outputs.shape[0] != n or not np.isfinite(outputs).all():
-                raise ModelError(
-                    f"model {lane.model} {lane.version} does not work",
-                    expected=f"finite logits for {n} patches",
-                    got=f"shape {outputs.shape}, finite: {bool(np.isfinite(outputs).all())}",
-                    fix="export it again",
-                )
-        if self._warm_stages is not None:
-            stages = self._warm_stages(lane)
-            crops = stages.crops(0, stages.n_patches)
-            stages.add(0, self._owner.call(partial(lane.refiner.predict, crops)).result())
-            stages.finish()
+        """`Lanes.activate` while the engine is ready; `NotReadyError` otherwise."""
+        return self._lanes.activate(model, version, commit, self._check_ready)
 
     # ------------------------------------------------------------------ admission
+
+    def _check_ready(self) -> None:
+        if self.state != "ready":
+            raise self._not_ready()
 
     def _not_ready(self) -> NotReadyError:
         why = {
@@ -246,8 +181,7 @@ class Engine:
         back.
         """
         with self._changed:
-            if self.state != "ready":
-                raise self._not_ready()
+            self._check_ready()
             wait_s = self.expected_wait_s()
             if self.requests >= self.config.max_requests or wait_s > self.config.max_queue_wait_s:
                 raise BusyError(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bpr_service.errors import LimitError
-from bpr_service.server.problems import BodyError
+from bpr_service.errors import BodyError, LimitError
 
 MAX_PARTS = 4096
 

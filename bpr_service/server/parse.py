@@ -13,11 +13,11 @@ from pydantic import BaseModel, ValidationError
 
 from bpr_service.core.images import read_image
 from bpr_service.core.masks import Mask, as_mask
-from bpr_service.errors import BprError, InputError, LimitError, MaskError
+from bpr_service.errors import BodyError, BprError, InputError, LimitError, MaskError
 from bpr_service.runtime.work import Slot
 from bpr_service.server.limits import check_runs, picture_size
 from bpr_service.server.multipart import Part, parse_multipart
-from bpr_service.server.problems import BodyError, invalid, located
+from bpr_service.server.problems import invalid, located
 from bpr_service.server.schemas import (
     EncodedFile,
     InstanceRequest,

@@ -20,12 +20,6 @@ MAX_ERRORS = 10
 """Faults that one answer lists."""
 
 
-class BodyError(InputError):
-    """A body that is not what its content type says: no JSON, a broken multipart, no base64."""
-
-    code, http_status = "malformed_body", 400
-
-
 def located(error: BprError, pointer: str) -> BprError:
     """Say where in the request ``error`` lies: a JSON pointer (RFC 6901)."""
     if not getattr(error, "pointer", None):

@@ -18,12 +18,12 @@ from bpr_service.errors import (
     ConflictError,
     DeadlineError,
     DeviceError,
+    FatalDeviceError,
     LimitError,
     ModelError,
     NotReadyError,
     UnknownName,
 )
-from bpr_service.runtime.device import FatalDeviceError
 from bpr_service.runtime.engine import Engine, EngineEvents
 from bpr_service.runtime.work import Memory, Slot
 from tests.runtime.doubles import Patches, Predictor, Source, send, started
@@ -362,7 +362,7 @@ def test_versions_never_share_a_batch() -> None:
             wait_until(lambda: engine._pump.on_device == 5)
             works.append(send(engine, 2, 4))
             wait_until(lambda: engine.queue_patches == 4)
-            engine._lanes = {"balanced": Source(predictor=predictor).open("balanced", None, "v2")}
+            engine._lanes._lanes = {"balanced": Source(predictor=predictor).open("balanced", None, "v2")}
             works.append(send(engine, 3, 4))
             wait_until(lambda: engine.queue_patches == 8)
             gate.set()
@@ -412,7 +412,7 @@ def test_one_activation_at_a_time_and_only_of_what_is_served() -> None:
     with running() as engine:
         with pytest.raises(UnknownName, match="model-balanced"):
             engine.activate("other")
-        with engine._activation, pytest.raises(ConflictError):
+        with engine._lanes._activation, pytest.raises(ConflictError):
             engine.activate("model-balanced")
 
 

@@ -160,7 +160,7 @@ def test_405(server: Running) -> None:
 
 
 def test_409_while_another_model_is_activated(server: Running) -> None:
-    with server.engine._activation:
+    with server.engine._lanes._activation:
         problem(server.client.post("/v1/models/dummy/activate", json={}), 409, "conflict")
 
 

@@ -1,0 +1,216 @@
+"""Requests and answers of the service as Python objects, without any transport.
+
+H, W are an image's height and width in px.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from bpr_service import errors
+from bpr_service.core.masks import Mask, as_mask
+from bpr_service.errors import BprError, InputError, NotReadyError
+
+MAX_DELAY_S = 30.0
+_OWN = ("segmentation", "bbox", "area", "status", "reason", "patches", "changed_px", "added_px", "removed_px")
+
+
+@dataclass(frozen=True, slots=True)
+class RefinedMask:
+    """One mask of an answer; ``extra`` holds the keys it was sent with (id, category_id, score, ...)."""
+
+    segmentation: Any
+    bbox: list[float]
+    area: int
+    status: str
+    reason: str | None
+    patches: int
+    changed_px: int
+    added_px: int
+    removed_px: int
+    size: tuple[int, int]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_mask(self) -> Mask:
+        """The mask as box and crop."""
+        given = self.segmentation
+        if isinstance(given, dict) and "png" in given:
+            given = given["png"]
+        if isinstance(given, str):
+            import base64
+
+            given = base64.b64decode(given)
+        return as_mask(given, *self.size)
+
+    def to_array(self) -> NDArray[np.uint8]:
+        """(H, W) uint8, 0 and 1."""
+        return self.to_mask().to_array()
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """An answer of the service. ``raw`` is its JSON."""
+
+    masks: list[RefinedMask]
+    model: str
+    version: str
+    device: str
+    timings_ms: dict[str, float]
+    request_id: str
+    raw: Mapping[str, Any]
+
+    @property
+    def label_map(self) -> NDArray[Any]:
+        """Semantic: (H, W) labels."""
+        from bpr_service.core.label_maps import read_label_map
+
+        return read_label_map(_file(self.raw, "label_map"))
+
+    @property
+    def segment_map(self) -> NDArray[np.int32]:
+        """Panoptic: (H, W) segment ids, 0 is void."""
+        from bpr_service.core.label_maps import read_panoptic_png
+
+        return read_panoptic_png(_file(self.raw, "segment_map"))
+
+
+def _file(raw: Mapping[str, Any], name: str) -> bytes:
+    import base64
+
+    if not raw.get(name):
+        raise InputError(f"the answer has no {name}", expected="another task's answer", got=str(raw.get("task")))
+    return base64.b64decode(raw[name]["data"])
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request that can be sent again: the image is opened afresh each time."""
+
+    task: str
+    image: Any
+    form: list[tuple[str, tuple[str, bytes, str]]]
+
+    @contextlib.contextmanager
+    def files(self) -> Iterator[list[tuple[str, Any]]]:
+        stream = _open_image(self.image)
+        try:
+            yield [("image", ("image", stream, "application/octet-stream")), *self.form]
+        finally:
+            stream.close()
+
+
+def _open_image(image: Any) -> BinaryIO:
+    """A stream of the image's file; an (H, W, 3) uint8 RGB array becomes a PNG."""
+    if isinstance(image, str | Path):
+        return Path(image).open("rb")
+    if isinstance(image, bytes):
+        return BytesIO(image)
+    from bpr_service.core.images import as_image
+    from bpr_service.core.label_maps import encode_png
+
+    return BytesIO(encode_png(as_image(image)))
+
+
+def _json_part(value: Any) -> tuple[str, bytes, str]:
+    return ("json", json.dumps(value).encode(), "application/json")
+
+
+def mask_entry(mask: Any) -> dict[str, Any]:
+    """What the service takes for a mask: an entry with ``segmentation`` as it is; an array or `Mask` as RLE."""
+    if isinstance(mask, Mapping):
+        return dict(mask) if "segmentation" in mask else {"segmentation": dict(mask)}
+    if isinstance(mask, Mask):
+        return {"segmentation": mask.to_rle()}
+    if isinstance(mask, np.ndarray):
+        return {"segmentation": Mask.from_array(mask).to_rle()}
+    if isinstance(mask, bytes):
+        import base64
+
+        return {"segmentation": {"png": base64.b64encode(mask).decode()}}
+    return {"segmentation": mask}
+
+
+def instance_call(image: Any, masks: Sequence[Any], options: dict[str, Any]) -> Call:
+    form = [("masks", _json_part([mask_entry(mask) for mask in masks])), ("options", _json_part(options))]
+    return Call("instance", image, form)
+
+
+def semantic_call(image: Any, label_map: NDArray[Any] | bytes, options: dict[str, Any]) -> Call:
+    from bpr_service.core.label_maps import encode_png
+
+    png = label_map if isinstance(label_map, bytes) else encode_png(np.ascontiguousarray(label_map))
+    form = [("masks", ("labels.png", png, "image/png")), ("options", _json_part(options))]
+    return Call("semantic", image, form)
+
+
+def panoptic_call(
+    image: Any, segment_map: NDArray[Any] | bytes, segments_info: Sequence[Mapping[str, Any]], options: dict[str, Any]
+) -> Call:
+    from bpr_service.core.label_maps import panoptic_png
+
+    png = segment_map if isinstance(segment_map, bytes) else panoptic_png(np.asarray(segment_map))
+    form = [
+        ("masks", ("segments.png", png, "image/png")),
+        ("segments_info", _json_part([dict(info) for info in segments_info])),
+        ("options", _json_part(options)),
+    ]
+    return Call("panoptic", image, form)
+
+
+def answer(response: httpx.Response) -> Any:
+    """The JSON of an answer, or the exception that its problem details speak of."""
+    if response.is_success:
+        return response.json()
+    try:
+        problem = response.json()
+        code, detail = str(problem["code"]), str(problem["detail"])
+    except (ValueError, KeyError, TypeError):
+        code, detail = "", f"HTTP {response.status_code}"
+    kind = _by_code().get(code, BprError)
+    error = kind.__new__(kind)
+    Exception.__init__(error, detail)
+    error.expected = error.got = error.fix = ""
+    if isinstance(error, errors.BusyError | NotReadyError):
+        error.retry_after_s = retry_after(response)
+    raise error
+
+
+def _by_code() -> dict[str, type[BprError]]:
+    kinds: dict[str, type[BprError]] = {}
+    waiting: list[type[BprError]] = [BprError]
+    while waiting:
+        kind = waiting.pop()
+        kinds.setdefault(kind.code, kind)
+        waiting.extend(kind.__subclasses__())
+    kinds["malformed_body"] = InputError
+    return kinds
+
+
+def retry_after(response: httpx.Response) -> float:
+    """Seconds until the next try: the header's, else one."""
+    value = response.headers.get("retry-after", "")
+    return min(MAX_DELAY_S, float(value)) if value.isdigit() else 1.0
+
+
+def to_refined(raw: dict[str, Any]) -> Refined:
+    size = (int(raw["size"][0]), int(raw["size"][1]))
+    masks = [
+        RefinedMask(
+            **{key: entry[key] for key in _OWN},
+            size=size,
+            extra={key: value for key, value in entry.items() if key not in _OWN},
+        )
+        for entry in raw["masks"]
+    ]
+    model = raw["model"]
+    return Refined(masks, model["name"], model["version"], raw["device"], raw["timings_ms"], raw["request_id"], raw)
