@@ -2,8 +2,8 @@
 
 The process that owns the device runs nothing but the network, in a thread of its own, and writes down outcomes.
 A loader works on two units at once, so while one waits for the network the other uses the processor. Patches and
-logits change places in shared memory: a slot holds the crops of one batch and then its logits. Batches never mix
-images, so what comes out of an image does not depend on its neighbours.
+logits change places in shared memory (`bpr_service.jobs.slots`): a slot holds the crops of one batch and then its
+logits. Batches never mix images, so what comes out of an image does not depend on its neighbours.
 
 Letters: n patches of a batch, S ``network_size_px``, C output maps.
 """
@@ -16,10 +16,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 import numpy as np
@@ -28,10 +26,14 @@ from numpy.typing import NDArray
 from bpr_service.core.pipeline import Refiner
 from bpr_service.errors import BprError, DeviceError
 from bpr_service.formats import PredictionFormat, Unit, open_predictions
+from bpr_service.jobs.slots import Slot
 from bpr_service.jobs.units import Outcome, refine_unit, untouched
 
 THREADS = 2
 """Units that a loader works on at once."""
+
+MAX_STILLBORN = 3
+"""Loaders in a row that may be killed before they were ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class RefinerPool:
         self._crops: queue.SimpleQueue[tuple[_Loader, int, int] | None] = queue.SimpleQueue()
         self._device_error: BaseException | None = None
         self._device_thread: threading.Thread | None = None
+        self._stillborn = 0
 
     def __enter__(self) -> RefinerPool:
         return self
@@ -194,9 +197,14 @@ class RefinerPool:
         index = self._loaders.index(loader)
         units = list(loader.under_way.values())
         loader.close()
-        if not loader.was_ready:
+        self._stillborn = 0 if loader.was_ready else self._stillborn + 1
+        killed = (loader.process.exitcode or 0) < 0  # by a signal, so perhaps not of its own fault
+        if self._stillborn > (MAX_STILLBORN if killed else 0):
             raise DeviceError(
-                "loader processes cannot start", expected="a process that loads the model", fix="see the log above it"
+                "loader processes cannot start",
+                expected="a process that loads the model",
+                got=f"exit code {loader.process.exitcode}",
+                fix="see the log above; where they are killed for memory, take fewer workers",
             )
         self._loaders[index] = self._new_loader()
         return units
@@ -208,8 +216,7 @@ class RefinerPool:
         while (work := self._crops.get()) is not None:
             loader, slot, count = work
             try:
-                memory = loader.slots[slot].buf
-                assert memory is not None
+                memory = loader.slots[slot].memory
                 crops = np.frombuffer(memory, np.uint8, count * side * side * 4).reshape(count, side, side, 4)
                 begin = time.perf_counter()
                 logits = self.refiner.predict(crops)
@@ -242,10 +249,9 @@ class _Loader:
 
     def __init__(self, spec: RefinerSpec, slot_bytes: int) -> None:
         context = multiprocessing.get_context("spawn")
-        self.slots = [SharedMemory(create=True, size=slot_bytes) for _ in range(THREADS)]
+        self.slots = [Slot(slot_bytes) for _ in range(THREADS)]
         self.connection, other = context.Pipe()
-        names = [slot.name for slot in self.slots]
-        self.process = context.Process(target=_loader_main, args=(other, spec, names), daemon=True)
+        self.process = context.Process(target=_loader_main, args=(other, spec, self.slots), daemon=True)
         self.process.start()
         other.close()
         self.under_way: dict[int, Unit] = {}
@@ -280,9 +286,7 @@ class _Loader:
             self.process.join()
         self.connection.close()
         for slot in self.slots:
-            with suppress(BufferError):  # the device thread still looks at it; the mapping goes with this process
-                slot.close()
-            slot.unlink()
+            slot.close()
 
 
 class _RemoteRefiner(Refiner):
@@ -296,7 +300,7 @@ class _RemoteRefiner(Refiner):
         return self.exchange(crops)
 
 
-def _loader_main(connection: Connection, spec: RefinerSpec, slot_names: list[str]) -> None:
+def _loader_main(connection: Connection, spec: RefinerSpec, slots: list[Slot]) -> None:
     """Body of a loader process: it ends when the owner closes the pipe, or is gone."""
     import os
     import signal
@@ -314,7 +318,7 @@ def _loader_main(connection: Connection, spec: RefinerSpec, slot_names: list[str
             connection.send(message)
 
     units: queue.SimpleQueue[tuple[Any, Unit]] = queue.SimpleQueue()
-    workers = [_LoaderThread(i, name, spec, units, send) for i, name in enumerate(slot_names)]
+    workers = [_LoaderThread(i, slot, spec, units, send) for i, slot in enumerate(slots)]
     try:
         while True:
             message = connection.recv()
@@ -332,21 +336,20 @@ class _LoaderThread:
     def __init__(
         self,
         number: int,
-        slot_name: str,
+        slot: Slot,
         spec: RefinerSpec,
         units: queue.SimpleQueue[tuple[Any, Unit]],
         send: Callable[[Any], None],
     ) -> None:
         self.number, self.spec, self.units, self.send = number, spec, units, send
-        self.slot = SharedMemory(slot_name)
+        self.slot = slot
         self.replies: queue.SimpleQueue[None] = queue.SimpleQueue()
         threading.Thread(target=self._work, daemon=True).start()
 
     def _exchange(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Crops (n, S, S, 4) into the slot, logits (n, C, S, S) out of it."""
         count, side = crops.shape[:2]
-        memory = self.slot.buf
-        assert memory is not None
+        memory = self.slot.memory
         np.frombuffer(memory, np.uint8, crops.size)[:] = crops.ravel()
         self.send(("predict", self.number, count))
         self.replies.get()

@@ -15,7 +15,7 @@ import pytest
 
 from bpr_service import storage
 from bpr_service.core.masks import Mask, read_label_map, read_panoptic_png
-from bpr_service.errors import ConfigError, ConflictError, FormatError, NotFoundError
+from bpr_service.errors import ConfigError, ConflictError, DeviceError, FormatError, NotFoundError
 from bpr_service.jobs.batch import Batch, run_batch
 from bpr_service.jobs.loaders import RefinerPool, RefinerSpec
 from bpr_service.jobs.plan import open_file
@@ -180,7 +180,6 @@ def test_resume_with_other_settings_is_refused(tmp_path: Path, monkeypatch: pyte
     assert run_batch(request, Batch(workers=0, resume=True)).images == 0
 
 
-@pytest.mark.xfail(reason="on a busy machine the new loader now and then finds its shared memory gone", strict=False)
 def test_a_loader_that_dies_is_replaced(tmp_path: Path) -> None:
     request = coco_set(tmp_path, 12)
     run_batch(request, IN_PROCESS)
@@ -193,6 +192,27 @@ def test_a_loader_that_dies_is_replaced(tmp_path: Path) -> None:
                 os.kill(pool._loaders[0].process.pid or 0, signal.SIGKILL)
     assert sorted(outcome.number for outcome in outcomes) == list(range(12))
     assert not any(outcome.failed for outcome in outcomes)
+
+
+def test_a_loader_killed_before_it_is_ready_is_replaced(tmp_path: Path) -> None:
+    request = coco_set(tmp_path, 4)
+    with RefinerPool(RefinerSpec(request.preset, request.model, request.settings), workers=1) as pool:
+        file = open_file(request)
+        pool._start()
+        os.kill(pool._loaders[0].process.pid or 0, signal.SIGKILL)
+        outcomes = list(pool.run(file, file.scan()))
+    assert sorted(outcome.number for outcome in outcomes) == list(range(4))
+    assert not any(outcome.failed for outcome in outcomes)
+
+
+def test_loaders_that_cannot_start_end_the_run(tmp_path: Path) -> None:
+    request = coco_set(tmp_path, 4)
+    spec = RefinerSpec(request.preset, request.model, request.settings)
+    with RefinerPool(spec, workers=1) as pool:
+        file = open_file(request)
+        pool.spec = RefinerSpec("balanced", str(tmp_path / "nowhere"), {})
+        with pytest.raises(DeviceError, match="exit code 1"):
+            list(pool.run(file, file.scan()))
 
 
 def test_an_abandoned_run_leaves_nothing_for_the_next(tmp_path: Path) -> None:
