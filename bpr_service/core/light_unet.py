@@ -49,10 +49,15 @@ class LightUNet(nn.Module):
         widths: channels at 1/2, 1/4, 1/8 and 1/16 of the network size.
         depth: residual blocks at 1/8 and at 1/16.
         outputs: maps out; 1 is the foreground logit.
+        mask_channel: False hides the mask from the network, which then sees the image alone (the ablation of Hu et
+            al., IJCV 2022, Table 1).
     """
 
-    def __init__(self, widths: tuple[int, int, int, int], depth: int = 1, outputs: int = 1) -> None:
+    def __init__(
+        self, widths: tuple[int, int, int, int], depth: int = 1, outputs: int = 1, mask_channel: bool = True
+    ) -> None:
         super().__init__()
+        self.mask_channel = mask_channel
         a, b, c, d = widths
         self.stem = nn.Sequential(_ConvBlock(16, a), _ConvBlock(a, a))
         self.down1 = nn.Sequential(_ConvBlock(a, b, 2), _ConvBlock(b, b))
@@ -71,6 +76,8 @@ class LightUNet(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """(P, 4, S, S) normalised RGB + mask in [-1, 1] -> (P, outputs, S, S) logits; S a multiple of 16."""
+        if not self.mask_channel:
+            patches = torch.cat((patches[:, :3], torch.zeros_like(patches[:, 3:])), 1)
         x0 = self.stem(F.pixel_unshuffle(patches, 2))
         x1 = self.down1(x0)
         x2 = self.down2(x1)
