@@ -21,6 +21,9 @@ from bpr_service.errors import ImageError, InputError, LimitError
 
 Image = NDArray[np.uint8]
 
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM")
+"""What is opened, by Pillow's names. Pillow knows many more, some of which (EPS) it hands to other programs."""
+
 
 def check_pixels(height: int, width: int, max_pixels: int, what: str = "image") -> None:
     """Raise :class:`LimitError` when ``height * width`` exceeds `max_pixels`."""
@@ -36,18 +39,19 @@ def check_pixels(height: int, width: int, max_pixels: int, what: str = "image") 
 def open_picture(source: bytes | str | Path, max_pixels: int, what: str, error: type[InputError]) -> Any:
     """The decoded `PIL.Image.Image`; its header is checked against `max_pixels` before any pixel is decoded.
 
-    Raises `error` when the file is missing, damaged or of no known type, :class:`LimitError` when it is too
-    large.
+    Raises `error` when the file is missing, damaged or not one of :data:`PICTURE_FORMATS`, :class:`LimitError` when
+    it is too large.
     """
     from PIL import Image as pil
     from PIL import UnidentifiedImageError
 
     name = "the bytes" if isinstance(source, bytes) else str(source)
-    fix = "send a whole PNG, JPEG, WebP, TIFF or BMP file"
+    fix = "send a whole PNG, JPEG, WebP, TIFF, BMP or PPM file"
     try:
-        picture = pil.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        check_pixels(picture.height, picture.width, max_pixels, what)
-        picture.load()
+        with pil.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=PICTURE_FORMATS) as picture:
+            check_pixels(picture.height, picture.width, max_pixels, what)
+            picture.load()
+        return picture  # the file is closed, the pixels stay
     except (FileNotFoundError, IsADirectoryError, PermissionError) as cause:
         raise error(f"cannot read {name}", expected="a file", got=str(cause.strerror), fix="check the path") from None
     except UnidentifiedImageError:
@@ -61,7 +65,6 @@ def open_picture(source: bytes | str | Path, max_pixels: int, what: str, error: 
         ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as cause:
         raise error(f"{name}: damaged", expected=f"a whole {what}", got=str(cause), fix=fix) from None
-    return picture
 
 
 def read_image(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) -> Image:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 
 from bpr_service import storage
+from bpr_service.core.images import PICTURE_FORMATS
 from bpr_service.errors import FormatError, ImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -66,7 +67,7 @@ def image_size(address: str) -> tuple[int, int]:
 
     with storage.open_read(address) as file:
         try:
-            with Image.open(file) as picture:
+            with Image.open(file, formats=PICTURE_FORMATS) as picture:
                 return picture.height, picture.width
         except (OSError, SyntaxError, ValueError) as error:
             raise ImageError(f"{address}: not an image", got=str(error), fix="send a whole image file") from None

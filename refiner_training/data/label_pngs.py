@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from bpr_service.core.images import PICTURE_FORMATS
 from bpr_service.errors import FormatError
 
 
@@ -54,7 +55,7 @@ def png_size(path: Path) -> tuple[int, int]:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=PICTURE_FORMATS) as picture:
             return picture.height, picture.width
     except (OSError, UnidentifiedImageError) as error:
         raise FormatError(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bpr_service.core.images import as_image, read_image
+from bpr_service.core.images import PICTURE_FORMATS, as_image, read_image
 from bpr_service.errors import ImageError, LimitError
 
 RNG = np.random.default_rng(0)
@@ -65,6 +68,35 @@ def test_not_a_picture(tmp_path: Path) -> None:
         with pytest.raises(ImageError) as caught:
             read_image(source)
         assert caught.value.fix
+
+
+@pytest.mark.parametrize("kind", PICTURE_FORMATS)
+def test_what_is_opened(kind: str, tmp_path: Path) -> None:
+    flat = np.full((16, 16, 3), (200, 100, 50), np.uint8)
+    (tmp_path / "picture").write_bytes(encoded(Image.fromarray(flat), kind))
+    assert np.abs(read_image(tmp_path / "picture").astype(int) - flat).max() <= 3
+
+
+@pytest.mark.parametrize("kind", ["EPS", "GIF", "ICO", "PCX"])
+def test_other_types_are_not_opened(kind: str) -> None:
+    """Pillow could, some of them by way of another program."""
+    data = encoded(Image.fromarray(RGB).resize((16, 16)), kind)
+    with pytest.raises(ImageError, match="not a picture"):
+        read_image(data)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5, 1.0])
+def test_no_file_is_left_open(keep: float, tmp_path: Path) -> None:
+    data = encoded(Image.fromarray(RNG.integers(0, 256, (64, 64, 3)).astype(np.uint8)))
+    (tmp_path / "a.png").write_bytes(data[: int(keep * len(data))])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        with suppress(ImageError):
+            read_image(tmp_path / "a.png")
+        with suppress(LimitError, ImageError):
+            read_image(tmp_path / "a.png", max_pixels=1)
+        gc.collect()
+    assert not [w for w in caught if issubclass(w.category, ResourceWarning) and "a.png" in str(w.message)]
 
 
 def test_the_header_is_checked_before_decoding() -> None:
