@@ -44,6 +44,10 @@ class HeldOut(Settings):
     ground_truth: str
     predictions: str
     format: str | None = None
+    panoptic_dir: str | None = None
+    """Panoptic: the PNGs of ``predictions``."""
+    classes: int | None = Field(default=None, ge=1)
+    """Semantic: labels are 0 to ``classes - 1``."""
 
 
 class TrainRequest(Settings):
@@ -58,6 +62,8 @@ class TrainRequest(Settings):
     ground_truth: str
     predictions: str | None = None
     """Coarse predictions of the training images; None simulates them from the ground truth."""
+    panoptic_dir: str | None = None
+    """Panoptic: the PNGs of ``predictions``; those of a ground truth lie beside its JSON, in the folder of its name."""
     held_out: HeldOut | None = None
     preset: str = "balanced"
     """Gives the recipe where ``recipe`` is None, and the settings with which models are compared."""

@@ -47,8 +47,8 @@ RECIPE: dict[str, set[str]] = {
 """What a recipe may set: sections of the trainer's configuration; data and name are the job's own."""
 PATCH_FORMATS = {"instance": "coco", "semantic": "labels", "panoptic": "panoptic"}
 """The ``--format`` of ``bpr-train patches`` that a task's data has."""
-PRIMARY = ("boundary_AP", "AP")
-"""The figure that decides a promotion: the first of these that was measured."""
+PRIMARY = {"instance": ("boundary_AP", "AP"), "semantic": ("AF", "mIoU"), "panoptic": ("boundary_PQ", "PQ")}
+"""The figure that decides a task's promotion: the first of these that was measured."""
 
 WAITING = "waiting: the trainer of a worker that gave no sign of life still runs"
 
@@ -69,11 +69,18 @@ def check_recipe(request: TrainRequest, settings: JobSettings) -> None:
         for key in values:
             if key not in RECIPE[section]:
                 raise UnknownName(f"key of recipe.{section}", key, RECIPE[section])
-    if request.held_out is not None and request.task != "instance":
-        fix = "leave held_out out, and compare with bpr-train evaluate"
-        raise ConfigError("held_out", expected="task instance", got=request.task, fix=fix)
+    _check_task(request)
     if request.parent is not None:
         ModelStore(settings.models).get(request.parent)
+
+
+def _check_task(request: TrainRequest) -> None:
+    """Refuse a request that lacks what its task needs: the PNGs of panoptic files, the number of classes."""
+    for name, part in (("", request), ("held_out.", request.held_out)):
+        if request.task == "panoptic" and part is not None and part.predictions and not part.panoptic_dir:
+            raise ConfigError(f"{name}panoptic_dir", expected="the folder of the predictions' PNGs", got="none")
+    if request.task == "semantic" and request.held_out is not None and request.held_out.classes is None:
+        raise ConfigError("held_out.classes", expected="the number of classes", got="none", fix="set it")
 
 
 class Run:
@@ -172,6 +179,9 @@ def train(context: Context, row: JobRow) -> str:
             command = [*run.trainer, "patches", "--format", PATCH_FORMATS[request.task], "--images", request.images]
             command += ["--truth", request.ground_truth, "--out", str(run.folder / "patches")]
             command += ["--predictions", request.predictions] if request.predictions else []
+            if request.task == "panoptic":
+                command += ["--panoptic-dir", str(Path(request.ground_truth).with_suffix(""))]
+                command += ["--predictions-dir", request.panoptic_dir] if request.panoptic_dir else []
             Child(run, command).wait()
             run.write("patches.json", {"command": command})
         child = Child(run, [*run.trainer, "refiner", str(path), "--out", str(run.folder / "run"), "--json-progress"])
@@ -293,11 +303,11 @@ def compare(context: Context, row: JobRow, exported: str) -> dict[str, Any]:
     if run.request.held_out is not None:
         models = {"candidate": exported}
         comparison["active"], models["active"] = run.parent()
-        comparison["figures"]["coarse"] = _measure(run, run.request.held_out.predictions)
+        comparison["figures"]["coarse"] = _measure(run, None)
         for name, model in models.items():
             context.stopping()
             comparison["figures"][name] = _measure(run, _refined(run, name, model))
-        comparison |= _verdict(comparison["figures"])
+        comparison |= _verdict(comparison["figures"], PRIMARY[run.request.task])
     run.write("comparison.json", comparison)
     return comparison
 
@@ -308,13 +318,14 @@ def _refined(run: Run, name: str, model: str) -> str:
 
     held = run.request.held_out
     assert held is not None
-    out = str(run.folder / f"held_out_{name}.json")
+    out = str(run.folder / f"held_out_{name}") + (".json" if run.request.task == "instance" else "")
     request = RefineRequest(
         task=run.request.task,
         images=held.images,
         predictions=held.predictions,
-        dataset=held.ground_truth,
+        dataset=held.ground_truth if run.request.task == "instance" else None,
         format=held.format,
+        panoptic_dir=held.panoptic_dir,
         out=out,
         preset=run.request.preset,
         model=model,
@@ -324,22 +335,28 @@ def _refined(run: Run, name: str, model: str) -> str:
     return out
 
 
-def _measure(run: Run, predictions: str) -> dict[str, Any]:
+def _measure(run: Run, refined: str | None) -> dict[str, Any]:
+    """Figures of the held-out predictions, or of what a model made of them."""
     held = run.request.held_out
     assert held is not None
     request = RefineRequest(
-        task=run.request.task, images=held.images, predictions=predictions, out=predictions, dataset=held.ground_truth
+        task=run.request.task,
+        images=held.images,
+        predictions=held.predictions,
+        panoptic_dir=held.panoptic_dir,
+        out=refined or "",
     )
-    figures = run_json([*run.trainer, "evaluate", *evaluate_command(request, held.ground_truth, predictions, None)])
+    arguments = evaluate_command(request, held.ground_truth, refined or held.predictions, held.classes)
+    figures = run_json([*run.trainer, "evaluate", *arguments])
     if "error" in figures:
         raise ModelError("the model could not be measured", got=str(figures["error"]), fix="see the job's log")
     return figures
 
 
-def _verdict(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _verdict(figures: Mapping[str, Mapping[str, Any]], measures: tuple[str, ...]) -> dict[str, Any]:
     """Whether the candidate's primary figure is better than the active model's."""
     new, old = figures["candidate"], figures["active"]
-    for measure in PRIMARY:
+    for measure in measures:
         a, b = _number(new, measure), _number(old, measure)
         if a is not None and b is not None:
             return {"measure": measure, "candidate_figure": a, "before_figure": b, "better": a > b}

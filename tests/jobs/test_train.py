@@ -177,8 +177,12 @@ def test_what_is_refused_at_once(local: TrainFleet) -> None:
         local.train(recipe={"typo": {}})
     with pytest.raises(ConfigError, match=r"recipe\.run: expected keys and values"):
         local.train(recipe={"run": 3})
-    with pytest.raises(ConfigError, match="expected task instance"):
+    with pytest.raises(ConfigError, match=r"held_out\.classes: expected the number of classes"):
         local.train(task="semantic", held_out=held_out())
+    with pytest.raises(ConfigError, match="panoptic_dir: expected the folder"):
+        local.train(task="panoptic")
+    with pytest.raises(ConfigError, match=r"held_out\.panoptic_dir: expected the folder"):
+        local.train(task="panoptic", panoptic_dir="data:images", held_out=held_out())
     with pytest.raises(NotFoundError):
         local.train(parent="mine@0123")
     with pytest.raises(ConfigError, match="name"):
