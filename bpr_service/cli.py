@@ -99,6 +99,11 @@ def doctor(model: Model = None) -> None:
     run_doctor(model)
 
 
+healthcheck = typer.Typer(help="What a container's health check runs: exit code 0 or 1.", no_args_is_help=True)
+healthcheck.command("server")(server_commands.check_server)
+healthcheck.command("worker")(job_commands.check_worker)
+
+app.add_typer(healthcheck, name="healthcheck")
 app.add_typer(job_commands.batch, name="batch")
 app.add_typer(job_commands.jobs, name="jobs")
 app.command("worker")(job_commands.worker)

@@ -165,11 +165,28 @@ POLL_S = 1.0
 def worker(
     device: Device = "cpu",
     workers: Annotated[int, typer.Option(help="Loader processes; 0: none.", min=0, max=64)] = 0,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Work on these jobs only: refine, train; default: all.")
+    ] = None,
 ) -> None:
     """Work on jobs until told to stop. Settings are the BPR_JOBS_* variables."""
     from bpr_service.jobs.engine import JobEngine
 
-    JobEngine().run_worker(device=device, workers=workers)
+    JobEngine().run_worker(device=device, workers=workers, kinds=kind or None)
+
+
+def check_worker() -> None:
+    """Exit with 0 where a worker of this machine gives signs of life, else with 1."""
+    import socket
+
+    from bpr_service.errors import BprError
+    from bpr_service.jobs.engine import JobEngine
+
+    try:
+        typer.echo(JobEngine(patience_s=0.0).check_worker(socket.gethostname()))
+    except BprError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
 
 
 def _engine() -> JobEngine:

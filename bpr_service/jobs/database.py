@@ -284,6 +284,16 @@ class Database:
             return gone
 
     @patiently
+    def count_workflows(self) -> dict[tuple[str, str], int]:
+        """Workflows that wait (``ENQUEUED``) or run (``PENDING``), by queue and state: read from DBOS's own table."""
+        table = sa.table("workflow_status", sa.column("queue_name"), sa.column("status"))
+        table.schema = None if self.on_sqlite else "dbos"
+        key = (table.c.queue_name, table.c.status)
+        query = sa.select(*key, sa.func.count()).where(table.c.status.in_(["ENQUEUED", "PENDING"])).group_by(*key)
+        with self.engine.connect() as c:
+            return {(str(queue), str(status)): int(count) for queue, status, count in c.execute(query)}
+
+    @patiently
     def list_workers(self) -> list[dict[str, Any]]:
         """Workers that are not reaped, and how long ago each gave a sign of life."""
         query = sa.select(workers, (self.now - workers.c.beat).label("silent_s")).where(workers.c.state != "reaped")

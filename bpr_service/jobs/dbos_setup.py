@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from bpr_service.errors import UnknownName
 from bpr_service.jobs.settings import JobSettings
 
 if TYPE_CHECKING:
@@ -15,6 +16,16 @@ if TYPE_CHECKING:
 NAME = "bpr"
 VERSION = "1"
 """Of the workflows' shape. DBOS's default, a hash of the source, would strand running jobs at every release."""
+WORK_QUEUES: dict[str, tuple[str, ...]] = {"refine": ("jobs", "shards"), "train": ("train",)}
+"""The queues of each kind of job."""
+KINDS = tuple(WORK_QUEUES)
+
+
+def queues_of(kind: str) -> tuple[str, ...]:
+    """The queues of a kind of job. Raises ``UnknownName``."""
+    if kind not in WORK_QUEUES:
+        raise UnknownName("kind of job", kind, WORK_QUEUES)
+    return WORK_QUEUES[kind]
 
 
 def open_client(settings: JobSettings, database: Database) -> DBOSClient:

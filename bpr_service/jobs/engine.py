@@ -7,14 +7,14 @@ our own. A job's attempts are workflows ``ID:1``, ``ID:2``, ...; a new attempt f
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bpr_service.errors import ConfigError, ConflictError, NotFoundError
+from bpr_service.errors import ConfigError, ConflictError, NotFoundError, NotReadyError
 from bpr_service.jobs.database import Database, JobRow
 from bpr_service.jobs.plan import fingerprint
 from bpr_service.jobs.requests import RefineRequest, TrainRequest, canonical, digest, parse_request
@@ -67,6 +67,15 @@ class Job:
 
 def _iso(seconds: float | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy an installation is: work by queue (``jobs``, ``shards``, ``train``), and workers that are alive."""
+
+    queued: dict[str, int]
+    running: dict[str, int]
+    workers: int
 
 
 class JobEngine:
@@ -161,11 +170,12 @@ class JobEngine:
         self._enqueue(self._row(job_id))
         return self.get(job_id)
 
-    def run_worker(self, *, device: str = "cpu", workers: int = 0) -> None:
-        """Work on jobs until SIGTERM or SIGINT."""
+    def run_worker(self, *, device: str = "cpu", workers: int = 0, kinds: Sequence[str] | None = None) -> None:
+        """Work on jobs of these kinds (all where None) until SIGTERM or SIGINT."""
+        from bpr_service.jobs.dbos_setup import KINDS
         from bpr_service.jobs.worker import Worker
 
-        Worker(self.settings, device=device, workers=workers).run()
+        Worker(self.settings, device=device, workers=workers, kinds=KINDS if kinds is None else kinds).run()
 
     # --- beside them: what a person looks at ---------------------------------------------------------------------
 
@@ -182,6 +192,34 @@ class JobEngine:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - tail_bytes))
             return file.read().decode("utf-8", "replace")
+
+    def load(self) -> Load:
+        """What waits, what runs, who works. Raises ``NotReadyError`` where the database does not answer."""
+        from bpr_service.jobs.dbos_setup import WORK_QUEUES
+
+        _ = self.client
+        counts = self.database.count_workflows()
+        names = [queue for queues in WORK_QUEUES.values() for queue in queues]
+        return Load(
+            queued={name: counts.get((name, "ENQUEUED"), 0) for name in names},
+            running={name: counts.get((name, "PENDING"), 0) for name in names},
+            workers=sum(self._beats(worker) for worker in self.database.list_workers()),
+        )
+
+    def check_worker(self, host: str) -> str:
+        """The id of a worker on this machine that gives signs of life. Raises ``NotReadyError``."""
+        self.database.create()
+        here = [worker for worker in self.database.list_workers() if worker["host"] == host]
+        for worker in here:
+            if self._beats(worker):
+                return str(worker["id"])
+        states = ", ".join(f"{w['state']} and silent for {w['silent_s']:.0f} s" for w in here) or "none"
+        raise NotReadyError(
+            "the worker is not ready", expected=f"a sign of life on {host}", got=states, fix="see the worker's log"
+        )
+
+    def _beats(self, worker: Mapping[str, Any]) -> bool:
+        return bool(worker["state"] == "alive" and worker["silent_s"] < self.settings.dead_after_s)
 
     def close(self) -> None:
         if "client" in self.__dict__:

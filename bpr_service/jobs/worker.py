@@ -17,15 +17,15 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dbos import DBOS, SetWorkflowID
 
 from bpr_service.errors import BprError, CancelledError, ConflictError
-from bpr_service.jobs import refine, train
+from bpr_service.jobs import compare, refine, train
 from bpr_service.jobs.database import Database, JobRow
-from bpr_service.jobs.dbos_setup import VERSION, worker_config
+from bpr_service.jobs.dbos_setup import KINDS, VERSION, queues_of, worker_config
 from bpr_service.jobs.refine import Context
 from bpr_service.jobs.settings import JobSettings
 
@@ -106,7 +106,7 @@ def _train(job_id: str, attempt: str) -> str:
 @DBOS.step(name="register")
 def _register(job_id: str, attempt: str, exported: str) -> str:
     def work(context: Context, row: JobRow) -> str:
-        done = train.register(context, row, exported, train.compare(context, row, exported))
+        done = train.register(context, row, exported, compare.compare(context, row, exported))
         return str(done["version"])
 
     return _step("measuring and registering", job_id, attempt, work)
@@ -121,8 +121,12 @@ def train_job(job_id: str, attempt: str) -> str:
 class Worker:
     """One worker process. See the module."""
 
-    def __init__(self, settings: JobSettings, *, device: str = "cpu", workers: int = 0) -> None:
+    def __init__(
+        self, settings: JobSettings, *, device: str = "cpu", workers: int = 0, kinds: Sequence[str] = KINDS
+    ) -> None:
+        """``kinds`` of jobs to work on: a machine without a trainer leaves training to others."""
         self.settings = settings
+        self.queues = [queue for kind in kinds for queue in queues_of(kind)]
         self.database = Database(settings.url)
         host = socket.gethostname()
         self.id = "sqlite" if self.database.on_sqlite else f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -146,6 +150,7 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._asked.set())
         DBOS(config=worker_config(self.settings, self.id))
+        DBOS.listen_queues(self.queues)
         self.database.add_worker(self.id, self._host, os.getpid(), self._device)
         DBOS.launch()
         self._queues()

@@ -46,6 +46,23 @@ def serve(
     raise typer.Exit(run(settings))
 
 
+def check_server(
+    timeout_s: Annotated[float, typer.Option(help="How long to wait for the answer.")] = 4.0,
+) -> None:
+    """Exit with 0 where the server of this machine is ready (BPR_HOST, BPR_PORT), else with 1."""
+    import os
+    import urllib.request
+
+    host, port = os.environ.get("BPR_HOST", "127.0.0.1"), os.environ.get("BPR_PORT", "8000")
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+    try:
+        with urllib.request.urlopen(f"http://{host}:{port}/readyz", timeout=timeout_s) as answer:
+            typer.echo(answer.read().decode())
+    except (OSError, ValueError) as error:  # refused, timed out, 503; a port that is no number
+        typer.echo(f"not ready: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
 def keys(
     name: Annotated[str, typer.Argument(help="Whose key it is.")],
     file: Annotated[Path, typer.Option(help="The key's hash is added to this file.")] = Path("keys.json"),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from bpr_service.runtime.device import device_memory_bytes
 from bpr_service.runtime.engine import Engine, EngineEvents
+
+if TYPE_CHECKING:
+    from bpr_service.jobs.engine import JobEngine
 
 LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -56,6 +61,10 @@ class Metrics(EngineEvents):
         """Also export what ``engine`` holds at the moment of a scrape."""
         self.registry.register(_EngineCollector(engine))
 
+    def watch_jobs(self, jobs: JobEngine) -> None:
+        """Also export how busy the installation of jobs is at the moment of a scrape."""
+        self.registry.register(_JobsCollector(jobs))
+
     def batch(self, patches: int, requests: int, room: int, seconds: float) -> None:
         self.patches.inc(patches)
         self.batch_fill.observe(patches / room)
@@ -85,3 +94,26 @@ class _EngineCollector(Collector):
                 "bpr_device_memory_bytes", "Memory held on the device", float(device_memory_bytes(engine.device))
             ),
         ]
+
+
+class _JobsCollector(Collector):
+    def __init__(self, jobs: JobEngine) -> None:
+        self._jobs = jobs
+
+    def describe(self) -> list[Metric]:
+        return []  # so that registering it asks no database
+
+    def collect(self) -> list[Metric]:
+        up = GaugeMetricFamily("bpr_jobs_database_up", "1 while the jobs database answers")
+        try:
+            load = self._jobs.load()
+        except Exception:  # whatever is wrong with the database: the server's own metrics still are told
+            up.add_metric([], 0.0)
+            return [up]
+        up.add_metric([], 1.0)
+        queued = GaugeMetricFamily("bpr_jobs_queued", "Work that waits for a worker, by queue", labels=["queue"])
+        running = GaugeMetricFamily("bpr_jobs_running", "Work under way, by queue", labels=["queue"])
+        for family, counts in ((queued, load.queued), (running, load.running)):
+            for name, count in counts.items():
+                family.add_metric([name], float(count))
+        return [up, queued, running, GaugeMetricFamily("bpr_jobs_workers", "Workers alive", float(load.workers))]

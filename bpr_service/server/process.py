@@ -52,7 +52,7 @@ def run(settings: ServerSettings) -> int:
         settings,
         catalogue=None if settings.dummy else models,
         metrics=metrics,
-        job_router=job_router(settings) if settings.jobs else None,
+        job_router=job_router(metrics) if settings.jobs else None,
     )
     if not settings.dummy:
         follow_store(engine, settings)
@@ -90,14 +90,16 @@ def open_models(settings: ServerSettings, device: str) -> StoreModels:
     return StoreModels(settings.presets, device, ModelStore(settings.model_store))
 
 
-def job_router(settings: ServerSettings) -> Any:
-    """The routes of ``/v1/jobs``; `ConfigError` where the extra is missing."""
+def job_router(metrics: Metrics) -> Any:
+    """The routes of ``/v1/jobs``, watched by ``metrics``; `ConfigError` where the extra is missing."""
     try:
+        from bpr_service.jobs.engine import JobEngine
         from bpr_service.server.job_routes import create_router
     except ImportError as error:
         raise ConfigError(
             "jobs", expected="the extra jobs", got=str(error), fix="pip install 'bpr-service[jobs]'"
         ) from None
+    metrics.watch_jobs(JobEngine(patience_s=0.0))  # a scrape does not wait for a database that restarts
     return create_router()
 
 

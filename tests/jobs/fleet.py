@@ -34,10 +34,10 @@ class Fleet:
         )  # fmt: skip
         self.engine = JobEngine(self.settings)
 
-    def start(self, **environment: str) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
         values = self.settings.model_dump(mode="json", exclude_defaults=True)
         texts = {f"BPR_JOBS_{k.upper()}": v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
-        command = [sys.executable, "-m", "bpr_service.cli", "worker"]
+        command = [sys.executable, "-m", "bpr_service.cli", "worker", *arguments]
         with (self.root / "workers.log").open("ab") as log:
             worker = subprocess.Popen(
                 command, env={**os.environ, "OMP_NUM_THREADS": "1", **texts, **environment}, stdout=log, stderr=log
