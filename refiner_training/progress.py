@@ -18,7 +18,8 @@ class _Rate(L.Callback):
         self.config, self.every_s = config, every_s
         self._last = (time.monotonic(), 0)
 
-    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        # Not in on_fit_start: a checkpoint's step is known from here on.
         self._last = (time.monotonic(), trainer.global_step)
 
     def on_train_batch_end(
@@ -58,8 +59,8 @@ class ProgressBar(_Rate):
         super().__init__(config, every_s)
         self._bar: Any = None
 
-    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        super().on_fit_start(trainer, module)
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        super().on_train_start(trainer, module)
         if not trainer.is_global_zero:
             return
         from rich.console import Console

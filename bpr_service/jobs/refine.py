@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from bpr_service.jobs.settings import JobSettings
 from bpr_service.jobs.shards import ShardWriter, merge, read_frames, sealed, shard_name
 from bpr_service.jobs.units import Outcome, untouched
 
+log = logging.getLogger(__name__)
 R = TypeVar("R")
 STALLS = 3
 """Starts of a shard in a row that got no unit done, after which the unit at fault is left as it is."""
@@ -53,12 +55,15 @@ class Context:
         return self._pool
 
     def log(self, job_id: str, text: str) -> None:
-        """Append a line to the job's log."""
+        """Append a line to the job's log; a line that storage has no room for is left out, the work goes on."""
         folder = self.settings.job_folder(job_id)
-        folder.mkdir(parents=True, exist_ok=True)
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        with (folder / "log.txt").open("a") as file:
-            file.write(f"{stamp} {self.worker_id} {text}\n")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "log.txt").open("a") as file:
+                file.write(f"{stamp} {self.worker_id} {text}\n")
+        except OSError as error:
+            log.warning("job %s: its log cannot be written: %s", job_id, error)
 
     def cancelled(self, row: JobRow) -> bool:
         now = self.database.job(row.id)
@@ -156,6 +161,7 @@ def run_shard(context: Context, row: JobRow, shard: int) -> None:
         _note_sealed(context, row, plan, shard)
         return
     spec = _fixed_model(context, row, request)
+    context.alive()  # loading a model may take long, but not for ever
     file = open_file(request, _within(context))
     writer = context.patiently(row, lambda: ShardWriter(folder, shard))
     try:

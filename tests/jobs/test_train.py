@@ -177,6 +177,10 @@ def test_what_is_refused_at_once(local: TrainFleet) -> None:
         local.train(recipe={"typo": {}})
     with pytest.raises(ConfigError, match=r"recipe\.run: expected keys and values"):
         local.train(recipe={"run": 3})
+    with pytest.raises(UnknownName, match=r"recipe\.network.*'start_from'"):
+        local.train(recipe={"network": {"name": "light_unet_s", "start_from": "/outside/the/roots"}})
+    with pytest.raises(ConfigError, match=r"recipe\.patch\.scheme: expected dense"):
+        local.train(recipe={"patch": {"scheme": "grid"}})
     with pytest.raises(ConfigError, match=r"held_out\.classes: expected the number of classes"):
         local.train(task="semantic", held_out=held_out())
     with pytest.raises(ConfigError, match="panoptic_dir: expected the folder"):
@@ -200,7 +204,9 @@ def test_the_recipe_is_the_trainer_s() -> None:
         "loss": LossConfig,
         "run": RunConfig,
     }
-    assert {name: set(model.model_fields) for name, model in models.items()} == RECIPE
+    known = {name: set(model.model_fields) for name, model in models.items()}
+    known["network"] -= {"start_from"}  # a path: the job's parent says it
+    assert known == RECIPE
 
 
 def test_a_child_dies_with_its_parent() -> None:

@@ -17,6 +17,7 @@ from bpr_service.core.weights import load_model
 from bpr_service.errors import BprError
 from refiner_training.cli import app
 from refiner_training.config import load_config
+from refiner_training.progress import ProgressLines
 from refiner_training.train import train
 
 CONFIGS = sorted((Path(__file__).parents[2] / "refiner_training/configs").glob("*.yaml"))
@@ -82,7 +83,17 @@ def test_a_resumed_run_equals_an_undisturbed_one(recipe: Path, tmp_path: Path) -
         with pytest.raises(Killed):
             train(whole, tmp_path / "parts", json_progress=True)
     assert torch.load(tmp_path / "parts" / "last.ckpt", weights_only=False)["global_step"] == 3
-    train(whole, tmp_path / "parts", json_progress=True)
+    begun_at: list[int] = []
+    real = ProgressLines.on_train_batch_end
+
+    def counting(self: ProgressLines, *arguments: Any) -> None:
+        begun_at.append(self._last[1])
+        real(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProgressLines, "on_train_batch_end", counting)
+        train(whole, tmp_path / "parts", json_progress=True)
+    assert begun_at[0] == 3  # else the steps of the checkpoint count as done in the first seconds
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
