@@ -15,6 +15,8 @@ from bpr_service.errors import ConfigError, UnknownName
 Scheme = Literal["dense", "grid", "instance"]
 Window = Literal["hann", "flat"]
 Average = Literal["probability", "logit"]
+Backend = Literal["eager", "compile", "onnxruntime", "openvino"]
+Precision = Literal["fp32", "bf16"]
 
 MAX_PIXELS = 1 << 27
 """Pixels of an image or mask that are accepted unless a caller says otherwise (11,585 x 11,585)."""
@@ -90,6 +92,10 @@ class RefineConfig(Settings):
     flip: bool = False
     """Also refine each patch mirrored and average the two (about twice the time)."""
     batch_size: int = Field(default=32, ge=1, le=4096)
+    backend: Backend = "eager"
+    """What runs the network; see `bpr_service.core.backends`."""
+    precision: Precision = "fp32"
+    """What the network computes in."""
     gate: bool = True
     """Do no harm: keep the coarse mask where the model itself expects no gain."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)

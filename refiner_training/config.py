@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from bpr_service.config import PatchConfig, Settings, build
 from bpr_service.errors import ConfigError, FormatError
 from refiner_training.data.simulate import DEFAULT_MIX, KINDS
+
+Precision = Annotated[Literal["32", "bf16", "16"], BeforeValidator(lambda value: str(value))]
+"""32 is a number in YAML, bf16 is text; both are taken."""
 
 
 class NetworkConfig(Settings):
@@ -87,7 +90,7 @@ class RunConfig(Settings):
     steps: int = Field(default=10_000, ge=1)
     batch_size: int = Field(default=64, ge=1)
     """Patches a process and step."""
-    precision: Literal["32", "bf16", "16"] = "bf16"
+    precision: Precision = "bf16"
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = Field(default=1, ge=1)
     """Processes of one machine; more than one are started by torchrun."""

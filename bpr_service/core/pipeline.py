@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bpr_service.config import PRESETS, RefineConfig, build
+from bpr_service.core.backends import label, open_backend
 from bpr_service.core.devices import resolve_device
 from bpr_service.core.gate import CertaintyGate
 from bpr_service.core.images import as_image, check_pixels, read_image
@@ -75,6 +76,7 @@ class Refiner:
         certainty = CertaintyGate(card.gate) if config.gate and card.gate > 0 else None
         self.instance_gate = self.gate or certainty
         self.network = network.eval().to(self.device).to(memory_format=torch.channels_last)
+        self._forward = open_backend(config.backend, config.precision, self.network, self.device, size)
 
     @classmethod
     def load(
@@ -175,14 +177,15 @@ class Refiner:
             return np.empty((0, self.card.outputs, *crops.shape[1:3]), np.float32)
         with torch.inference_mode():
             patches = normalise(torch.from_numpy(crops).to(self.device))
-            logits = self.network(patches)
+            logits = self._forward(patches)
             if self.config.flip:
-                logits = (logits + self.network(patches.flip(3)).flip(3)) / 2
+                logits = (logits + self._forward(patches.flip(3)).flip(3)) / 2
             out: NDArray[np.float32] = logits.float().contiguous().cpu().numpy()
         return out
 
     def _prepared(self, image: NDArray[np.uint8], task: Any) -> Prepared[Any]:
-        return Prepared(image, task, self.config, model=self.model, device=str(self.device), outputs=self.card.outputs)
+        device = label(self.device, self.config.backend, self.config.precision)
+        return Prepared(image, task, self.config, model=self.model, device=device, outputs=self.card.outputs)
 
     def _image(self, image: Any) -> NDArray[np.uint8]:
         if isinstance(image, bytes | str | Path):

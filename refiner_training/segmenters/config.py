@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from bpr_service.config import Settings, build
 from bpr_service.errors import ConfigError, FormatError
+from refiner_training.config import Precision
 from refiner_training.heads.b2inst import B2InstSettings
 from refiner_training.heads.beis import BeisSettings
 from refiner_training.heads.bmask import BMaskSettings
@@ -126,7 +127,7 @@ class RunConfig(Settings):
 
     steps: int = Field(default=90_000, ge=1)
     batch_size: int = Field(default=16, ge=1)
-    precision: Literal["32", "bf16", "16"] = "bf16"
+    precision: Precision = "bf16"
     devices: int = Field(default=1, ge=1)
     nodes: int = Field(default=1, ge=1)
     sync_batchnorm: bool = False

@@ -27,7 +27,7 @@ RECIPE: dict[str, Any] = {
     "run": {"steps": 6, "batch_size": 4, "workers": 0, "threads": 1, "precision": "32", "checkpoint_every": 2},
 }
 
-STEPS = 80
+STEPS = 40
 """Of the run that is killed: long enough to be caught between its first checkpoint and its end."""
 
 

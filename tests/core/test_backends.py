@@ -1,0 +1,63 @@
+"""Every backend says what torch says, and one that cannot run says so."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from bpr_service.config import RefineConfig, build
+from bpr_service.core.backends import label, open_backend
+from bpr_service.core.pipeline import Refiner
+from bpr_service.errors import ConfigError
+
+CROPS = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 4)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def expected() -> np.ndarray:
+    return Refiner.load("fast").predict(CROPS)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_exported_backends_give_torch_s_logits(backend: str, expected: np.ndarray) -> None:
+    refiner = Refiner.load("fast", backend=backend)
+    assert np.abs(refiner.predict(CROPS) - expected).max() < 1e-3
+    assert np.abs(refiner.predict(CROPS[:1]) - expected[:1]).max() < 1e-3  # any number of patches
+
+
+@pytest.mark.parametrize("backend", ["eager", "openvino"])
+def test_bf16_changes_few_pixels(backend: str, expected: np.ndarray) -> None:
+    logits = Refiner.load("fast", backend=backend, precision="bf16").predict(CROPS)
+    assert logits.dtype == np.float32
+    assert ((logits > 0) == (expected > 0)).mean() > 0.99
+
+
+def test_answers_name_what_ran() -> None:
+    image = np.zeros((80, 90, 3), np.uint8)
+    mask = np.zeros((80, 90), np.uint8)
+    mask[20:60, 30:70] = 1
+    assert Refiner.load("fast").refine(image, [mask]).device == "cpu"
+    assert Refiner.load("fast", precision="bf16").refine(image, [mask]).device == "cpu, bf16"
+    assert label(torch.device("cpu"), "openvino", "bf16") == "cpu, openvino bf16"
+
+
+def test_a_backend_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ConfigError, match=r"backend openvino.*bpr-service\[openvino\]"):
+        Refiner.load("fast", backend="openvino")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match=r"backend onnxruntime.*bpr-service\[onnx\]"):
+        Refiner.load("fast", backend="onnxruntime")
+
+
+def test_what_cannot_run_is_refused() -> None:
+    network = torch.nn.Identity()
+    with pytest.raises(ConfigError, match="expected device cpu, got cuda"):
+        open_backend("openvino", "fp32", network, torch.device("cuda"), 96)
+    with pytest.raises(ConfigError, match="expected fp32, got bf16"):
+        open_backend("onnxruntime", "bf16", network, torch.device("cpu"), 96)
+    with pytest.raises(ConfigError, match="backend"):
+        build(RefineConfig, {"backend": "tensorrt"})
+    with pytest.raises(ConfigError, match="precision"):
+        build(RefineConfig, {"precision": "int4"})
