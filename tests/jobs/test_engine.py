@@ -144,29 +144,72 @@ def test_a_database_that_restarts(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fills(local: Fleet) -> None:
-    """The journal's disk is full: the job says so, waits, and goes on."""
+    """The disk of the jobs is full while a shard is under way: the job says so, waits, and goes on."""
     flag = local.root / "full"
-    flag.touch()
     site = local.root / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(
-        "import os, builtins, errno\n"
-        "import io, pathlib\n"
+        "import errno, os, pathlib\n"
         "real = pathlib.Path.open\n"
-        "def full(self, mode='r', *a, **k):\n"
-        "    if str(self).endswith('.part') and 'w' in mode and os.path.exists(os.environ['FULL']):\n"
-        "        raise OSError(errno.ENOSPC, 'No space left on device', str(self))\n"
-        "    return real(self, mode, *a, **k)\n"
-        "pathlib.Path.open = full\n"
+        "class Full:\n"
+        "    def __init__(self, file): self.file = file\n"
+        "    def __getattr__(self, name): return getattr(self.file, name)\n"
+        "    def __enter__(self): return self\n"
+        "    def __exit__(self, *error): self.file.close()\n"
+        "    def write(self, data):\n"
+        "        if not os.path.exists(os.environ['FULL']):\n"
+        "            return self.file.write(data)\n"
+        "        if isinstance(data, memoryview) and len(data) > 1:\n"
+        "            return self.file.write(data[:len(data) // 2])\n"  # a part still has room
+        "        raise OSError(errno.ENOSPC, 'No space left on device', self.file.name)\n"
+        "def opened(self, mode='r', *a, **k):\n"
+        "    file = real(self, mode, *a, **k)\n"
+        "    return Full(file) if '/jobs/runs/' in str(self) and mode[0] in 'wa' else file\n"
+        "pathlib.Path.open = opened\n"
     )
     local.start(FULL=str(flag), PYTHONPATH=str(site))
-    job = local.submit(images=4)
+    job = local.submit(images=24, shard_images=24)
+    local.wait(job.id, lambda job: sum(local.refined(job.id).values()) >= 2)
+    flag.touch()
     waiting = local.wait(job.id, lambda job: "No space left" in job.message)
     assert waiting.state == "running"
     assert "tried again by itself" in waiting.message
     flag.unlink()
     done = local.wait(job.id)
     assert (done.state, done.message) == ("done", "")
+    assert max(local.refined(job.id).values()) == 1
+    assert (local.root / "out.json").read_bytes() == local.expected()
+
+
+def test_a_worker_that_gets_nothing_done_starts_again(local: Fleet) -> None:
+    """It gives signs of life, but an image never ends: a new process takes the shard up and is not caught again."""
+    local.settings = local.settings.with_options(shard_timeout_s=10.0)
+    site, once = local.root / "site", local.root / "hung"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import os, sys, time\n"
+        "class Hook:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'bpr_service.jobs.loaders':\n"
+        "            sys.meta_path.remove(self)\n"
+        "            import bpr_service.jobs.units as units\n"
+        "            real = units.refine_unit\n"
+        "            def hangs(refiner, file, unit, ignore):\n"
+        "                if unit.image == '2.png' and not os.path.exists(os.environ['HUNG']):\n"
+        "                    open(os.environ['HUNG'], 'w').close()\n"
+        "                    time.sleep(3600)\n"
+        "                return real(refiner, file, unit, ignore)\n"
+        "            units.refine_unit = hangs\n"
+        "sys.meta_path.insert(0, Hook())\n"
+    )
+    worker = local.start(PYTHONPATH=str(site), HUNG=str(once))
+    job = local.submit(images=4)
+    done = local.wait(job.id)
+    assert once.exists()
+    assert worker.poll() is None  # the same process id, with a new program in it
+    assert (done.state, done.result and done.result["failed_count"]) == ("done", 0)
+    assert "no unit done for 10 s; starting again" in (local.root / "workers.log").read_text()
+    assert (local.root / "out.json").read_bytes() == local.expected()
 
 
 def test_a_unit_that_kills_its_worker(local: Fleet) -> None:
