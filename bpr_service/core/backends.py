@@ -51,7 +51,7 @@ def open_backend(
     return _onnxruntime(network, network_size_px)
 
 
-def label(device: torch.device, backend: str, precision: str) -> str:
+def label(device: torch.device | str, backend: str, precision: str) -> str:
     """What an answer says it was computed on: ``cpu``, or ``cpu, openvino bf16``."""
     parts = [part for part, usual in ((backend, "eager"), (precision, "fp32")) if part != usual]
     return ", ".join([str(device), " ".join(parts)]) if parts else str(device)

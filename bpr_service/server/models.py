@@ -30,7 +30,16 @@ class StoreModels:
     A source of lanes for the engine, and the catalogue of the routes.
     """
 
-    def __init__(self, presets: Sequence[str], device: str, store: ModelStore | None = None) -> None:
+    def __init__(
+        self,
+        presets: Sequence[str],
+        device: str,
+        store: ModelStore | None = None,
+        *,
+        backend: str = "eager",
+        precision: str = "fp32",
+    ) -> None:
+        self._runs = {"backend": backend, "precision": precision}
         self._presets = [get_preset(name).name for name in presets]
         self._device = device
         self._store = store
@@ -45,7 +54,7 @@ class StoreModels:
         chosen = get_preset(preset)
         name = model or chosen.model
         folder, found = self._find(name, version)
-        refiner = Refiner.load(preset, device=self._device, model=folder)
+        refiner = Refiner.load(preset, device=self._device, model=folder, **self._runs)
         return Lane(preset, name, found, chosen.network_size_px, refiner)
 
     def _find(self, name: str, version: str | None) -> tuple[str, str]:

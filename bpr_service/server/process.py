@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import uvicorn
 
+from bpr_service.core.backends import label
 from bpr_service.core.images import read_image
 from bpr_service.core.label_maps import encode_png
 from bpr_service.core.masks import Mask
@@ -46,7 +47,8 @@ def run(settings: ServerSettings) -> int:
         settings = for_cpu(settings)
     metrics = Metrics()
     models: Any = open_dummy(settings) if settings.dummy else open_models(settings, device)
-    engine = Engine(models, settings.engine_config(), device=device, warm=warm_stages, events=metrics)
+    named = label(device, settings.backend, settings.precision)
+    engine = Engine(models, settings.engine_config(), device=named, warm=warm_stages, events=metrics)
     app = create_app(
         engine,
         settings,
@@ -87,7 +89,8 @@ def open_models(settings: ServerSettings, device: str) -> StoreModels:
     """The bundled models, and those of the store."""
     from bpr_service.runtime.model_store import ModelStore
 
-    return StoreModels(settings.presets, device, ModelStore(settings.model_store))
+    store = ModelStore(settings.model_store)
+    return StoreModels(settings.presets, device, store, backend=settings.backend, precision=settings.precision)
 
 
 def job_router(metrics: Metrics) -> Any:

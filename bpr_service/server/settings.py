@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from bpr_service.config import PRESETS
+from bpr_service.config import PRESETS, Backend, Precision
 from bpr_service.errors import ConfigError
 from bpr_service.runtime.engine import EngineConfig
 
@@ -51,6 +51,10 @@ class ServerSettings(BaseSettings):
     cpu_workers: int = Field(default=2, ge=1, le=256)
     threads: int = Field(default=0, ge=0)
     """Threads of the CPU device; 0 takes every core."""
+    backend: Backend = "eager"
+    """What runs the network: eager, compile, onnxruntime or openvino."""
+    precision: Precision = "fp32"
+    """What it computes in: fp32 or bf16."""
 
     api_keys_file: Path | None = None
     """JSON list of ``{"name", "sha256", "scopes", "per_minute"}``; every route but probes needs a key

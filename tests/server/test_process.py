@@ -171,3 +171,11 @@ def test_settings_come_from_variables_and_flags(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("BPR_MAX_REQUESTS", "none")
     with pytest.raises(ConfigError, match="BPR_MAX_REQUESTS"):
         load_settings()
+
+
+def test_answers_name_the_backend_that_was_asked_for(tmp_path: Path) -> None:
+    settings = {"BPR_DUMMY": "0", "BPR_PRESETS": '["fast"]', "BPR_BACKEND": "openvino", "BPR_PRECISION": "bf16"}
+    with process(tmp_path, BPR_DEVICE="cpu", BPR_MODEL_STORE=str(tmp_path / "store"), **settings) as (_, url, _log):
+        answer = httpx.post(f"{url}/v1/refine/instance", json=body(), timeout=60).json()
+    assert answer["device"] == "cpu, openvino bf16"
+    assert answer["masks"][0]["status"] in ("refined", "unchanged")
