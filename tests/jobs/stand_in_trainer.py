@@ -38,6 +38,9 @@ def train(config: Path, out: Path) -> None:
 
 
 def evaluate(arguments: list[str]) -> None:
+    if os.environ.get("STAND_IN_SLOW"):
+        Path(os.environ["STAND_IN_SLOW"]).write_text(str(os.getpid()))
+        time.sleep(600)
     name = Path(arguments[arguments.index("--predictions") + 1]).name
     figures = {"held_out_candidate.json": os.environ.get("STAND_IN_FIGURE", "0.6"), "held_out_active.json": "0.5"}
     print(json.dumps({"boundary_AP": float(figures.get(name, "0.4")), "AP": 0.7}))
@@ -51,4 +54,8 @@ if __name__ == "__main__":
     else:
         patches = Path(sys.argv[sys.argv.index("--out") + 1])
         patches.mkdir(parents=True, exist_ok=True)
-        (patches / "manifest.json").write_text(json.dumps({"patches": 2, "images": 1, "images_skipped": 0}))
+        skipped = int(os.environ.get("STAND_IN_SKIPS", "0"))
+        if skipped < 2:
+            counts = {"patches": 2, "images": 2, "images_skipped": skipped}
+            (patches / "manifest.json").write_text(json.dumps(counts))
+        sys.exit(skipped > 0)

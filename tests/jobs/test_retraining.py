@@ -23,6 +23,7 @@ from tests.jobs.samples import H, W, disc
 
 RECIPE: dict[str, Any] = {
     "network": {"name": "light_unet_s"},
+    "patch": {"patch_size_px": 32, "padding_px": 8, "network_size_px": 48},
     "optim": {"lr": 0.004, "warmup_steps": 2},
     "run": {"steps": 6, "batch_size": 4, "workers": 0, "threads": 1, "precision": "32", "checkpoint_every": 2},
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from bpr_service.errors import ConfigError, NotFoundError, UnknownName
 from bpr_service.jobs.engine import Job
@@ -158,6 +159,53 @@ def test_a_trainer_that_fails_says_why(local: TrainFleet) -> None:
     assert "exit code 1" in failed.message
     assert "out of luck at step 3" in failed.message
     assert local.store.list() == []
+
+
+def test_images_that_cannot_be_read_are_left_out_and_counted(local: TrainFleet) -> None:
+    local.begin(STAND_IN_SKIPS="1")
+    patch = {"patch_size_px": 32, "padding_px": 8, "network_size_px": 48}
+    done = local.wait(local.train(recipe={"run": {"steps": 2}, "patch": patch}).id)
+    assert done.state == "done", done.message
+    assert done.result is not None
+    provenance = local.store.get(done.result["version"]).provenance
+    assert provenance["patches"] == {"patches": 2, "images": 2, "images_skipped": 1}
+    assert "--patch-size-px 32 --padding-px 8" in local.engine.log(done.id)
+
+
+def test_a_patch_set_that_was_not_built_fails_the_job(local: TrainFleet) -> None:
+    local.begin(STAND_IN_SKIPS="2")
+    failed = local.wait(local.train().id)
+    assert failed.state == "failed"
+    assert "no patch set was built" in failed.message
+
+
+def test_cancelling_ends_the_measuring_too(local: TrainFleet) -> None:
+    pid_file = local.root / "pid"
+    local.begin(STAND_IN_SLOW=str(pid_file))
+    job = local.train(steps=2, held_out=held_out())
+    local.wait(job.id, lambda job: pid_file.exists() and pid_file.read_text() != "")
+    pid = int(pid_file.read_text())
+    local.engine.cancel(job.id)
+    give_up = time.monotonic() + 60
+    while lives(pid) and time.monotonic() < give_up:
+        time.sleep(0.05)
+    assert not lives(pid)
+    assert local.store.list() == []
+
+
+def test_what_a_run_starts_from(local: TrainFleet) -> None:
+    """The parent, where the recipe has no network or the job names one; else nothing."""
+    local.begin()
+    active = local.store.activate(local.store.add(str(local.root / "model"), "mine").ref)
+    own = {"network": {"name": "light_unet_s"}, "run": {"steps": 1}}
+    jobs = [local.train(steps=1), local.train(recipe=own), local.train(recipe=own, parent=active.ref)]
+    networks = []
+    for job in jobs:
+        assert local.wait(job.id).state == "done"
+        config = yaml.safe_load((local.settings.job_folder(job.id) / "config.yaml").read_text())
+        networks.append(config["network"].get("start_from"))
+    folder = local.store.fetch(active.ref)
+    assert networks == [folder, None, folder]
 
 
 @pytest.mark.parametrize("limit", ["time_limit_s", "disk_limit_mb"])
