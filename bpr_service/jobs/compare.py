@@ -27,7 +27,7 @@ def compare(context: Context, row: JobRow, exported: str) -> dict[str, Any]:
     comparison: dict[str, Any] = {"figures": {}, "better": None}
     if run.request.held_out is not None:
         models = {"candidate": exported}
-        comparison["active"], models["active"] = run.parent()
+        comparison["active"], models["active"] = run.active()
         comparison["figures"]["coarse"] = _measure(run, "coarse", None)
         for name, model in models.items():
             context.stopping()

@@ -125,11 +125,11 @@ def register(context: Context, row: JobRow, exported: str, comparison: Mapping[s
 
     run = Run(context, row)
     request = run.request
-    parent, _ = run.parent()
+    recipe = run.config()
     provenance = {
         "job": row.id,
-        "parent": parent,
-        "recipe": run.config(),
+        "parent": run.parent()[0] if "start_from" in recipe["network"] else None,
+        "recipe": recipe,
         "data": {name: _hash(getattr(request, name)) for name in ("ground_truth", "predictions")},
         "patches": {key: value for key, value in (run.read("patches.json") or {}).items() if key != "command"},
         "code": __version__,

@@ -68,25 +68,33 @@ class Run:
             yield
 
     def parent(self) -> tuple[str, str]:
-        """Name and folder of the version to start from and to compare with; fixed when the job first asks.
+        """Name and folder of the version to start from: the one asked for, else the active one."""
+        return self._fixed("parent")
 
-        The one asked for; else the active version of the name; else the bundled model of that name, or of the preset.
+    def active(self) -> tuple[str, str]:
+        """Name and folder of the version to compare with, the one that would be replaced.
+
+        The active version of the name; else the bundled model of that name, or of the preset.
         """
-        fixed = self.read("parent.json")
-        if fixed is None:
-            fixed = {"parent": self._parent()}
-            self.write("parent.json", fixed)
-        ref = str(fixed["parent"])
+        return self._fixed("active")
+
+    def _fixed(self, which: str) -> tuple[str, str]:
+        """What was active when the job first asked stays so for all its attempts."""
+        versions = self.read("versions.json")
+        if versions is None:
+            active = self._active()
+            asked = self.request.parent
+            versions = {"active": active, "parent": self.store.get(asked).ref if asked else active}
+            self.write("versions.json", versions)
+        ref = str(versions[which])
         return ref, self.store.fetch(ref) if "@" in ref else str(find_model(ref))
 
-    def _parent(self) -> str:
+    def _active(self) -> str:
         name = self.request.name
         try:
-            return self.store.get(self.request.parent or f"{name}@active").ref
+            return self.store.get(f"{name}@active").ref
         except NotFoundError:
-            if self.request.parent is not None:
-                raise
-        return name if name in bundled_models() else get_preset(self.request.preset).model
+            return name if name in bundled_models() else get_preset(self.request.preset).model
 
     def config(self) -> dict[str, Any]:
         """The trainer's configuration: the recipe, or one made from the parent and the preset; and the data."""

@@ -123,6 +123,8 @@ def test_a_job_trains_compares_and_registers(task: str, fleet: Fleet) -> None:
     assert "candidate" in version.aliases
     assert ("active" in version.aliases) is comparison["better"]
     assert version.provenance["recipe"]["run"]["steps"] == 6
+    assert version.provenance["parent"] is None  # a network of the recipe's own
+    assert len(version.provenance["data"]["ground_truth"]) == 64
 
 
 def test_a_killed_job_goes_on_from_its_checkpoint(fleet: Fleet) -> None:

@@ -135,6 +135,18 @@ def test_promotion_by_rule(figure: str, promoted: bool, local: TrainFleet) -> No
         assert local.store.rollback("mine").id == active.id
 
 
+def test_it_is_compared_with_what_is_active_whatever_it_starts_from(local: TrainFleet) -> None:
+    parent = local.store.add(tiny_model(local.root / "other", seed=2), "mine")
+    active = local.store.activate(local.store.add(str(local.root / "model"), "mine").ref)
+    local.begin(STAND_IN_FIGURE="0.6")
+    job = local.train(parent=parent.ref, held_out=held_out(), promote_if_better=True)
+    done = local.wait(job.id)
+    assert done.result is not None, done.message
+    assert done.result["comparison"]["active"] == active.ref
+    assert local.store.get(done.result["version"]).provenance["parent"] == parent.ref
+    assert local.store.rollback("mine").id == active.id
+
+
 def test_cancel_kills_the_whole_group_and_resume_goes_on(local: TrainFleet) -> None:
     local.begin()
     job = local.train(steps=200)
