@@ -92,6 +92,30 @@ def refine(
 
 
 @app.command()
+def bench(
+    preset: Preset = "balanced",
+    model: Model = None,
+    device: Device = "cpu",
+    data: Annotated[
+        Path | None, typer.Option(help="The boundary corpus; the bundled photographs where it is left out.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes every core.")] = 0,
+    backend: Annotated[str, typer.Option(help="eager, compile, onnxruntime or openvino.")] = "eager",
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    int8: Annotated[bool, typer.Option(help="Also quantise, and measure that.")] = True,
+    compare: Annotated[
+        Path | None, typer.Option(help="An earlier result: exit with 1 where a step costs 10 % more.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time each step on a fixed workload, beside what the machine must pay."""
+    from bpr_service.commands import run_bench
+
+    settings = {"backend": backend, "precision": precision, "int8": int8}
+    run_bench(preset, data, model=model, device=device, threads=threads, compare=compare, as_json=as_json, **settings)
+
+
+@app.command()
 def doctor(model: Model = None) -> None:
     """Versions, devices, the models and their hashes."""
     from bpr_service.commands import run_doctor

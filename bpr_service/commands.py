@@ -1,4 +1,4 @@
-"""What ``bpr demo``, ``bpr refine`` and ``bpr doctor`` do."""
+"""What ``bpr demo``, ``bpr refine``, ``bpr bench`` and ``bpr doctor`` do."""
 
 from __future__ import annotations
 
@@ -186,3 +186,32 @@ def _table(*columns: str) -> Table:
 def _add(table: Table, names: Sequence[str], report: MaskReport) -> None:
     status = report.status if report.reason is None else f"{report.status}: {report.reason}"
     table.add_row(*names, status, str(report.patches), f"{report.added_px:,}", f"{report.removed_px:,}")
+
+
+def run_bench(
+    preset: str, data: Path | None, *, threads: int, compare: Path | None, as_json: bool, **settings: Any
+) -> None:
+    """Measure, print, and exit with 1 where a step lost 10 % against ``compare``."""
+    import torch
+
+    from bpr_service.bench.run import bench, read_baseline, rows, slower
+
+    earlier = read_baseline(compare) if compare is not None else None
+    if threads:
+        torch.set_num_threads(threads)
+    result = bench(preset, data, **settings)
+    lost = slower(result, earlier) if earlier is not None else []
+    if as_json:
+        print(json.dumps({**result, "slower": lost} if earlier is not None else result, indent=1))
+    else:
+        table = _table("step", "ms an image", "share", "limit, ms")
+        for row in rows(result):
+            table.add_row(*row)
+        console = Console()
+        console.print(table)
+        for name, value in {**result["workload"], **result["ratios"], **result["machine"]}.items():
+            console.print(f"{name:24} {value if value is not None else 'not measured'}", highlight=False)
+        for line in lost:
+            console.print(f"slower: {line}", highlight=False)
+    if lost:
+        raise SystemExit(1)

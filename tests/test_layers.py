@@ -29,7 +29,8 @@ BELOW: dict[str, set[str]] = {
     "examples": BASE | {"core"},
     "client": BASE | {"core"},
     "mask_file": BASE | {"core"},
-    "commands": BASE | {"core", "examples", "mask_file"},
+    "bench": BASE | {"core", "examples"},
+    "commands": BASE | {"core", "examples", "mask_file", "bench"},
 }
 SEAM = {"bpr_service.jobs.engine", "bpr_service.jobs.requests"}
 """What the server knows of jobs: the six methods and what they are asked with."""

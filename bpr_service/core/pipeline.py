@@ -76,7 +76,7 @@ class Refiner:
         certainty = CertaintyGate(card.gate) if config.gate and card.gate > 0 else None
         self.instance_gate = self.gate or certainty
         self.network = network.eval().to(self.device).to(memory_format=torch.channels_last)
-        self._forward = open_backend(config.backend, config.precision, self.network, self.device, size)
+        self.forward = open_backend(config.backend, config.precision, self.network, self.device, size)
 
     @classmethod
     def load(
@@ -116,6 +116,11 @@ class Refiner:
     def model(self) -> str:
         """Name and version of the model."""
         return f"{self.card.name}@{self.card.version}"
+
+    @property
+    def runs_on(self) -> str:
+        """What every answer names: the device, and backend and precision where they are not the usual ones."""
+        return label(self.device, self.config.backend, self.config.precision)
 
     # ---- the whole operation -------------------------------------------------------------------------------
 
@@ -177,15 +182,14 @@ class Refiner:
             return np.empty((0, self.card.outputs, *crops.shape[1:3]), np.float32)
         with torch.inference_mode():
             patches = normalise(torch.from_numpy(crops).to(self.device))
-            logits = self._forward(patches)
+            logits = self.forward(patches)
             if self.config.flip:
-                logits = (logits + self._forward(patches.flip(3)).flip(3)) / 2
+                logits = (logits + self.forward(patches.flip(3)).flip(3)) / 2
             out: NDArray[np.float32] = logits.float().contiguous().cpu().numpy()
         return out
 
     def _prepared(self, image: NDArray[np.uint8], task: Any) -> Prepared[Any]:
-        device = label(self.device, self.config.backend, self.config.precision)
-        return Prepared(image, task, self.config, model=self.model, device=device, outputs=self.card.outputs)
+        return Prepared(image, task, self.config, model=self.model, device=self.runs_on, outputs=self.card.outputs)
 
     def _image(self, image: Any) -> NDArray[np.uint8]:
         if isinstance(image, bytes | str | Path):

@@ -1,0 +1,1 @@
+"""What a refinement costs, step by step, beside what the machine must pay: ``bpr bench``."""
