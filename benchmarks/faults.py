@@ -2,9 +2,12 @@
 
     python -m benchmarks.faults refine [--kills 20] [--images 200] [--database sqlite|postgres|both] [--json OUT]
     python -m benchmarks.faults train  [--kills 20] [--database sqlite|postgres|both] [--json OUT]
+    python -m benchmarks.faults disk   [--images 60] [--database sqlite|postgres|both] [--json OUT]
 
 Refine: the result must be byte-identical to an undisturbed run's, no image lost or refined more than twice.
-Train: it goes on from its checkpoint and registers exactly one version. Exit code 1 where one of these does not hold.
+Train: it goes on from its checkpoint and registers exactly one version. Disk: jobs and results (and SQLite) lie on a
+small file system, which is filled to the last byte for a while; this mounts a tmpfs and so needs root.
+Exit code 1 where one of these does not hold.
 PostgreSQL (Debian's) is started as an ordinary user in a temporary folder, with two workers.
 """
 
@@ -14,9 +17,11 @@ import argparse
 import json
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +86,47 @@ def train(root: Path, database: str, workers: int, args: argparse.Namespace) -> 
         fleet.close()
 
 
+def disk(root: Path, database: str, workers: int, args: argparse.Namespace) -> dict[str, Any]:
+    """One job, whose disk is full for ten seconds in the middle of it."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(root)], check=True)
+    fleet = Fleet(root, database)
+    filler = root / "filler"
+    try:
+        for _ in range(workers):
+            fleet.start()
+        job = fleet.submit(images=args.images, shard_images=16)
+        fleet.wait(job.id, lambda job: sum(fleet.refined(job.id).values()) >= 5, s=600)
+        fill(filler)
+        time.sleep(10)
+        done_while_full = sum(fleet.refined(job.id).values())
+        state = fleet.engine.database.job(job.id)
+        message = state.message if state else ""
+        filler.unlink()
+        done = fleet.wait(job.id, s=1800)
+        same = (root / "out.json").read_bytes() == fleet.expected()
+        alive = sum(worker.poll() is None for worker in fleet.workers)
+        return {
+            "what": "disk", "state": done.state, "workers": workers, "workers_alive": alive, "images": args.images,
+            "done_while_full": done_while_full, "message_while_full": message, "byte_identical": same,
+            "ok": same and done.state == "done" and not done.message,
+        }  # fmt: skip
+    finally:
+        fleet.close()
+        subprocess.run(["umount", "-l", str(root)], check=False)
+
+
+def fill(path: Path) -> None:
+    """Take what room there is, to the last byte."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 10, 1):
+            with suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["refine", "train"])
+    parser.add_argument("what", choices=["refine", "train", "disk"])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
@@ -94,7 +137,7 @@ def main() -> None:
     for name in ("sqlite", "postgres") if args.database == "both" else (args.database,):
         with tempfile.TemporaryDirectory() as folder:
             server = Postgres(Path(folder, "pg")) if name == "postgres" else None
-            run = refine if args.what == "refine" else train
+            run = {"refine": refine, "train": train, "disk": disk}[args.what]
             root = Path(folder, "run")
             root.mkdir()
             result = {"database": name, **run(root, server.url() if server else "", 2 if server else 1, args)}
