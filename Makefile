@@ -3,9 +3,13 @@ VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+SITE   ?= site
+# The environment that `make sbom` lists: by default this one; for what is shipped, a production environment's.
+SBOM_PYTHON ?= $(BIN)/python
+SBOM   ?= sbom.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check clean
+.PHONY: help install demo test check docs sbom audit clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -36,5 +40,24 @@ check: $(STAMP)  ## ruff, mypy --strict and the layer test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
+docs: $(STAMP)  ## build the docs site in site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir $(abspath $(SITE))
+
+sbom: $(STAMP)  ## list what SBOM_PYTHON's environment holds, as CycloneDX JSON
+	$(BIN)/cyclonedx-py environment --no-validate --output-reproducible --pyproject pyproject.toml \
+	  --output-format JSON --output-file $(SBOM) $(SBOM_PYTHON)
+
+# pip-audit ends with 1 whether it found something or could ask nobody: only the first is a finding.
+audit: $(STAMP)  ## known vulnerabilities of requirements.lock; needs an advisory service (OSV) on the network
+	@mkdir -p build; \
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --progress-spinner off --vulnerability-service osv \
+	  --requirement requirements.lock 2>build/audit.log; code=$$?; \
+	if grep -qE 'ConnectionError|ProxyError|SSLError|Timeout|ServiceError|HTTPError' build/audit.log; then \
+	  tail -n 1 build/audit.log >&2; \
+	  echo "make audit: the advisory service did not answer, so nothing was checked; run it where it can be reached" >&2; \
+	  exit 2; \
+	fi; \
+	cat build/audit.log >&2; exit $$code
+
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .uv demo build dist *.egg-info
+	rm -rf $(VENV) .uv demo build dist $(SITE) $(SBOM) *.egg-info

@@ -1,4 +1,4 @@
-"""Pages that mkdocs builds from the code: home, commands, OpenAPI, metrics, model cards. `mkdocs.yml` names this hook."""
+"""Pages that mkdocs builds from the code: home, commands, OpenAPI, metrics, model cards; a hook of `mkdocs.yml`."""
 
 from __future__ import annotations
 
@@ -263,10 +263,22 @@ def _card(card: dict[str, Any], size_bytes: int) -> list[str]:
     }
     out = [f"## {card['name']}", "", "| property | |", "|---|---|"]
     out += [f"| {name} | {_cell(value)} |" for name, value in facts.items() if value]
-    out += ["", "Trained on:", "", "| data | share of the patches | images | coarse masks | terms |", "|---|---|---|---|---|"]
+    out += [
+        "",
+        "Trained on:",
+        "",
+        "| data | share of the patches | images | coarse masks | terms |",
+        "|---|---|---|---|---|",
+    ]
     for data in card["data"]:
         share = f"{data['share']:.0%}" if "share" in data else ""
-        cells = [data.get("source", ""), share, data.get("images", ""), data.get("coarse_masks", ""), data.get("terms", "")]
+        cells = [
+            data.get("source", ""),
+            share,
+            data.get("images", ""),
+            data.get("coarse_masks", ""),
+            data.get("terms", ""),
+        ]
         out.append("| " + " | ".join(_cell(str(cell)) for cell in cells) + " |")
 
     figures = card.get("figures", {})
@@ -282,4 +294,6 @@ def _trained(config: dict[str, Any]) -> str:
     if not config:
         return ""
     run, optim = config["run"], config["optim"]
-    return f"{run['steps']} steps of {run['batch_size']} patches, {optim['name']}, {optim['schedule']} from {optim['lr']}"
+    return (
+        f"{run['steps']} steps of {run['batch_size']} patches, {optim['name']}, {optim['schedule']} from {optim['lr']}"
+    )

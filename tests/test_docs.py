@@ -61,7 +61,9 @@ def test_every_block_says_what_it_is() -> None:
     assert len(ALL) > 40
     wrong = [block for block in ALL if block.language not in (*RUN, *SHOWN)]
     assert wrong == [], "a block is sh or python, or one of what is only shown"
-    hidden = [b for b in ALL if b.language in SHOWN and re.search(r"^\s*(\$ )?(bpr|bpr-train|make|curl) ", b.code, re.M)]
+    hidden = [
+        b for b in ALL if b.language in SHOWN and re.search(r"^\s*(\$ )?(bpr|bpr-train|make|curl) ", b.code, re.M)
+    ]
     assert [b for b in hidden if not b.page.startswith("reference/")] == [], "commands are in sh blocks"
     assert all(len(b.code.splitlines()[0]) > len(NEEDS) + 3 for b in ALL if b.code.startswith("# needs")), "say what"
 
@@ -143,7 +145,7 @@ def problem(words: list[str]) -> str | None:
     for parameter in there.params:
         if parameter.required and parameter.param_type_name == "option" and not given & set(parameter.opts):
             return f"{parameter.opts[0]} is left out of {' '.join(words)}"
-    recipe = next((w for w in rest if w.startswith("refiner_training/") or w.startswith("examples/")), None)
+    recipe = next((w for w in rest if w.startswith(("refiner_training/", "examples/"))), None)
     return f"no file {recipe}" if recipe and not (ROOT / recipe).exists() else None
 
 

@@ -1,0 +1,82 @@
+"""The docs site: it builds strictly, is whole, and fetches nothing from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from bpr_service.config import PRESETS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make docs` builds; strict, so that a broken link or a page that the navigation lacks fails here."""
+    out = tmp_path_factory.mktemp("site")
+    make = ["make", "docs", f"BIN={Path(sys.executable).parent}", f"SITE={out}", "-o", ".venv/.installed"]
+    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, timeout=200, env={**os.environ, "CI": "1"})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return out
+
+
+class Fetched(HTMLParser):
+    """Addresses that a browser fetches by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        if tag in ("script", "img", "iframe", "source", "video", "audio", "embed"):
+            self.found |= {given.get("src", ""), *given.get("srcset", "").split(",")}
+        if tag == "link" and given.get("rel") not in ("canonical", "prev", "next", "alternate"):
+            self.found.add(given.get("href", ""))
+
+
+def test_nothing_comes_from_elsewhere(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 30
+    for page in pages:
+        reader = Fetched()
+        reader.feed(page.read_text())
+        outside = [url for url in reader.found if re.match(r"(https?:)?//", url.strip())]
+        assert outside == [], page
+    for sheet in site.rglob("*.css"):
+        outside = re.findall(r"(?:url\(|@import )[\"']?(?:https?:)?//[^)\"']+", sheet.read_text())
+        assert outside == [], sheet
+
+
+def test_the_generated_pages_know_the_code(site: Path) -> None:
+    def page(name: str) -> str:
+        return (site / name).read_text()
+
+    paths = json.loads(page("reference/openapi.json"))["paths"]
+    assert {"/v1/refine/instance", "/v1/jobs/refine", "/metrics"} <= paths.keys()
+    for path in paths:
+        assert path in page("reference/openapi.html"), path
+    for words in ("bpr batch instance", "bpr jobs submit", "bpr models rollback", "--max-batch-wait-ms"):
+        assert words in page("reference/bpr.html")
+    for words in ("bpr-train evaluate semantic", "--boundary-ratio"):
+        assert words in page("reference/bpr-train.html")
+    for name in {preset.model for preset in PRESETS.values()}:
+        card = json.loads((ROOT / "bpr_service" / "models" / name / "card.json").read_text())
+        assert card["sha256"] in page("models.html")
+        assert all(data["terms"].split(":")[0] in page("models.html") for data in card["data"])
+    assert "bpr_queue_wait_seconds" in page("operations/metrics.html")
+    for name in ("refine_panoptic", "from_polygons", "nms_threshold", "AsyncClient", "place_patches"):
+        assert name in page("reference/python.html"), name
+
+
+def test_docstrings_are_shown_as_prose(site: Path) -> None:
+    for page in (site / "reference").glob("*.html"):
+        text = page.read_text()
+        assert not re.search(r":(class|func|meth):<code>|<p>::</p>", text), page
