@@ -138,10 +138,11 @@ def problem(words: list[str]) -> str | None:
         if rest[0] not in there.commands:
             return f"no command {' '.join(words)}"
         there, rest = there.commands[rest[0]], rest[1:]
-    known = {o: p for p in there.params for o in (*p.opts, *p.secondary_opts)} | {"--help": None}
+    inner = getattr(there, "commands", {}).values()  # `bpr batch --workers` speaks of each of its commands
+    known = {o for c in (there, *inner) for p in c.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
     given = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
-    if given - set(known):
-        return f"no option {sorted(given - set(known))} of {' '.join(words)}"
+    if given - known:
+        return f"no option {sorted(given - known)} of {' '.join(words)}"
     for parameter in there.params:
         if parameter.required and parameter.param_type_name == "option" and not given & set(parameter.opts):
             return f"{parameter.opts[0]} is left out of {' '.join(words)}"
