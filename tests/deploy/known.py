@@ -1,0 +1,137 @@
+"""What the code really offers: settings, commands, routes, metrics. The checks hold deployment files against it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
+from io import StringIO
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from prometheus_client.core import Metric
+from typer.main import get_command
+
+from bpr_service.cli import app
+from bpr_service.errors import BprError
+from bpr_service.jobs.dbos_setup import queues_of
+from bpr_service.jobs.engine import Load
+from bpr_service.jobs.settings import JobSettings, load_job_settings
+from bpr_service.server import health, job_routes, label_studio, page, routes
+from bpr_service.server.metrics import Metrics
+from bpr_service.server.settings import ServerSettings, load_settings
+
+OTHERS = {
+    "HOME", "PATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR",
+    "CUDA_CACHE_PATH", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION",
+}  # fmt: skip
+"""Variables of others that our images read: Python's, numba's, CUDA's, botocore's."""
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+def settings_problems(values: Mapping[str, str]) -> Iterator[str]:
+    """Variables that nobody reads, and values that are refused."""
+    server = {f"BPR_{name.upper()}" for name in ServerSettings.model_fields}
+    jobs = {f"BPR_JOBS_{name.upper()}" for name in JobSettings.model_fields}
+    for name in values.keys() - server - jobs - OTHERS:
+        yield f"no setting {name}"
+    try:
+        with mock.patch.dict("os.environ", {k: v for k, v in values.items() if k in server}, clear=True):
+            settings = load_settings()
+        if not DEVICE.fullmatch(settings.device):
+            yield f"BPR_DEVICE: {settings.device}"
+        load_job_settings(values)
+    except BprError as error:
+        yield str(error)
+
+
+def drain_s(values: Mapping[str, str]) -> float:
+    """How long a server with this environment may drain."""
+    return float(values.get("BPR_DRAIN_S", ServerSettings.model_fields["drain_s"].default))
+
+
+def command_problems(words: Sequence[str]) -> Iterator[str]:
+    """What is wrong with ``bpr WORDS``: parsed as the real command does it, and not run."""
+    command: Any = get_command(app)
+    rest = list(words)
+    try:
+        with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+            while hasattr(command, "commands"):
+                if not rest or rest[0] not in command.commands:
+                    yield f"bpr {' '.join(words)}: no such command"
+                    return
+                command = command.commands[rest.pop(0)]
+            context = command.make_context(command.name, rest)
+        for kind in context.params.get("kind") or []:
+            queues_of(kind)
+        device = context.params.get("device")
+        if device and not DEVICE.fullmatch(device):
+            yield f"bpr {' '.join(words)}: no device {device}"
+    except (Exception, SystemExit) as error:
+        yield f"bpr {' '.join(words)}: {getattr(error, 'message', None) or error}"
+
+
+@cache
+def route_paths() -> frozenset[str]:
+    """Paths of the application that answer to GET."""
+    jobs = job_routes.job_router(mock.Mock())
+    routers = (health.router, routes.router, label_studio.router, page.router, jobs)
+    found: Any = [route for router in routers for route in router.routes]
+    return frozenset(route.path for route in found if "GET" in (route.methods or ()))
+
+
+@cache
+def metrics() -> dict[str, frozenset[str]]:
+    """Every series that the server exports, with the names of its labels."""
+    exported = Metrics()
+    engine: Any = SimpleNamespace(
+        state="ready", requests=0, queue_patches=0, expected_wait_s=lambda: 0.0, memory=SimpleNamespace(used_bytes=0),
+        device="cpu",
+    )  # fmt: skip
+    exported.watch(engine)
+    jobs: Any = SimpleNamespace(load=lambda: Load({"shards": 0}, {"shards": 0}, 0))
+    exported.watch_jobs(jobs)
+    labels = {c._name: tuple(c._labelnames) for c in vars(exported).values() if hasattr(c, "_labelnames")}
+    found = {}
+    for family in exported.registry.collect():
+        for series in _series(family):
+            own = set(labels.get(family.name, ())) | {key for sample in family.samples for key in sample.labels}
+            found[series] = frozenset(own | ({"le"} if series.endswith("_bucket") else set()))
+    return found
+
+
+def _series(family: Metric) -> list[str]:
+    if family.type == "histogram":
+        return [f"{family.name}_{part}" for part in ("bucket", "sum", "count")]
+    return [f"{family.name}_total" if family.type == "counter" else family.name]
+
+
+TARGET_LABELS = {"job", "instance", "namespace", "pod"}
+"""Labels that Prometheus adds."""
+
+
+def query_problems(expression: str) -> Iterator[str]:
+    """Series of ours in a PromQL expression that nobody exports, and labels that they have not."""
+    found = re.findall(r"\b(bpr_[a-z0-9_]+)\b(?:\{([^}]*)\})?", re.sub(r'"[^"]*"', '""', expression))
+    for name, selector in found:
+        if name not in metrics():
+            yield f"no metric {name} in {expression}"
+            continue
+        for label in re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", selector):
+            if label not in metrics()[name] | TARGET_LABELS:
+                yield f"{name} has no label {label}"
+    ours = [metrics()[name] for name, _ in found if name in metrics()]
+    for by in re.findall(r"\bby \(([^)]*)\)", expression) if ours else []:
+        for label in (part.strip() for part in by.split(",")):
+            if not any(label in labels | TARGET_LABELS for labels in ours):
+                yield f"nothing in {expression} has the label {label}"
+
+
+def roots(values: Mapping[str, str]) -> list[str]:
+    """The addresses of ``BPR_JOBS_ROOTS``."""
+    given = json.loads(values.get("BPR_JOBS_ROOTS", "{}"))
+    return [root if isinstance(root, str) else root["path"] for root in given.values()]
