@@ -1,7 +1,7 @@
 """``bpr batch`` and workers: is the network kept busy, is memory flat, do two workers do twice the work?
 
     python -m benchmarks.batch busy    [--images 500] [--workers 2] [--threads 1] [--preset fast] [--json OUT]
-    python -m benchmarks.batch workers [--images 60] [--cores 0 1] [--json OUT]
+    python -m benchmarks.batch workers [--images 200] [--cores 0 1] [--json OUT]
 
 busy: over the time after the first 10 s, the share in which the network runs, and the share that the pure network
 takes for the same batches (replayed alone, afterwards); resident memory of the whole process tree at image 50 and at
@@ -148,6 +148,13 @@ def busy(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def few(predictions: Path, images: int) -> str:
+    """A file beside a COCO results file with the records of its first images; as a job names it."""
+    records = [record for record in json.loads(predictions.read_text()) if record["image_id"] < images]
+    predictions.with_name("few.json").write_text(json.dumps(records))
+    return f"data:{predictions.parent.name}/few.json"
+
+
 def per_thread(pid: int) -> dict[str, tuple[float, float]]:
     """(seconds run, seconds without a core) of each thread of a process."""
     return {task.name: scheduled(str(task)) for task in Path(f"/proc/{pid}/task").iterdir()}
@@ -176,8 +183,8 @@ def workers(root: Path, args: argparse.Namespace) -> dict[str, Any]:
                 worker = fleet.start(OMP_NUM_THREADS="1")
                 os.sched_setaffinity(worker.pid, {core})
             fleet.wait_ready(count)
-            warm = fleet.engine.submit({"kind": "refine", **request, **values, "out": f"data:{name}/warm.json",
-                                        "shard_images": max(1, args.images // (2 * count))})  # fmt: skip
+            warm_up = {"predictions": few(root / name / "pred.json", 8), "out": f"data:{name}/warm.json"}
+            warm = fleet.engine.submit({"kind": "refine", **request, **values, **warm_up, "shard_images": 2})
             fleet.wait(warm.id, s=1800)
             pids = [worker.pid for worker in fleet.workers]
             before = [per_thread(pid) for pid in pids]
@@ -209,7 +216,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, nargs=2, default=[0, 1])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    args.images = args.images or {"busy": 500, "workers": 60}[args.what]
+    args.images = args.images or {"busy": 500, "workers": 200}[args.what]
     with tempfile.TemporaryDirectory() as folder:
         result = {"what": args.what, **(busy if args.what == "busy" else workers)(Path(folder, "b"), args)}
     print(json.dumps(result))

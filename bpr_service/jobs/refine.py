@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ class Context:
     """Called between units; does not return when the worker is to end."""
     alive: Callable[[], None] = lambda: None
     """Called when a unit is done: the worker is not hung."""
+    device_turn: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    """Held by the shard that the device works on; the next one is fetched meanwhile and waits for its turn."""
     _pool: RefinerPool | None = field(default=None, repr=False)
 
     def pool(self, spec: RefinerSpec) -> RefinerPool:
@@ -107,7 +110,8 @@ def plan_job(context: Context, row: JobRow) -> int:
     """Write the plan once; the number of shards. Raises what `make_plan` raises."""
     request = request_of(context, row)
     folder = context.settings.job_folder(row.id)
-    spec = _fixed_model(context, row, request)
+    with context.device_turn:  # another model takes the place of the one that is loaded
+        spec = _fixed_model(context, row, request)
     known = load_plan(folder)
     if known is None:
         mark = fingerprint(request, str(spec.model))
@@ -147,12 +151,19 @@ def _fixed_model(context: Context, row: JobRow, request: RefineRequest) -> Refin
 
 
 def run_shard(context: Context, row: JobRow, shard: int) -> None:
-    """Refine what one shard still lacks; nothing when it is there and whole.
+    """Refine what one shard still lacks, when it is its turn; nothing when it is there and whole.
 
     Raises:
         CancelledError: the job was cancelled.
         DeviceError, ModelError: not the units' fault.
     """
+    with context.device_turn:
+        if context.cancelled(row):
+            raise CancelledError(f"job {row.id} was cancelled")
+        _run_shard(context, row, shard)
+
+
+def _run_shard(context: Context, row: JobRow, shard: int) -> None:
     request = request_of(context, row)
     folder = context.settings.job_folder(row.id)
     plan = load_plan(folder)

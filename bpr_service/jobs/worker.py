@@ -164,8 +164,15 @@ class Worker:
 
     def _queues(self) -> None:
         poll = self.settings.poll_s
-        for name, limit in (("jobs", self.settings.parallel_jobs), ("shards", 1), ("train", 1)):
-            DBOS.register_queue(name, worker_concurrency=limit, polling_interval_sec=poll, on_conflict="always_update")
+        # A shard more than is worked on, and looked for more often, so that the device does not wait for the next.
+        for name, limit, every_s in (
+            ("jobs", self.settings.parallel_jobs, poll),
+            ("shards", 2, poll / 4),
+            ("train", 1, poll),
+        ):
+            DBOS.register_queue(
+                name, worker_concurrency=limit, polling_interval_sec=every_s, on_conflict="always_update"
+            )
 
     def _be_single(self) -> None:
         """On SQLite, hold the lock file. Raises ``ConflictError`` when another worker has it."""
