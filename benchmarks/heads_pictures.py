@@ -1,14 +1,17 @@
 """Pictures of what each head predicts beside the masks, for ``benchmarks/heads.py pictures``.
 
-bmask, bsm        the boundary predictor's probability, each detection's pasted into the image
-beis              the last stage's boundary features, their first principal component likewise
+Each head is trained for some steps on the bundled photographs and their masks, and draws one of them:
+
+bmask, bsm        the boundary predictor's probability on the instances' boxes
+beis              the last stage's boundary features there, their first principal component
 b2inst            the boundary basis over the whole image
 deeplabv3plus bsm the largest class' boundary probability over the whole image
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +21,47 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bpr_service.core.label_maps import write_label_map
+from bpr_service.core.masks import as_mask
+from bpr_service.examples import NAMES, load_example
 
-def draw_all(
-    runs: Path, out: Path, rows: Mapping[str, tuple[str, str]], data: Path, slug: Callable[[str], str]
-) -> None:
-    """One PNG a row that has a checkpoint: photograph (scikit-image's), prediction over it."""
-    from skimage.data import astronaut
 
-    out.mkdir(parents=True, exist_ok=True)
-    image = astronaut()
-    for name, (arch, head) in rows.items():
-        checkpoint = runs / f"{slug(name)}_seed0" / "last.ckpt"
-        if head == "plain" or not checkpoint.is_file():
-            continue
-        from refiner_training.segmenters.train import load_segmenter
+def photographs(folder: Path) -> dict[str, str]:
+    """Write the photographs with one class of instances, and as label maps; the settings that name them."""
+    images, annotations = [], []
+    for number, name in enumerate(NAMES, 1):
+        example = load_example(name)
+        height, width = example.image.shape[:2]
+        labels = np.zeros((height, width), np.uint8)
+        images.append({"id": number, "file_name": f"{name}.png", "height": height, "width": width})
+        for each in example.instances:
+            mask = as_mask(each["segmentation"], height, width)
+            labels[mask.to_array() > 0] = 1
+            entry = {"image_id": number, "category_id": 1, "segmentation": each["segmentation"]}
+            annotations.append(entry | {"id": len(annotations) + 1, "bbox": mask.bbox, "area": mask.area, "iscrowd": 0})
+        for part in ("images", "labels"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / "images" / f"{name}.png"), example.image[:, :, ::-1])
+        write_label_map(folder / "labels" / f"{name}.png", labels)
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
+    (folder / "instances.json").write_text(json.dumps(content))
+    truth = {"images": "images", "annotations": "instances.json", "labels": "labels"}
+    return {kind: str(folder / name) for kind, name in truth.items()}
 
-        model, _ = load_segmenter(checkpoint)
-        heat = boundary_map(model, arch, torch.from_numpy(image).permute(2, 0, 1).float() / 255)
-        cv2.imwrite(str(out / f"{slug(name)}.png"), overlay(image, heat)[:, :, ::-1])
-        print(out / f"{slug(name)}.png", flush=True)
+
+def draw(checkpoint: Path, arch: str, data: Mapping[str, str], name: str, out: Path) -> None:
+    """One JPEG: the photograph beside what the head of a checkpoint predicts of it."""
+    from refiner_training.segmenters.train import load_segmenter
+
+    model, _ = load_segmenter(checkpoint)
+    image = load_example(name).image
+    content = json.loads(Path(data["annotations"]).read_text())
+    number = NAMES.index(name) + 1
+    boxes = [a["bbox"] for a in content["annotations"] if a["image_id"] == number]
+    corners = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in boxes], dtype=torch.float32)
+    heat = boundary_map(model, arch, torch.from_numpy(image).permute(2, 0, 1).float() / 255, corners)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(out), overlay(image, heat)[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
 
 
 def overlay(image: Any, heat: Tensor) -> Any:
@@ -47,47 +72,57 @@ def overlay(image: Any, heat: Tensor) -> Any:
 
 
 @torch.no_grad()
-def boundary_map(model: Any, arch: str, image: Tensor) -> Tensor:
-    """(H, W) in [0, 1]."""
+def boundary_map(model: Any, arch: str, image: Tensor, boxes: Tensor) -> Tensor:
+    """(H, W) in [0, 1] of a (3, H, W) image in [0, 1]; RoI heads look at the ``boxes`` (n, 4) alone."""
     size = (int(image.shape[-2]), int(image.shape[-1]))
-    if arch == "deeplabv3plus":
-        model.model.eval()
-        model.training = True  # the auxiliary predictors alone look at this flag
-        out = model.logits(model._normalise(image[None]))["boundary"]
-        model.training = False
-        return _resize(out.float().sigmoid().amax(1)[0], size)
     if arch == "mask_rcnn":
-        return _roi_map(model, image, size)
+        return _roi_map(model, image, boxes, size)
+    if arch == "deeplabv3plus":
+        model.training = True  # the auxiliary predictors alone look at this flag
+        height, width = (-side % 32 for side in size)
+        out = model.logits(F.pad(model._normalise(image[None]), (0, width, 0, height)))["boundary"]
+        model.training = False
+        heat = out.float().sigmoid().amax(1)[0]
+        return _resize(heat, (size[0] + height, size[1] + width))[: size[0], : size[1]]
     seen: list[Tensor] = []
-    if arch == "blendmask":
-        hook = model.basis.register_forward_hook(lambda _m, _i, bases: seen.append(bases[0, -1].float().sigmoid()))
-    else:
-        hook = model.prototype_net.register_forward_hook(lambda _m, _i, out: seen.append(out[1][0].float().sigmoid()))
+    part = model.basis if arch == "blendmask" else model.prototype_net
+
+    def keep(_module: Any, _inputs: Any, out: Any) -> None:
+        seen.append((out[0, -1] if arch == "blendmask" else out[1][0]).float().sigmoid())
+
+    hook = part.register_forward_hook(keep)
     model([image])
     hook.remove()
-    return _resize(seen[0], size)
+    heat = seen[0]
+    if arch == "blendmask":  # the batch is padded at the right and the bottom
+        resized = model.detector.transform([image])[0].image_sizes[0]
+        heat = heat[: round(resized[0] / 4), : round(resized[1] / 4)]
+    return _resize(heat, size)
 
 
-def _roi_map(model: Any, image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Run the detector with its mask head alone in training mode, and keep what it says beside the mask."""
-    seen: list[dict[str, Tensor]] = []
-    hook = model.head.register_forward_hook(lambda _m, _i, out: seen.append(out))
+def _roi_map(model: Any, image: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """The mask head alone, in training mode, on given boxes: what it says beside the mask, pasted."""
+    from refiner_training.heads.protocol import RoiContext
+
+    detector = model.detector
+    images, targets = detector.transform(
+        [image], [{"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64)}]
+    )
+    features = detector.backbone(images.tensors)
+    inside = [targets[0]["boxes"]]
+    labels = targets[0]["labels"]
     model.head.training = True
-    found = model([image])[0]
-    hook.remove()
+    out = model.head(RoiContext(detector.roi_heads._pool(features, inside, images.image_sizes), inside, labels))
     model.head.training = False
-    out = seen[0]
     if "boundary" in out:
         grids = out["boundary"].float().sigmoid()
     else:
-        features = out[max(name for name in out if name.startswith("features"))].float()
-        grids = _principal(features)
+        grids = _principal(out[max(name for name in out if name.startswith("features"))].float())
     canvas = torch.zeros(size)
-    for grid, box, score in zip(grids, found.boxes.round().long().tolist(), found.scores.tolist(), strict=True):
+    for grid, box in zip(grids, boxes.round().long().tolist(), strict=True):
         x0, y0, x1, y1 = max(box[0], 0), max(box[1], 0), min(box[2], size[1]), min(box[3], size[0])
-        if score >= 0.2 and x1 > x0 and y1 > y0:
-            place = canvas[y0:y1, x0:x1]
-            torch.maximum(place, _resize(grid, (y1 - y0, x1 - x0)), out=place)
+        place = canvas[y0:y1, x0:x1]
+        torch.maximum(place, _resize(grid, (y1 - y0, x1 - x0)), out=place)
     return canvas
 
 

@@ -122,6 +122,9 @@ class InstanceSet(Dataset[Sample]):
         if image not in self.instances:
             fix = "add the image or drop the annotation"
             raise FormatError(where, expected="image_id of a listed image", got=repr(image), fix=fix)
+        if annotation.get("segmentation") is None:
+            fix = "add the mask or drop the annotation"
+            raise FormatError(where, expected="a segmentation: RLE or polygons", got="none", fix=fix)
         agnostic = self.data.classes == "agnostic"
         if not annotation.get("iscrowd") and (agnostic or category in self.classes.ids):
             self.instances[int(image)].append(annotation)

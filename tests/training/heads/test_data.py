@@ -98,6 +98,13 @@ def test_an_annotation_of_no_image_is_named(own: dict[str, Path]) -> None:
         instances(own)
 
 
+@pytest.mark.parametrize("edit", [lambda a: a.pop("segmentation"), lambda a: a.update(segmentation=None)])
+def test_an_annotation_without_a_mask_is_named(own: dict[str, Path], edit: Any) -> None:
+    change(own["annotations"], lambda c: edit(c["annotations"][0]))
+    with pytest.raises(FormatError, match=r"annotation 0 .*expected a segmentation.*got none"):
+        instances(own)
+
+
 def test_a_class_count_that_differs_is_refused(own: dict[str, Path]) -> None:
     with pytest.raises(ConfigError, match=r"expected 2 .*got 3"):
         instances(own, **{"data.num_classes": 3})
