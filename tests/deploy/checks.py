@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import tomllib
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.resources import files
@@ -16,10 +17,9 @@ from typing import Any
 
 import jsonschema
 import kubernetes_validate
-import tomllib
 import yaml
 
-from tests.deploy import dockerfile, kustomize, known
+from tests.deploy import dockerfile, known, kustomize
 from tests.deploy.kustomize import containers, pod
 
 Object = dict[str, Any]
@@ -70,7 +70,9 @@ def _copy_problems(root: Path, stages: dict[str, dockerfile.Stage], step: docker
 def _image_problems(root: Path, stages: dict[str, dockerfile.Stage], target: str) -> Iterator[str]:
     values = dockerfile.environment(stages, target)
     yield from known.settings_problems(values)
-    found = {name: dockerfile.last(stages, target, name) for name in ("USER", "EXPOSE", "VOLUME", "WORKDIR", "STOPSIGNAL")}
+    found = {
+        name: dockerfile.last(stages, target, name) for name in ("USER", "EXPOSE", "VOLUME", "WORKDIR", "STOPSIGNAL")
+    }
     user, port, volumes, folder, stop = (step.text if step else "" for step in found.values())
     if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", user):
         yield f"USER {user}: expected numbers, not 0"
@@ -253,8 +255,13 @@ def _ours_problems(root: Path, service: Object) -> Iterator[str]:
     if not service["image"].startswith(f"bpr-service:{version(root)}-{target}"):
         yield f"the image {service['image']} is not of {target} {version(root)}"
     backend = service["build"].get("args", {})
-    yield from (f"no build argument {name}" for name in backend if f"ARG {name}" not in (root / "Dockerfile").read_text())
-    values = {**dockerfile.environment(stages, target), **{k: str(v) for k, v in service.get("environment", {}).items()}}
+    yield from (
+        f"no build argument {name}" for name in backend if f"ARG {name}" not in (root / "Dockerfile").read_text()
+    )
+    values = {
+        **dockerfile.environment(stages, target),
+        **{k: str(v) for k, v in service.get("environment", {}).items()},
+    }
     yield from known.settings_problems(values)
     command = service.get("command", [])
     if "entrypoint" not in service:
@@ -288,7 +295,11 @@ def _confinement_problems(
     mounted = [entry.split(":")[1] for entry in service.get("volumes", [])]
     writable = [*mounted, *(entry.split(":")[0] for entry in service.get("tmpfs", []))]
     yield from (f"{path} cannot be written" for path in ["/tmp", *volumes.words()] if volumes and path not in writable)
-    kept = [path for path in (values["BPR_MODEL_STORE"], values["BPR_JOBS_FOLDER"], *known.roots(values)) if "://" not in path]
+    kept = [
+        path
+        for path in (values["BPR_MODEL_STORE"], values["BPR_JOBS_FOLDER"], *known.roots(values))
+        if "://" not in path
+    ]
     yield from (f"{path} is in no volume" for path in kept if not any(_inside(path, folder) for folder in mounted))
     grace = float(service.get("stop_grace_period", "10s").rstrip("s"))
     if grace < known.drain_s(values) + 5:
@@ -319,7 +330,9 @@ def full_problems(root: Path) -> Iterator[str]:
         yield f"AWS_ENDPOINT_URL {environment['AWS_ENDPOINT_URL']} is not MinIO"
     if environment["AWS_ACCESS_KEY_ID"] != services["minio"]["environment"]["MINIO_ROOT_USER"]:
         yield "MinIO has another user"
-    buckets = {root_.removeprefix("s3://").split("/")[0] for root_ in known.roots(environment) if root_.startswith("s3:")}
+    buckets = {
+        root_.removeprefix("s3://").split("/")[0] for root_ in known.roots(environment) if root_.startswith("s3:")
+    }
     if buckets != set(re.findall(r"makedirs\('([\w-]+)'", services["bucket"]["entrypoint"][2])):
         yield f"the service bucket does not make {buckets}"
     if "--jobs" not in services["server"]["command"]:

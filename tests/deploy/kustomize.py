@@ -43,7 +43,9 @@ def _collect(folder: Path, generated: list[Object]) -> list[Object]:
     objects: list[Object] = []
     for name in config.get("resources", []):
         path = folder / name
-        objects += _collect(path, generated) if path.is_dir() else [o for o in yaml.safe_load_all(path.read_text()) if o]
+        objects += (
+            _collect(path, generated) if path.is_dir() else [o for o in yaml.safe_load_all(path.read_text()) if o]
+        )
     made = [_config_map(folder, entry) for entry in config.get("configMapGenerator", [])]
     made += [_secret(folder, entry) for entry in config.get("secretGenerator", [])]
     objects += made
