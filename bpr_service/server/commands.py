@@ -13,6 +13,9 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option(help="Port (8000); 0 takes a free one.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    devices: Annotated[
+        str | None, typer.Option(help="A process for each, behind one port: cuda:0,cuda:1 (or cpu,cpu).")
+    ] = None,
     presets: Annotated[str | None, typer.Option(help="Presets to keep warm, the default first: balanced,fast.")] = None,
     model_store: Annotated[str | None, typer.Option(help="Model store; its active versions are served.")] = None,
     max_batch_patches: Annotated[int | None, typer.Option(help="Patches a batch (64; 32 on a CPU).")] = None,
@@ -34,6 +37,7 @@ def serve(
         host=host,
         port=port,
         device=device,
+        devices=tuple(devices.split(",")) if devices else None,
         presets=tuple(presets.split(",")) if presets else None,
         model_store=model_store,
         max_batch_patches=max_batch_patches,

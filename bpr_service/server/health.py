@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -15,6 +15,7 @@ from bpr_service.errors import NotFoundError, NotReadyError
 from bpr_service.runtime.engine import Engine
 from bpr_service.runtime.work import Lane
 from bpr_service.server.auth import require
+from bpr_service.server.fleet_metrics import fleet_metrics
 from bpr_service.server.openapi import problems
 
 PLATFORM = "bpr_safetensors"
@@ -66,9 +67,13 @@ async def version(request: Request) -> dict[str, Any]:
 
 
 @router.get("/metrics", tags=["health"], response_class=Response)
-async def metrics(request: Request) -> Response:
-    """Prometheus text format."""
-    text = await run_in_threadpool(generate_latest, request.app.state.metrics.registry)
+async def metrics(request: Request, only: Literal["this"] | None = None) -> Response:
+    """Prometheus text format; of all processes where there are several, `only=this` of the one that answers."""
+    registry, member = request.app.state.metrics.registry, request.app.state.member
+    if member is None or only == "this":
+        text = await run_in_threadpool(generate_latest, registry)
+    else:
+        text = await run_in_threadpool(fleet_metrics, member, registry)
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 

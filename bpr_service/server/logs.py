@@ -17,9 +17,13 @@ log = logging.getLogger("bpr_service.server")
 
 
 class JsonFormatter(logging.Formatter):
-    """``{"time", "level", "logger", "message", "request_id", ...}``; ``extra={"fields": {...}}`` adds
-    keys.
+    """``{"time", "level", "logger", "message", "request_id", ...}``; ``extra={"fields": {...}}`` adds keys, and
+    ``fixed`` are in every line.
     """
+
+    def __init__(self, **fixed: Any) -> None:
+        super().__init__()
+        self._fixed = fixed
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -28,6 +32,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             "request_id": request_id.get(),
+            **self._fixed,
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
@@ -35,10 +40,10 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line, default=str).decode()
 
 
-def configure_logging(level: str) -> None:
-    """Send every log line of the process to stderr as JSON."""
+def configure_logging(level: str, **fixed: Any) -> None:
+    """Send every log line of the process to stderr as JSON, with the keys of ``fixed``."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(JsonFormatter(**fixed))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

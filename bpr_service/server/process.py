@@ -1,12 +1,13 @@
-"""One process, one device: start the engine, serve, drain on SIGTERM, exit 0."""
+"""One process, one device: start the engine, serve, drain on SIGTERM, exit 0. `fleet` runs several of them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import signal
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,18 +17,20 @@ from bpr_service.core.backends import label
 from bpr_service.core.images import read_image
 from bpr_service.core.label_maps import encode_png
 from bpr_service.core.masks import Mask
-from bpr_service.errors import BprError, ConfigError
+from bpr_service.errors import BprError, ConfigError, FatalDeviceError
 from bpr_service.runtime.device import bound_heap, choose_device
 from bpr_service.runtime.dummy import DummyModels
 from bpr_service.runtime.engine import Engine
 from bpr_service.runtime.work import Lane, Stages
 from bpr_service.server.app import create_app
+from bpr_service.server.fleet import BACKLOG, Member, run_fleet
 from bpr_service.server.logs import configure_logging, log
 from bpr_service.server.metrics import Metrics
 from bpr_service.server.models import StoreModels
 from bpr_service.server.settings import ServerSettings
 
 CPU_BATCH_PATCHES = 32
+FAILED_LOOK_S = 0.5
 
 
 class Server(uvicorn.Server):
@@ -37,10 +40,36 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for door in sockets or []:
+            door.listen(BACKLOG)  # what waits may be many; one that is shared is taken from one at a time
+
 
 def run(settings: ServerSettings) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code: 0 after a clean drain, 1 where the engine failed."""
+    if settings.devices:
+        return run_fleet(settings)
     configure_logging(settings.log_level)
+    app, engine, settings = build(settings)
+    return asyncio.run(serve(app, engine, settings))
+
+
+def run_member(settings: ServerSettings, member: Member, listener: socket.socket, own: socket.socket) -> int:
+    """`run` for a process of a fleet: on the fleet's ``listener``, and for its siblings on the Unix socket ``own``."""
+    configure_logging(settings.log_level, process=member.process)
+    app, engine, settings = build(settings)
+    app.state.member = member
+
+    def open_doors() -> list[socket.socket]:
+        own.bind(str(member.socket_path(member.process)))
+        return [listener, own]
+
+    return asyncio.run(serve(app, engine, settings, open_doors))
+
+
+def build(settings: ServerSettings) -> tuple[Any, Engine, ServerSettings]:
+    """The application, its engine (to be started by `serve`), and the settings as the device wants them."""
     device = choose_device(settings.device)
     bound_heap()
     if device == "cpu":
@@ -58,7 +87,7 @@ def run(settings: ServerSettings) -> int:
     )
     if not settings.dummy:
         follow_store(engine, settings)
-    return asyncio.run(serve(app, engine, settings))
+    return app, engine, settings
 
 
 def follow_store(engine: Engine, settings: ServerSettings) -> None:
@@ -117,8 +146,14 @@ def warm_stages(lane: Lane) -> Stages:
     return stages
 
 
-async def serve(app: Any, engine: Engine, settings: ServerSettings) -> int:
-    """Listen at once (not ready), warm up beside, and on a signal drain: refuse, finish what is in flight, leave."""
+async def serve(
+    app: Any, engine: Engine, settings: ServerSettings, doors: Callable[[], list[socket.socket]] | None = None
+) -> int:
+    """Listen at once (not ready), warm up beside, and on a signal drain: refuse, finish what is in flight, leave.
+
+    With ``doors``, of a fleet, listen only once ready, so that requests go to processes that are; and leave where the
+    device fails for good, so that another process takes its place.
+    """
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -129,11 +164,11 @@ async def serve(app: Any, engine: Engine, settings: ServerSettings) -> int:
         lifespan="off",
         timeout_keep_alive=30,
         timeout_graceful_shutdown=5,
-        backlog=2048,
+        backlog=1 if doors else BACKLOG,  # asyncio takes so many connections at a time
     )
     server = Server(config)
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
+    stop, ready = asyncio.Event(), asyncio.Event()
     failure: list[BaseException] = []
 
     def start() -> None:
@@ -142,6 +177,7 @@ async def serve(app: Any, engine: Engine, settings: ServerSettings) -> int:
             log.info(
                 "ready", extra={"fields": {"models": [f"{x.preset}: {x.model}@{x.version}" for x in engine.lanes()]}}
             )
+            loop.call_soon_threadsafe(ready.set)
         except BaseException as error:
             failure.append(error)
             loop.call_soon_threadsafe(stop.set)
@@ -154,25 +190,47 @@ async def serve(app: Any, engine: Engine, settings: ServerSettings) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    serving = asyncio.create_task(server.serve())
+
+    async def listen() -> None:
+        if doors is not None:
+            await ready.wait()
+        await server.serve(doors() if doors else None)
+
+    serving = asyncio.create_task(listen())
     threading.Thread(target=start, name="start", daemon=True).start()
     stopped = asyncio.create_task(stop.wait())
+    watching = asyncio.create_task(leave_when_failed(engine, failure, stop)) if doors else None
     await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
     clean = True
     if not serving.done() and not failure:
         log.info("draining", extra={"fields": {"requests": engine.requests}})
         clean = await asyncio.to_thread(engine.wait_idle, settings.drain_s)
     server.should_exit = True
-    with contextlib.suppress(SystemExit):
+    never = doors is not None and not ready.is_set()
+    if never:
+        serving.cancel()
+    with contextlib.suppress(SystemExit, asyncio.CancelledError):
         await serving
     stopped.cancel()
+    if watching:
+        watching.cancel()
     await asyncio.to_thread(engine.stop)
     for error in failure:
         reason = str(error) if isinstance(error, BprError) else repr(error)
-        log.error("the engine did not start", extra={"fields": {"reason": reason}})
+        log.error(
+            "the engine failed" if ready.is_set() else "the engine did not start", extra={"fields": {"reason": reason}}
+        )
     if not clean:
         log.error(
             "requests were still in flight at the end of the drain", extra={"fields": {"requests": engine.requests}}
         )
     log.info("stopped")
-    return 1 if failure or not clean or not server.started else 0
+    return 1 if failure or not clean or not (server.started or never) else 0
+
+
+async def leave_when_failed(engine: Engine, failure: list[BaseException], stop: asyncio.Event) -> None:
+    """Stop once the device has failed for good."""
+    while engine.alive:
+        await asyncio.sleep(FAILED_LOOK_S)
+    failure.append(FatalDeviceError("the device has failed"))
+    stop.set()

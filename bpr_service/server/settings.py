@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -21,6 +21,8 @@ class ServerSettings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     device: str = "auto"
+    devices: tuple[Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")], ...] = ()
+    """A process for each, behind one port; where given, ``device`` does not count."""
     presets: tuple[str, ...] = tuple(sorted(PRESETS, key=lambda name: name != "balanced"))
     """Kept warm; the first is the default of a request."""
     model_store: str | None = None
@@ -50,7 +52,7 @@ class ServerSettings(BaseSettings):
     memory_mb: int = Field(default=4096, ge=64)
     cpu_workers: int = Field(default=2, ge=1, le=256)
     threads: int = Field(default=0, ge=0)
-    """Threads of the CPU device; 0 takes every core."""
+    """Threads of the CPU device; 0 takes every core, or an equal share where several processes compute on the CPU."""
     backend: Backend = "eager"
     """What runs the network: eager, compile, onnxruntime or openvino."""
     precision: Precision = "fp32"

@@ -1,0 +1,189 @@
+"""`bpr serve --devices cpu,cpu`: two processes behind one port that answer, swap, drain and are replaced as one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from bpr_service.config import PatchConfig
+from bpr_service.core.network import build_network
+from bpr_service.core.weights import ModelCard, NetworkCard, save_model
+from bpr_service.errors import ConfigError
+from bpr_service.runtime.model_store import ModelStore
+from bpr_service.server.fleet import share_of_cores
+from bpr_service.server.fleet_metrics import merge
+from bpr_service.server.settings import load_settings
+from tests.server.helpers import body
+from tests.server.test_process import ask, process
+
+TWO = {"BPR_DEVICES": '["cpu", "cpu"]', "OMP_NUM_THREADS": "2"}
+
+
+def lines(log: Path, message: str) -> list[dict[str, Any]]:
+    """Lines of a log with this message, whole ones only."""
+    read = log.read_text()
+    return [line for line in map(json.loads, read[: read.rfind("\n") + 1].splitlines()) if line["message"] == message]
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 90.0) -> None:
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up, what
+        time.sleep(0.05)
+
+
+def ready(log: Path) -> list[int]:
+    return [line["process"] for line in lines(log, "ready")]
+
+
+def samples(url: str, family: str) -> dict[tuple[str, ...], float]:
+    """A family's samples by the values of their labels, these by their names."""
+    return {
+        tuple(value for _, value in sorted(sample.labels.items())): sample.value
+        for found in text_string_to_metric_families(ask(url + "/metrics").text)
+        if found.name == family
+        for sample in found.samples
+        if not sample.name.endswith("_created")
+    }
+
+
+def test_both_answer_metrics_hold_both_and_a_killed_one_is_replaced(tmp_path: Path) -> None:
+    with process(tmp_path, **TWO) as (server, url, log):
+        until(lambda: sorted(ready(log)) == [0, 1], "both get ready")
+
+        def answered() -> set[int]:
+            assert httpx.post(url + "/v1/refine/instance", json=body(), timeout=60).status_code == 200
+            return {line["process"] for line in lines(log, "request") if line["route"] == "/v1/refine/instance"}
+
+        until(lambda: answered() == {0, 1}, "connections are shared")
+        told = [line for line in lines(log, "request") if line["route"] == "/v1/refine/instance"]
+        counted = samples(url, "bpr_requests")
+        route = "/v1/refine/instance"
+        for number in ("0", "1"):
+            mine = sum(line["process"] == int(number) for line in told)
+            assert counted[(number, route, "200")] == mine
+        assert samples(url, "bpr_process_up") == {("cpu", "0"): 1.0, ("cpu", "1"): 1.0}
+
+        first = next(line for line in lines(log, "process started") if line["process"] == 0)
+        os.kill(first["pid"], signal.SIGKILL)
+        until(lambda: len(lines(log, "process started")) == 3, "a killed process is replaced")
+        for _ in range(5):  # the other answers meanwhile
+            assert httpx.post(url + route, json=body(), timeout=60).status_code == 200
+        until(lambda: sorted(ready(log)) == [0, 0, 1], "the new one gets ready")
+        until(lambda: samples(url, "bpr_process_up") == {("cpu", "0"): 1.0, ("cpu", "1"): 1.0}, "and answers")
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+        assert lines(log, "all processes stopped")[0]["codes"] == [0, 0]
+
+
+def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> None:
+    with process(tmp_path, BPR_MAX_BATCH_PATCHES="2", BPR_DUMMY_CALL_MS="20", **TWO) as (server, url, log):
+        until(lambda: sorted(ready(log)) == [0, 1], "both get ready")
+        request = body()
+        answers: list[int | str] = []
+
+        def client() -> None:
+            with httpx.Client(base_url=url, timeout=60) as own:
+                while True:
+                    try:
+                        status = own.post("/v1/refine/instance", json=request).status_code
+                    except httpx.ConnectError:
+                        return  # after the last has left, nobody answers: such a request was not accepted
+                    except httpx.TransportError as error:
+                        answers.append(repr(error))
+                        return
+                    answers.append(status)
+                    if status != 200:
+                        return
+
+        threads = [threading.Thread(target=client) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(answers) > 40, "the load is answered")
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(45) == 0
+        for thread in threads:
+            thread.join(30)
+    assert [answer for answer in answers if answer not in (200, 503)] == [], "an accepted request was lost"
+    assert sorted(line["process"] for line in lines(log, "draining")) == [0, 1]
+    assert {line["process"] for line in lines(log, "request") if line["status"] == 200} == {0, 1}
+
+
+def test_a_swap_reaches_both(tmp_path: Path) -> None:
+    card = ModelCard(name="fast", version="2", network=NetworkCard(name="light_unet_s"), patch=PatchConfig())
+    save_model(tmp_path / "export", build_network("light_unet_s"), card)
+    version = ModelStore(str(tmp_path / "store")).add(str(tmp_path / "export"), "fast").id
+    env = {"BPR_DUMMY": "0", "BPR_PRESETS": '["fast"]', "BPR_MODEL_STORE": str(tmp_path / "store"), **TWO}
+    with process(tmp_path, **env) as (server, url, log):
+        until(lambda: sorted(ready(log)) == [0, 1], "both get ready")
+        before = ask(url + "/version").json()["presets"]["fast"]["version"]
+        assert before != version
+        done = httpx.post(url + "/v1/models/fast/activate", json={"version": version}, timeout=60)
+        assert done.status_code == 200, done.text
+        swapped = {("fast", "true", "0"): 1.0, ("fast", "true", "1"): 1.0}
+        until(lambda: samples(url, "bpr_model_activations") == swapped, "the other follows the store")
+        for _ in range(12):  # whichever process takes the connection
+            assert ask(url + "/version").json()["presets"]["fast"]["version"] == version
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(45) == 0
+
+
+def test_processes_leave_with_their_parent(tmp_path: Path) -> None:
+    with process(tmp_path, **TWO) as (server, _, log):
+        pids = [line["pid"] for line in lines(log, "process started")]
+        until(lambda: sorted(ready(log)) == [0, 1], "both get ready")
+        server.kill()
+        server.wait(10)
+        until(lambda: len(lines(log, "stopped")) == 2, "without a parent they drain and leave")
+        for pid in pids:
+            until(lambda pid=pid: gone(pid), "they are gone", 20)  # type: ignore[misc]
+
+
+def gone(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
+
+
+def test_a_process_that_never_gets_ready_ends_the_start(tmp_path: Path) -> None:
+    env = {"BPR_DUMMY": "0", "BPR_PRESETS": '["nope"]', **TWO}
+    with pytest.raises(AssertionError, match="unknown preset"), process(tmp_path, **env):  # it ended; its log says why
+        pass
+
+
+@pytest.mark.parametrize("devices", [("gpu",), ("cpu", "cuda:x"), ("auto",)])
+def test_devices_are_named(devices: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="BPR_DEVICES"):
+        load_settings(devices=devices)
+
+
+def test_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [share_of_cores(devices) for devices in (("cpu",), ("cpu", "cpu"), ("cpu", "cuda:0"))] == [8, 4, 8]
+    assert share_of_cores(("cpu",) * 16) == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    assert share_of_cores(("cpu", "cpu")) == 3
+
+
+def test_merged_metrics_keep_processes_apart_and_tell_shared_ones_once() -> None:
+    text = (
+        "# HELP bpr_masks_total Masks\n# TYPE bpr_masks_total counter\n"
+        'bpr_masks_total{{status="refined"}} {0}\n'
+        "# HELP bpr_jobs_workers Workers\n# TYPE bpr_jobs_workers gauge\nbpr_jobs_workers 3.0\n"
+    )
+    families = {family.name: family for family in merge([text.format("1.0"), None, text.format("4.0")])}
+    found = {(s.labels["status"], s.labels["process"]): s.value for s in families["bpr_masks"].samples}
+    assert found == {("refined", "0"): 1.0, ("refined", "2"): 4.0}
+    assert [(s.labels, s.value) for s in families["bpr_jobs_workers"].samples] == [({}, 3.0)]
