@@ -1,4 +1,4 @@
-"""Checks of the deployment files in a tree: each function gives what is wrong with one of them, nothing where all is well.
+"""Checks of the deployment files in a tree: each function gives what is wrong, and nothing where all is well.
 
 They take the tree's root, so that the tests can hold them against changed copies.
 """
@@ -438,7 +438,7 @@ def _matches(selector: Object, labels: Object) -> bool:
 
 
 def environment(objects: list[Object], container: Object) -> dict[str, str]:
-    """The variables of a container, read from the objects that it names. Raises ``KeyError`` for one that is missing."""
+    """The variables of a container, from the objects that it names. Raises ``KeyError`` for one that is missing."""
     held = {(o["kind"], o["metadata"]["name"]): o for o in objects}
     values: dict[str, str] = {}
     for entry in container.get("envFrom", []):

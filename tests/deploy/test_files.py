@@ -1,4 +1,4 @@
-"""The Dockerfile, compose files and manifests say what is true of the code, and a change that breaks one is reported."""
+"""Dockerfile, compose files and manifests say what is true of the code; a change that breaks one is reported."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("docker/compose.yaml", "BPR_JOBS_FOLDER: /var/lib/bpr/jobs", "BPR_JOBS_FOLDER: /var/jobs", "compose"),
     ("docker/compose.yaml", "stop_grace_period: 45s", "stop_grace_period: 30s", "compose"),
     ("docker/compose.yaml", ":-8000}:8000", ":-8000}:8080", "compose"),
-    ("docker/compose.yaml", '["CMD", "bpr", "healthcheck", "worker"]', '["CMD", "bpr", "worker", "--check"]', "compose"),
+    ("docker/compose.yaml", '["CMD", "bpr", "healthcheck", "worker"]', '["CMD", "bpr", "worker", "-c"]', "compose"),
     ("docker/compose.yaml", '"cache:/var/cache/bpr"', '"cache:/var/cache"', "compose"),
     ("docker/compose.yaml", "target: trainer", "target: training", "compose"),
     ("docker/compose.yaml", "minio: {condition: service_healthy}", "minio: {condition: service_ready}", "compose"),
@@ -146,7 +146,7 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("k8s/base/server.yaml", "restartPolicy: Always", "restartPolicy: OnFailure", "k8s"),
     ("k8s/base/server.yaml", "selector: {app.kubernetes.io/name: bpr-server}", "selector: {app: bpr-server}", "k8s"),
     ("k8s/base/server.yaml", "minAvailable: 1", "minimumAvailable: 1", "k8s"),
-    ("k8s/base/server.yaml", "limits: {cpu: \"4\", memory: 8Gi, ephemeral-storage: 4Gi}", "limits: {cpu: \"4\"}", "k8s"),
+    ("k8s/base/server.yaml", 'limits: {cpu: "4", memory: 8Gi, ephemeral-storage: 4Gi}', 'limits: {cpu: "4"}', "k8s"),
     ("k8s/base/server.yaml", "secretName: bpr-keys", "secretName: keys", "k8s"),
     ("k8s/base/network.yaml", "port: http", "port: https", "k8s"),
     ("k8s/overlays/cpu/server.yaml", "BPR_THREADS", "BPR_CPU_THREADS", "k8s"),

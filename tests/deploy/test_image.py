@@ -1,4 +1,4 @@
-"""The Dockerfile's stages without an engine: the wheel is built of what they copy, and runs with the dependencies alone."""
+"""The Dockerfile's stages without an engine: the wheel is built of what they copy, and runs from there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ STAGES = dockerfile.read((ROOT / "Dockerfile").read_text())[1]
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty folder with what the wheel of the stage ``wheel`` holds, built of the files that it copies."""
     source, wheels = (tmp_path_factory.mktemp(name) for name in ("src", "dist"))
     for path in dockerfile.copied(STAGES, "wheel"):
@@ -35,7 +34,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (wheel,) = wheels.glob("*.whl")
     target = tmp_path_factory.mktemp("site")
     zipfile.ZipFile(wheel).extractall(target)
-    yield target
+    return target
 
 
 def run(installed: Path, folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
