@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -38,7 +39,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Fill in the tables that a page asks for, and link what lies in the repository but not in the site."""
     if page.file.src_uri == "operations/metrics.md":
-        markdown = markdown.replace("<!-- metrics -->", metrics_table())
+        markdown = markdown.replace("<!-- metrics -->", metrics_table()).replace("<!-- alerts -->", alerts_table())
     return markdown
 
 
@@ -230,6 +231,16 @@ def metrics_table() -> str:
         name = f"{family.name}_total" if family.type == "counter" else family.name
         told = ", ".join(f"`{label}`" for label in labels.get(family.name, ()))
         out.append(f"| `{name}` | {family.type} | {told} | {_cell(family.documentation)} |")
+    return "\n".join(out)
+
+
+def alerts_table() -> str:
+    """The alert rules that deployments load."""
+    out = ["| alert | when | for | then |", "|---|---|---|---|"]
+    for group in yaml.safe_load((ROOT / "docker" / "alerts.yml").read_text())["groups"]:
+        for rule in group["rules"]:
+            then = _cell(rule["annotations"]["action"])
+            out.append(f"| {rule['alert']} | `{_cell(rule['expr'])}` | {rule.get('for', '')} | {then} |")
     return "\n".join(out)
 
 

@@ -71,7 +71,8 @@ def test_the_generated_pages_know_the_code(site: Path) -> None:
         card = json.loads((ROOT / "bpr_service" / "models" / name / "card.json").read_text())
         assert card["sha256"] in page("models.html")
         assert all(data["terms"].split(":")[0] in page("models.html") for data in card["data"])
-    assert "bpr_queue_wait_seconds" in page("operations/metrics.html")
+    metrics = page("operations/metrics.html")
+    assert all(name in metrics for name in ("bpr_queue_wait_seconds", "BprNoWorkers", "bpr_jobs_queued"))
     for name in ("refine_panoptic", "from_polygons", "nms_threshold", "AsyncClient", "place_patches"):
         assert name in page("reference/python.html"), name
 

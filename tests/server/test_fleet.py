@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -23,6 +25,7 @@ from bpr_service.errors import ConfigError
 from bpr_service.runtime.model_store import ModelStore
 from bpr_service.server.fleet import share_of_cores
 from bpr_service.server.fleet_metrics import merge
+from bpr_service.server.process import leave_when_failed
 from bpr_service.server.settings import load_settings
 from tests.server.helpers import body
 from tests.server.test_process import ask, process
@@ -160,6 +163,13 @@ def test_a_process_that_never_gets_ready_ends_the_start(tmp_path: Path) -> None:
     env = {"BPR_DUMMY": "0", "BPR_PRESETS": '["nope"]', **TWO}
     with pytest.raises(AssertionError, match="unknown preset"), process(tmp_path, **env):  # it ended; its log says why
         pass
+
+
+def test_a_process_whose_device_failed_leaves() -> None:
+    engine, failure, stop = SimpleNamespace(alive=False), list[BaseException](), asyncio.Event()
+    asyncio.run(asyncio.wait_for(leave_when_failed(engine, failure, stop), 30))  # type: ignore[arg-type]
+    assert stop.is_set()
+    assert "failed" in str(failure[0])
 
 
 @pytest.mark.parametrize("devices", [("gpu",), ("cpu", "cuda:x"), ("auto",)])
