@@ -298,7 +298,7 @@ def pictures(names: list[str], args: argparse.Namespace) -> None:
         if head == "plain" or overrides:
             continue
         truth = "labels" if arch == "deeplabv3plus" else "annotations"
-        own = {f"data.{s}_{k}": data[k] for s in ("train", "val") for k in ("images", truth)}
+        own: dict[str, Any] = {f"data.{s}_{k}": data[k] for s in ("train", "val") for k in ("images", truth)}
         own |= {"run.batch_size": 2, "optim.warmup_steps": 10}
         own |= {"data.num_classes": 2, "data.things": []} if truth == "labels" else {"data.num_classes": 1}
         own |= {} if truth == "labels" else {"data.classes": "agnostic"}

@@ -28,7 +28,8 @@ from bpr_service.examples import NAMES, load_example
 
 def photographs(folder: Path) -> dict[str, str]:
     """Write the photographs with one class of instances, and as label maps; the settings that name them."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, name in enumerate(NAMES, 1):
         example = load_example(name)
         height, width = example.image.shape[:2]
