@@ -14,12 +14,13 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jsonschema
 import kubernetes_validate
 import yaml
 
-from tests.deploy import dockerfile, known, kustomize
+from tests.deploy import dockerfile, known, kustomize, others
 from tests.deploy.kustomize import containers, pod
 
 Object = dict[str, Any]
@@ -46,12 +47,37 @@ def docker_problems(root: Path) -> Iterator[str]:
             yield f"Dockerfile: {stage.parent} is not pinned by tag and digest"
         for step in stage.all("COPY"):
             yield from _copy_problems(root, stages, step)
+        yield from (f"Dockerfile, {stage.name}: {problem}" for problem in _stage_problems(stages, stage))
         for step in stage.all("RUN"):
             for extra in re.findall(r"--extra (\S+)", step.text):
                 if extra not in extras:
                     yield f"Dockerfile: no extra {extra}"
     for target in sorted(TARGETS & stages.keys()):
         yield from (f"Dockerfile, {target}: {problem}" for problem in _image_problems(root, stages, target))
+
+
+def _stage_problems(stages: dict[str, dockerfile.Stage], stage: dockerfile.Stage) -> Iterator[str]:
+    """Files that a stage reads and has not, folders that it copies elsewhere than they are looked for."""
+    copies = stage.all("COPY")
+    here = {path for step in copies if "from" not in step.flags for path in step.words()[:-1]}
+    for step in copies:
+        source, target = step.words()[0], step.words()[-1]
+        if target not in (source, "./"):
+            yield f"{source} becomes {target}"
+        if "from" in step.flags and not any(source in run.text for run in _runs_above(stages, step.flags["from"])):
+            yield f"no command of {step.flags['from']} makes {source}"
+    for step in stage.all("RUN"):
+        for file in re.findall(r"--(?:constraints|requirements) (\S+)", step.text):
+            if file not in here:
+                yield f"it reads {file}, which it does not copy"
+    virtual = dockerfile.environment(stages, stage.name).get("VIRTUAL_ENV")
+    for step in (step for above in dockerfile.chain(stages, stage.name) for step in above.all("RUN")):
+        if (made := re.search(r"uv venv .* (/\S+)$", step.text)) and made[1] != virtual:
+            yield f"VIRTUAL_ENV {virtual} is not {made[1]}"
+
+
+def _runs_above(stages: dict[str, dockerfile.Stage], name: str) -> list[dockerfile.Step]:
+    return [step for stage in dockerfile.chain(stages, name) for step in stage.all("RUN")] if name in stages else []
 
 
 def _copy_problems(root: Path, stages: dict[str, dockerfile.Stage], step: dockerfile.Step) -> Iterator[str]:
@@ -86,8 +112,16 @@ def _image_problems(root: Path, stages: dict[str, dockerfile.Stage], target: str
         if not any(_inside(path, volume) for volume in written):
             yield f"{name} {path} is in no volume: the root is read-only"
     yield from _entry_problems(stages, target)
-    made = [word for stage in dockerfile.chain(stages, target) for s in stage.all("RUN") for word in s.text.split()]
-    yield from (f"the volume {path} is not made" for path in written if path not in made)
+    texts = [step.text for stage in dockerfile.chain(stages, target) for step in stage.all("RUN")]
+    made = [word for text in texts for word in text.split()]
+    folders = next(
+        (re.split(r"\s", run.partition("install --directory ")[2]) for run in texts if "install --dir" in run), []
+    )
+    yield from (f"the volume {path} is not made" for path in written if path not in folders)
+    copied = [s.words()[-1] for stage in dockerfile.chain(stages, target) for s in stage.all("COPY")]
+    yield from (
+        f"{path}/bin is not the first on PATH" for path in copied if not values["PATH"].startswith(f"{path}/bin:")
+    )
     if any(word in made for word in ("apt-get", "gcc", "build-essential")):
         yield "tools are installed in the last stages"
     label = dockerfile.last(stages, target, "ARG")
@@ -107,6 +141,9 @@ def _entry_problems(stages: dict[str, dockerfile.Stage], target: str) -> Iterato
     else:
         yield from known.command_problems(command.words())
     check = health.text.partition("CMD ")[2] if health else ""
+    flags = set(re.findall(r"--([a-z-]+)=", health.text if health else ""))
+    if flags != {"interval", "timeout", "start-period", "retries"}:
+        yield f"HEALTHCHECK has the options {', '.join(sorted(flags))}"
     if not check.startswith('["bpr"'):
         yield "HEALTHCHECK: expected the exec form of bpr"
     else:
@@ -127,7 +164,8 @@ def env_example(root: Path) -> dict[str, str]:
 def compose(root: Path, *names: str) -> Object:
     """A compose file with its variables replaced by their defaults."""
     name = names[0] if names else "compose.yaml"
-    text = re.sub(r"\$\{(\w+)(?::?-([^}]*))?\}", lambda m: m[2] or "", (root / "docker" / name).read_text())
+    text = (root / "docker" / name).read_text()
+    text = re.sub(r"\$\{\w+(?::?([-+])([^}]*))?\}", lambda m: m[2] if m[1] == "-" else "", text)
     document: Object = yaml.safe_load(text)
     return document
 
@@ -145,6 +183,9 @@ def compose_problems(root: Path) -> Iterator[str]:
         for error in jsonschema.Draft7Validator(compose_schema()).iter_errors(compose(root, name)):
             yield f"{name}: {error.json_path}: {error.message[:200]}"
     texts = [(root / "docker" / name).read_text() for name in ("compose.yaml", "compose.gpu.yaml")]
+    for name, value in re.findall(r"\$\{(\w+_PORT):-(\d+)\}", texts[0]):
+        if env_example(root).get(name) != value:
+            yield f"compose.yaml: {name} is {value}, in .env.example {env_example(root).get(name)}"
     yield from (f".env.example: nobody reads {name}" for name in env_example(root) if not any(name in t for t in texts))
     whole = compose(root)
     services = whole["services"]
@@ -161,7 +202,9 @@ def compose_problems(root: Path) -> Iterator[str]:
         if name not in services:
             yield f"compose.gpu.yaml: no service {name}"
             continue
-        yield from (f"compose.gpu.yaml, {name}: {p}" for p in _ours_problems(root, {**services[name], **change}))
+        changed = {**services[name], **change}
+        yield from (f"compose.gpu.yaml, {name}: {p}" for p in _ours_problems(root, changed))
+        yield from (f"compose.gpu.yaml, {name}: {p}" for p in _secret_problems(root, whole, changed))
         if not _gpu(change):
             yield f"compose.gpu.yaml, {name}: no device is reserved"
 
@@ -174,8 +217,10 @@ def _service_problems(root: Path, whole: Object, name: str, service: Object) -> 
     services = whole["services"]
     if service["image"].startswith("bpr-service:"):
         yield from _ours_problems(root, service)
-    elif not PINNED.fullmatch(service["image"]):
-        yield f"{service['image']} is not pinned by tag and digest"
+    else:
+        yield from others.problems(service)
+        if not PINNED.fullmatch(service["image"]):
+            yield f"{service['image']} is not pinned by tag and digest"
     once = service.get("restart") == "no"
     if service.get("restart") not in ("unless-stopped", "no"):
         yield "no restart policy"
@@ -270,8 +315,8 @@ def _ours_problems(root: Path, service: Object) -> Iterator[str]:
         yield "a CPU image on a GPU"
     if service.get("build", {}).get("target") == "cuda" and not _gpu(service):
         yield "no GPU is reserved"
-    if "train" in command and target != "trainer":
-        yield "only the image trainer can train"
+    if "train" in command and (target != "trainer" or "shm_size" not in service):
+        yield "only the image trainer can train, and its loaders want shared memory"
     test = service.get("healthcheck", {}).get("test", [])
     if test[:2] == ["CMD", "bpr"]:
         yield from known.command_problems(test[2:])
@@ -335,6 +380,11 @@ def full_problems(root: Path) -> Iterator[str]:
     }
     if buckets != set(re.findall(r"makedirs\('([\w-]+)'", services["bucket"]["entrypoint"][2])):
         yield f"the service bucket does not make {buckets}"
+    yield from others.password_problems(services, compose(root)["secrets"])
+    given = {word for word in services["folders"]["entrypoint"] if word.startswith("/")}
+    local = {path for path in known.roots(environment) if path.startswith("/")}
+    if not given == local == {entry.split(":")[1] for entry in services["folders"]["volumes"]}:
+        yield f"the service folders gives {given} to the user: the roots are {local}"
     if "--jobs" not in services["server"]["command"]:
         yield "the server offers no jobs"
     kinds = {word for name in ("worker", "trainer") for word in services[name]["command"]}
@@ -363,9 +413,15 @@ def monitoring_problems(root: Path) -> Iterator[str]:
         host, _, port = target.partition(":")
         if "serve" not in services.get(host, {}).get("command", []) or port not in listening(services[host]):
             yield f"no server at {target}"
+    for job in config["scrape_configs"]:
+        for target in (t for group in job["static_configs"] for t in group["targets"] if t.startswith("127.0.0.1:")):
+            if target.partition(":")[2] not in listening(services["prometheus"]):
+                yield f"Prometheus does not listen on {target}"
     for group in yaml.safe_load((folder / "alerts.yml").read_text())["groups"]:
         for rule in group["rules"]:
             yield from (f"{rule['alert']}: {problem}" for problem in known.query_problems(rule["expr"]))
+            named = re.findall(r"\bBPR_[A-Z_]+", " ".join(rule["annotations"].values()))
+            yield from (f"{rule['alert']}: no setting {name}" for name in named if name not in known.settings())
             if not {"summary", "action"} <= rule["annotations"].keys() or "severity" not in rule["labels"]:
                 yield f"{rule['alert']}: expected severity, summary and action"
     yield from _grafana_problems(root, services)
@@ -385,6 +441,9 @@ def _grafana_problems(root: Path, services: Object) -> Iterator[str]:
     if not (folder / "dashboards" / home.removeprefix(provider["options"]["path"] + "/")).exists():
         yield f"Grafana: no dashboard {home}"
     board = json.loads((folder / "dashboards/bpr.json").read_text())
+    for variable in board["templating"]["list"]:
+        for text in (variable["definition"], variable["query"]["query"]):
+            yield from (f"Grafana, {variable['name']}: {problem}" for problem in known.query_problems(text))
     for panel in board["panels"]:
         for target in panel.get("targets", []):
             if target["datasource"]["uid"] != source["uid"]:
@@ -470,10 +529,12 @@ def _workload_problems(root: Path, objects: list[Object], o: Object) -> Iterator
         except KeyError as missing:
             yield f"no {' '.join(missing.args[0])}"
             continue
-        yield from _container_problems(root, o, container, values)
+        yield from _container_problems(root, objects, o, container, values)
 
 
-def _container_problems(root: Path, o: Object, container: Object, values: dict[str, str]) -> Iterator[str]:
+def _container_problems(
+    root: Path, objects: list[Object], o: Object, container: Object, values: dict[str, str]
+) -> Iterator[str]:
     _, stages = dockerfile.read((root / "Dockerfile").read_text())
     target = container["image"].rpartition("-")[2]
     if container["image"] != f"bpr-service:{version(root)}-{target}" or target not in stages:
@@ -498,14 +559,20 @@ def _container_problems(root: Path, o: Object, container: Object, values: dict[s
     if security != wanted:
         yield f"security context {security}"
     user, uid = dockerfile.last(stages, target, "USER"), pod(o)["securityContext"].get("runAsUser")
-    if user is None or user.text.split(":")[0] != str(uid):
-        yield f"runAsUser {uid}: the image's folders are another's"
-    yield from _mount_problems(stages, target, o, container, {**image, **values})
+    groups = {str(pod(o)["securityContext"].get(name)) for name in ("runAsGroup", "fsGroup")}
+    if user is None or user.text.split(":")[0] != str(uid) or groups != {user.text.split(":")[1]}:
+        yield f"runAsUser {uid}, groups {', '.join(sorted(groups))}: the image's folders are another's"
+    yield from _mount_problems(stages, target, objects, o, container, {**image, **values})
     yield from _probe_problems(o, container, {**image, **values})
 
 
 def _mount_problems(
-    stages: dict[str, dockerfile.Stage], target: str, o: Object, container: Object, values: dict[str, str]
+    stages: dict[str, dockerfile.Stage],
+    target: str,
+    objects: list[Object],
+    o: Object,
+    container: Object,
+    values: dict[str, str],
 ) -> Iterator[str]:
     mounts = {entry["mountPath"]: entry for entry in container["volumeMounts"]}
     volumes = {entry["name"]: entry for entry in pod(o)["volumes"]}
@@ -525,9 +592,35 @@ def _mount_problems(
         for entry in shared:
             if "persistentVolumeClaim" not in volumes.get(entry["name"], {}):
                 yield f"{entry['mountPath']} is not shared with the other pods"
-    keys = values.get("BPR_API_KEYS_FILE")
-    if keys and not any(_inside(keys, path) and "secret" in volumes[m["name"]] for path, m in mounts.items()):
-        yield f"{keys} is in no secret"
+    yield from _keys_problems(objects, values.get("BPR_API_KEYS_FILE"), mounts, volumes)
+    if "train" in container["args"] and "emptyDir" not in volumes.get(mounts.get("/dev/shm", {}).get("name"), {}):
+        yield "a trainer without shared memory: its loaders hand batches over in it"
+    yield from _egress_problems(objects, o, values.get("BPR_JOBS_DATABASE"))
+
+
+def _keys_problems(objects: list[Object], path: str | None, mounts: Object, volumes: Object) -> Iterator[str]:
+    """Whether the file of API keys is a key of a Secret, mounted where it is looked for, read by the pod's group."""
+    if path is None:
+        return
+    folder, _, name = path.rpartition("/")
+    secret = volumes.get(mounts.get(folder, {}).get("name"), {}).get("secret", {})
+    made = [x for x in objects if x["kind"] == "Secret" and x["metadata"]["name"] == secret.get("secretName")]
+    if not any(name in x["data"] for x in made):
+        yield f"{path} is in no secret"
+    elif secret["defaultMode"] != 0o440:
+        yield f"the keys have the mode {secret['defaultMode']:o}: expected 440, for the pod's group alone"
+
+
+def _egress_problems(objects: list[Object], o: Object, database: str | None) -> Iterator[str]:
+    """Whether the policies let a pod out to its database."""
+    if database is None:
+        return
+    policies = [x for x in objects if x["kind"] == "NetworkPolicy" and "egress" in x["spec"]]
+    policies = [x for x in policies if _matches(x["spec"]["podSelector"].get("matchLabels", {}), _labels(o))]
+    rules = [rule for policy in policies for rule in policy["spec"]["egress"] if "to" not in rule]
+    port = urlsplit(database).port or 5432
+    if port not in {entry["port"] for rule in rules for entry in rule["ports"]}:
+        yield f"no policy lets it out to port {port} of the database"
 
 
 def _probe_problems(o: Object, container: Object, values: dict[str, str]) -> Iterator[str]:
@@ -607,6 +700,9 @@ def _scaling_problems(root: Path, workloads: list[Object], o: Object) -> Iterato
             yield f"prometheus-adapter makes no metric {name}"
         for rule in made:
             yield from known.query_problems(rule["seriesQuery"])
+            series = rule["seriesQuery"].partition("{")[0]
+            if not re.fullmatch(rule["name"]["matches"], series):
+                yield f"prometheus-adapter: {rule['name']['matches']} is not {series}"
 
 
 CHECKS: dict[str, Callable[[Path], Iterator[str]]] = {

@@ -33,17 +33,22 @@ OTHERS = {
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
+def settings() -> set[str]:
+    """Every variable that the server or a worker reads."""
+    jobs = {f"BPR_JOBS_{name.upper()}" for name in JobSettings.model_fields}
+    return {f"BPR_{name.upper()}" for name in ServerSettings.model_fields} | jobs
+
+
 def settings_problems(values: Mapping[str, str]) -> Iterator[str]:
     """Variables that nobody reads, and values that are refused."""
     server = {f"BPR_{name.upper()}" for name in ServerSettings.model_fields}
-    jobs = {f"BPR_JOBS_{name.upper()}" for name in JobSettings.model_fields}
-    for name in values.keys() - server - jobs - OTHERS:
+    for name in values.keys() - settings() - OTHERS:
         yield f"no setting {name}"
     try:
         with mock.patch.dict("os.environ", {k: v for k, v in values.items() if k in server}, clear=True):
-            settings = load_settings()
-        if not DEVICE.fullmatch(settings.device):
-            yield f"BPR_DEVICE: {settings.device}"
+            loaded = load_settings()
+        if not DEVICE.fullmatch(loaded.device):
+            yield f"BPR_DEVICE: {loaded.device}"
         load_job_settings(values)
     except BprError as error:
         yield str(error)

@@ -102,6 +102,13 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("Dockerfile", "slim-bookworm@sha256:65a93d69", "slim-bookworm@sha256:", "Dockerfile"),
     ("Dockerfile", '"worker", "--kind", "train"', '"worker", "--kind", "training"', "Dockerfile"),
     (".dockerignore", "!bpr_service\n", "", "Dockerfile"),
+    ("Dockerfile", "COPY bpr_service bpr_service", "COPY bpr_service service", "Dockerfile"),
+    ("Dockerfile", "PATH=/opt/bpr/bin", "PATH=/opt/venv/bin", "Dockerfile"),
+    ("Dockerfile", '"$(command -v python)" /opt/bpr', '"$(command -v python)" /opt/venv', "Dockerfile"),
+    ("Dockerfile", "COPY --from=build-cpu /opt/bpr /opt/bpr", "COPY --from=build-cpu /opt/bpr /opt/env", "Dockerfile"),
+    ("Dockerfile", "--constraints requirements.lock", "--constraints lock.txt", "Dockerfile"),
+    ("Dockerfile", "--mode 0750 /var/lib/bpr /var/cache/bpr", "--mode 0750 /var/lib/bpr", "Dockerfile"),
+    ("Dockerfile", "--start-period=180s", "--start-time=180s", "Dockerfile"),
     # compose
     ("docker/compose.yaml", "BPR_MEMORY_MB: ", "BPR_MEMORY: ", "compose"),
     ("docker/compose.yaml", '"--api-keys-file"', '"--keys-file"', "compose"),
@@ -125,7 +132,22 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("docker/compose.yaml", "@postgres:5432/bpr", "@database:5432/bpr", "full"),
     ("docker/compose.yaml", "http://minio:9000", "http://minio:9001", "full"),
     ("docker/compose.yaml", "makedirs('bpr'", "makedirs('data'", "full"),
+    ("docker/.env.example", "BPR_PORT=8000", "BPR_PORT=80", "compose"),
+    ("docker/compose.gpu.yaml", "/run/secrets/api_keys", "/run/secrets/keys", "compose"),
+    ("docker/compose.yaml", "POSTGRES_PASSWORD_FILE:", "POSTGRES_PASS_FILE:", "compose"),
+    ("docker/compose.yaml", "GF_SECURITY_ADMIN_PASSWORD__FILE:", "GF_SECURITY_ADMIN_PASSWORD_FILE:", "compose"),
+    ("docker/compose.yaml", "postgres:/var/lib/postgresql/data", "postgres:/var/lib/postgres", "compose"),
+    ("docker/compose.yaml", "minio:/data", "minio:/minio", "compose"),
+    ("docker/compose.yaml", "--storage.tsdb.path=/prometheus", "--storage.tsdb.path=/data", "compose"),
+    ("docker/compose.yaml", ":/etc/grafana/provisioning:ro", ":/etc/grafana:ro", "compose"),
+    ("docker/compose.yaml", "shm_size: 2g", "stdin_open: true", "compose"),
+    ("docker/compose.yaml", '"10001:10001", "/data"]', '"10001:10001", "/jobs"]', "full"),
+    ("docker/compose.yaml", "- GRAFANA_PASSWORD=${GRAFANA_PASSWORD:+set}", "", "full"),
+    ("docker/compose.yaml", "passwords: {condition: service_completed_successfully}", "passwords: {condition: service_started}", "full"),
     # Prometheus and Grafana
+    ("docker/prometheus.yml", "127.0.0.1:9090", "127.0.0.1:9091", "monitoring"),
+    ("docker/alerts.yml", "Lower BPR_MAX_BATCH_PATCHES", "Lower BPR_BATCH_PATCHES", "monitoring"),
+    ("docker/grafana/dashboards/bpr.json", "label_values(bpr_ready,", "label_values(bpr_up,", "monitoring"),
     ("docker/prometheus.yml", "metrics_path: /metrics", "metrics_path: /metric", "monitoring"),
     ("docker/prometheus.yml", "server:8000", "server:9000", "monitoring"),
     ("docker/prometheus.yml", "rule_files: [alerts.yml]", "rule_files: [rules.yml]", "monitoring"),
@@ -148,6 +170,11 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("k8s/base/server.yaml", "minAvailable: 1", "minimumAvailable: 1", "k8s"),
     ("k8s/base/server.yaml", 'limits: {cpu: "4", memory: 8Gi, ephemeral-storage: 4Gi}', 'limits: {cpu: "4"}', "k8s"),
     ("k8s/base/server.yaml", "secretName: bpr-keys", "secretName: keys", "k8s"),
+    ("k8s/base/server.yaml", "defaultMode: 288", "defaultMode: 256", "k8s"),
+    ("k8s/base/server.yaml", "fsGroup: 10001", "fsGroup: 1000", "k8s"),
+    ("k8s/base/server.env", "/run/secrets/bpr/keys.json", "/run/secrets/bpr/api_keys.json", "k8s"),
+    ("k8s/overlays/scaled/workers.yaml", "mountPath: /dev/shm", "mountPath: /shm", "k8s"),
+    ("k8s/overlays/scaled/network.yaml", "port: 5432", "port: 5433", "k8s"),
     ("k8s/base/network.yaml", "port: http", "port: https", "k8s"),
     ("k8s/overlays/cpu/server.yaml", "BPR_THREADS", "BPR_CPU_THREADS", "k8s"),
     ("k8s/overlays/gpu/server.yaml", '"--device", "cuda"', '"--gpu"', "k8s"),
@@ -161,6 +188,7 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("k8s/overlays/scaled/scaling.yaml", "name: bpr-worker}", "name: bpr-workers}", "k8s"),
     ("k8s/overlays/scaled/monitoring.yaml", "path: /metrics", "path: /metric", "k8s"),
     ("k8s/prometheus-adapter.yaml", "seriesQuery: 'bpr_jobs_queued", "seriesQuery: 'bpr_jobs_waiting", "k8s"),
+    ("k8s/prometheus-adapter.yaml", '"^bpr_jobs_queued$"', '"^bpr_jobs_waiting$"', "k8s"),
 ]  # fmt: skip
 
 
@@ -183,6 +211,18 @@ def _report(root: Path, check: str) -> list[str]:
         return list(checks.CHECKS[check](root))
     except (KeyError, StopIteration, yaml.YAMLError) as error:  # the file has lost what the check starts from
         return [repr(error)]
+
+
+@pytest.mark.parametrize("empty", [[], ["GRAFANA_PASSWORD"], ["POSTGRES_PASSWORD", "MINIO_ROOT_PASSWORD"]])
+def test_an_empty_password_stops_what_waits_for_it(empty: list[str]) -> None:
+    """The one-shot service's own command, with the variables as compose fills them in."""
+    python, *words = checks.compose(ROOT)["services"]["passwords"]["entrypoint"]
+    assert python == "python"
+    filled = [word + "set" if word.endswith("=") and word[:-1] not in empty else word for word in words]
+    done = subprocess.run([sys.executable, *filled], capture_output=True, text=True, timeout=60)
+    assert done.returncode == (1 if empty else 0)
+    assert all(name in done.stderr for name in empty)
+    assert len(done.stderr.splitlines()) <= 1
 
 
 def test_requirements_of_the_images_are_in_the_lock() -> None:
