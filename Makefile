@@ -40,8 +40,9 @@ check: $(STAMP)  ## ruff, mypy --strict and the layer test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
+# Not with --quiet: it drops warnings before --strict counts them.
 docs: $(STAMP)  ## build the docs site in site/; a broken link is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir $(abspath $(SITE))
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(abspath $(SITE))
 
 sbom: $(STAMP)  ## list what SBOM_PYTHON's environment holds, as CycloneDX JSON
 	$(BIN)/cyclonedx-py environment --no-validate --output-reproducible --pyproject pyproject.toml \

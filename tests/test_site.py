@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bpr_service.config import PRESETS
 
@@ -25,6 +26,33 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, timeout=200, env={**os.environ, "CI": "1"})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return out
+
+
+@pytest.mark.parametrize(
+    ("index", "page", "message"),
+    [
+        ("# Home\n\n[more](more.md#more)\n", "# More\n", None),
+        ("# Home\n\n[more](none.md)\n", "# More\n", "target is not found"),
+        ("# Home\n\n[more](more.md#less)\n", "# More\n", "does not contain an anchor"),
+        ("# Home\n", None, "not found in the documentation files"),
+        ("# Home\n", "lone", "not included in the"),
+    ],
+    ids=["whole", "link", "anchor", "no file", "no place"],
+)
+def test_a_broken_link_fails_the_build(tmp_path: Path, index: str, page: str | None, message: str | None) -> None:
+    """`make docs` itself, with the validation of `mkdocs.yml`, on a site of two pages."""
+    given = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    config = {key: given[key] for key in ("site_name", "docs_dir", "strict", "validation")}
+    config |= {"theme": "mkdocs", "plugins": [], "nav": ["index.md", *([] if page == "lone" else ["more.md"])]}
+    (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(config))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(index)
+    if page:
+        (tmp_path / "docs" / "more.md").write_text(page)
+    make = ["make", "-f", str(ROOT / "Makefile"), "docs", f"BIN={Path(sys.executable).parent}", f"SITE={tmp_path}/out"]
+    done = subprocess.run([*make, "-o", ".venv/.installed"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert (done.returncode == 0) == (message is None), done.stderr[-2000:]
+    assert message is None or message in done.stderr
 
 
 class Fetched(HTMLParser):
