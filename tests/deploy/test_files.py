@@ -143,7 +143,12 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("docker/compose.yaml", "shm_size: 2g", "stdin_open: true", "compose"),
     ("docker/compose.yaml", '"10001:10001", "/data"]', '"10001:10001", "/jobs"]', "full"),
     ("docker/compose.yaml", "- GRAFANA_PASSWORD=${GRAFANA_PASSWORD:+set}", "", "full"),
-    ("docker/compose.yaml", "passwords: {condition: service_completed_successfully}", "passwords: {condition: service_started}", "full"),
+    (
+        "docker/compose.yaml",
+        "passwords: {condition: service_completed_successfully}",
+        "passwords: {condition: service_started}",
+        "full",
+    ),
     # Prometheus and Grafana
     ("docker/prometheus.yml", "127.0.0.1:9090", "127.0.0.1:9091", "monitoring"),
     ("docker/alerts.yml", "Lower BPR_MAX_BATCH_PATCHES", "Lower BPR_BATCH_PATCHES", "monitoring"),
