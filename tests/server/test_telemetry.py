@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import pytest
 
 from bpr_service.server.telemetry import instrument
@@ -16,8 +19,11 @@ def test_a_span_has_the_steps_and_probes_have_none() -> None:
         instrument(server.app, exporter)
         assert server.client.get("/livez").status_code == 200
         assert server.client.post("/v1/refine/instance", json=body()).status_code == 200
-        server.app.state.tracer_provider.force_flush()
-        spans = [span for span in exporter.get_finished_spans() if span.kind.name == "SERVER"]
+        spans: list[Any] = []
+        deadline = time.monotonic() + 10
+        while not spans and time.monotonic() < deadline:  # a span ends after its answer has gone out
+            server.app.state.tracer_provider.force_flush()
+            spans = [span for span in exporter.get_finished_spans() if span.kind.name == "SERVER"]
         server.app.state.tracer_provider.shutdown()
     (span,) = spans
     assert "/v1/refine/instance" in span.name
