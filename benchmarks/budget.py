@@ -42,8 +42,12 @@ def _start(settings: list[tuple[str, str, dict[str, Any]]]) -> None:
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    picture = np.zeros((128, 128, 3), np.uint8)
+    square = np.zeros((128, 128), np.uint8)
+    square[30:90, 30:90] = 1
     for name, preset, options in settings:
         _REFINERS[name] = Refiner.load(preset, **options)
+        _REFINERS[name].refine(picture, [square])  # compiles what is compiled at the first call
 
 
 def _work(item: Item) -> tuple[str, dict[str, dict[str, Any]]]:
@@ -75,7 +79,7 @@ def main(
     from refiner_training.metrics.change import collect
 
     common = json.loads(option)
-    named = [parse(s) for s in setting or ()] or [(p, p, {}) for p in ("fast", "best")]
+    named = [parse(s) for s in setting or ()] or [(p, p, {}) for p in ("fast", "lean", "best")]
     chosen = [(REFERENCE, REFERENCE, common)] + [(n, p, {**common, **o}) for n, p, o in named if n != REFERENCE]
     gathered: dict[str, dict[str, dict[str, Any]]] = {}
     context = multiprocessing.get_context("spawn")

@@ -24,7 +24,7 @@ def test_patch_fields_may_stand_beside_the_others() -> None:
         ({"nms_threshold": 1.0}, "nms_threshold"),
         ({"nms_threshold": float("nan")}, "nms_threshold"),
         ({"patch_size_px": 0}, "patch_size_px"),
-        ({"scheme": "sparse"}, "scheme"),
+        ({"scheme": "random"}, "scheme"),
         ({"batch_size": 0}, "batch_size"),
     ],
 )
@@ -44,6 +44,6 @@ def test_frozen() -> None:
 
 
 def test_presets() -> None:
-    assert set(PRESETS) == {"fast", "balanced", "best"}
+    assert set(PRESETS) == {"fast", "lean", "balanced", "best"}
     with pytest.raises(UnknownName, match="balanced, best, fast"):
         get_preset("quick")

@@ -33,6 +33,8 @@ def place_patches(mask: Mask, config: PatchConfig) -> Boxes:
     - ``dense``: a square centred on every boundary pixel, thinned by NMS in the order of `boundary_pixels`;
     with
       ``config.cover`` then more squares, in the same order, until every boundary pixel lies in one.
+    - ``sparse``: as few squares as a greedy pass needs for every boundary pixel to lie in one; see
+      `sparse_patches`.
     - ``grid``: the squares of a fixed grid that hold a boundary pixel, row by row.
     - ``instance``: one box, the mask's own, wider by half a patch on each side.
 
@@ -49,6 +51,8 @@ def place_patches(mask: Mask, config: PatchConfig) -> Boxes:
         return np.array([box], np.int32)
     if config.scheme == "grid":
         return grid_patches(boundary, mask.height, mask.width, size)
+    if config.scheme == "sparse":
+        return sparse_patches(boundary, mask.height, mask.width, size)
     xs, ys = window_positions(boundary, mask.height, mask.width, size)
     kept = suppress(xs, ys, size, config.nms_threshold)
     if config.cover:
@@ -79,6 +83,46 @@ def grid_patches(boundary: Boundary, height: int, width: int, size: int) -> Boxe
     xs = np.minimum(cells % columns * size, max(width - size, 0))
     ys = np.minimum(cells // columns * size, max(height - size, 0))
     return squares(xs.astype(np.int32), ys.astype(np.int32), size)
+
+
+@kernel
+def _sparse(
+    px: Positions, py: Positions, height: int, width: int, size: int, x0: int, y0: int, left: NDArray[np.uint8]
+) -> Positions:
+    """(P, 2) left and top of the squares; `left` is 1 at every boundary pixel and 0 when its square is placed."""
+    h, w = left.shape
+    reach = size // 2 - 1  # the mean of pixels so near lies so near: the square around it holds the pixel itself
+    placed = np.empty((px.size, 2), np.int32)
+    n = 0
+    for i in range(px.size):
+        x, y = px[i] - x0, py[i] - y0
+        if not left[y, x]:
+            continue
+        sum_x, sum_y, count = 0, 0, 0
+        for row in range(max(y - reach, 0), min(y + reach + 1, h)):
+            for column in range(max(x - reach, 0), min(x + reach + 1, w)):
+                if left[row, column]:
+                    sum_x += column
+                    sum_y += row
+                    count += 1
+        a = min(max(sum_x // count + x0 - size // 2, 0), max(width - size, 0))
+        b = min(max(sum_y // count + y0 - size // 2, 0), max(height - size, 0))
+        placed[n, 0], placed[n, 1] = a, b
+        n += 1
+        for row in range(max(b - y0, 0), min(b - y0 + size, h)):
+            left[row, max(a - x0, 0) : min(a - x0 + size, w)] = 0
+    return placed[:n].copy()
+
+
+def sparse_patches(boundary: Boundary, height: int, width: int, size: int) -> Boxes:
+    """Few squares that leave no boundary pixel out: in the order of `boundary_pixels`, a pixel that lies in none
+    gets one, centred on the mean of the pixels around it that lie in none either.
+    """
+    x0, y0 = int(boundary.xs.min()), int(boundary.ys.min())
+    left = np.zeros((int(boundary.ys.max()) - y0 + 1, int(boundary.xs.max()) - x0 + 1), np.uint8)
+    left[boundary.ys - y0, boundary.xs - x0] = 1
+    placed = _sparse(boundary.xs, boundary.ys, height, width, size, x0, y0, left)
+    return squares(placed[:, 0], placed[:, 1], size)
 
 
 # ---- NMS of equal squares ----------------------------------------------------------------------------------

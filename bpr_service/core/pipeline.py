@@ -91,7 +91,7 @@ class Refiner:
 
         Parameters
         ----------
-        preset_or_model : ``fast``, ``balanced``, ``best``, the name of a bundled model, or a folder
+        preset_or_model : ``fast``, ``lean``, ``balanced``, ``best``, the name of a bundled model, or a folder
         device : ``cpu``, ``cuda`` or ``cuda:N``; never another one than asked for
         model : another model version for the preset's settings
         overrides : fields of `RefineConfig` or `PatchConfig`
@@ -106,10 +106,8 @@ class Refiner:
         if preset is None and not Path(name).is_dir() and name not in bundled_models():
             raise UnknownName("preset or model", name, [*PRESETS, *bundled_models()])
         loaded: LoadedModel = load_model(model if model is not None else preset.model if preset else name)
-        values: dict[str, Any] = {"patch": loaded.card.patch.model_dump()}
-        if preset is not None:
-            values |= {"network_size_px": preset.network_size_px, "nms_threshold": preset.nms_threshold}
-        config = build(RefineConfig, {**values, **overrides})
+        patch = preset.patch(loaded.card.patch) if preset else loaded.card.patch
+        config = build(RefineConfig, {"patch": patch.model_dump(), **overrides})
         return cls(loaded.network, loaded.card, config, device=device)
 
     @property

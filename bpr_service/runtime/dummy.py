@@ -61,7 +61,7 @@ class DummyModels:
         if not version.startswith("v"):
             raise NotFoundError("no such version", expected="v1, v2, ...", got=repr(version[:60]))
         chosen = get_preset(preset)
-        patch = PatchConfig(network_size_px=32, nms_threshold=chosen.nms_threshold)
+        patch = chosen.patch(PatchConfig(network_size_px=32))
         card = ModelCard(name="dummy", version=version, network=NetworkCard(name="dummy"), patch=patch)
         refiner = Refiner(dummy_network(*self._network), card, RefineConfig(patch=patch))
         return Lane(preset, "dummy", version, patch.network_size_px, refiner)

@@ -55,7 +55,7 @@ class StoreModels:
         name = model or chosen.model
         folder, found = self._find(name, version)
         refiner = Refiner.load(preset, device=self._device, model=folder, **self._runs)
-        return Lane(preset, name, found, chosen.network_size_px, refiner)
+        return Lane(preset, name, found, refiner.config.patch.network_size_px, refiner)
 
     def _find(self, name: str, version: str | None) -> tuple[str, str]:
         """Folder and id of a version. An id is the first 12 digits of the weights' SHA-256, here as in the store."""

@@ -87,7 +87,7 @@ def test_covering_adds_what_nms_left_out_and_nothing_else() -> None:
     np.testing.assert_array_equal(covered[: plain.shape[0]], plain)
 
 
-@pytest.mark.parametrize("scheme", ["dense", "grid", "instance"])
+@pytest.mark.parametrize("scheme", ["dense", "sparse", "grid", "instance"])
 @pytest.mark.parametrize("name", sorted(edge_cases()))
 def test_patches_lie_inside_the_image(name: str, scheme: Any) -> None:
     frame = edge_cases()[name]
@@ -101,6 +101,28 @@ def test_patches_lie_inside_the_image(name: str, scheme: Any) -> None:
         assert (y1 - y0 == 64).all()
     assert (x1 <= max(width, 64)).all()
     assert (y1 <= max(height, 64)).all()
+
+
+@pytest.mark.parametrize("size", [9, 32, 64])
+@pytest.mark.parametrize("name", sorted(edge_cases()))
+def test_sparse_leaves_no_boundary_pixel_out_and_takes_fewer(name: str, size: int) -> None:
+    mask = Mask.from_array(edge_cases()[name])
+    boundary = boundary_pixels(mask)
+    boxes = place_patches(mask, PatchConfig(scheme="sparse", patch_size_px=size))
+    assert boxes.shape[0] <= place_patches(mask, PatchConfig(patch_size_px=size, nms_threshold=0.55)).shape[0]
+    if boxes.shape[0]:
+        assert not left_out(boundary, boxes).any()
+        last = left_out(boundary, boxes[:-1])
+        assert last.any(), "each square is placed for a pixel that the ones before it leave out"
+
+
+def test_sparse_follows_a_straight_edge_end_to_end() -> None:
+    frame = np.zeros((400, 800), np.uint8)
+    frame[200:] = 1
+    mask = Mask.from_array(frame)
+    boxes = place_patches(mask, PatchConfig(scheme="sparse", patch_size_px=64))
+    dense = place_patches(mask, PatchConfig(patch_size_px=64))
+    assert 800 / 64 <= boxes.shape[0] < dense.shape[0]
 
 
 def test_grid_holds_the_boundary_once() -> None:

@@ -30,7 +30,7 @@ from bpr_service.errors import (
 )
 
 
-@pytest.mark.parametrize("scheme", ["dense", "grid"])
+@pytest.mark.parametrize("scheme", ["dense", "sparse", "grid"])
 @pytest.mark.parametrize("name", sorted(edge_cases()))
 def test_a_network_that_changes_nothing_changes_nothing(name: str, scheme: str) -> None:
     frame = edge_cases()[name]
@@ -175,6 +175,9 @@ def test_load_takes_the_settings_of_the_card_or_of_the_preset(folder: Path) -> N
     assert (own.config.patch.nms_threshold, own.config.flip, own.model) == (0.4, True, "tiny@2")
     best = Refiner.load("best", model=folder)
     assert best.config.patch.nms_threshold == 0.55
+    assert best.config.patch.network_size_px == 64
+    lean = Refiner.load("lean", model=folder).config.patch
+    assert (lean.scheme, lean.patch_size_px, lean.padding_px, lean.network_size_px) == ("sparse", 64, 0, 64)
     image, frame = photo(70, 90), blob(70, 90)
     assert own.refine(image, [frame]).masks[0].to_array().shape == (70, 90)
 

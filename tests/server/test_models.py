@@ -19,7 +19,7 @@ from bpr_service.server.models import StoreModels
 from bpr_service.server.process import warm_stages
 from tests.server.helpers import Running, body, serving
 
-PRESET = Preset("balanced", "tiny", 64, 0.25)
+PRESET = Preset("balanced", "tiny", {"network_size_px": 64})
 
 
 def export(folder: Path, seed: int) -> str:

@@ -109,7 +109,7 @@ async function example(name, button) {
 export async function offer() {
   try {
     const [{ default_preset: first, models }, { examples }] = await Promise.all([call("GET", "/v1/models"), call("GET", "/v1/examples")]);
-    const order = ["fast", "balanced", "best"], presets = models.flatMap((m) => m.presets).sort((a, b) => order.indexOf(a) - order.indexOf(b));
+    const order = ["fast", "lean", "balanced", "best"], presets = models.flatMap((m) => m.presets).sort((a, b) => order.indexOf(a) - order.indexOf(b));
     const help = () => { $("preset-help").textContent = HELP[document.querySelector("#presets input:checked")?.value] || ""; };
     $("presets").replaceChildren(...presets.map((p) => el("label", {}, el("input", { type: "radio", name: "preset", value: p, checked: p === first, onchange: help }), p)));
     help();
