@@ -32,7 +32,7 @@ demo: $(STAMP)  ## refine the bundled example: pictures and JSON in demo/
 	$(BIN)/bpr demo --out demo
 
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n logical --dist worksteal
 
 check: $(STAMP)  ## ruff, mypy --strict and the layer test
 	$(BIN)/ruff check .

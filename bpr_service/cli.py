@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Preset = Annotated[str, typer.Option(help="fast, balanced or best.")]
+Preset = Annotated[str, typer.Option(help="fast, lean, balanced or best.")]
 Model = Annotated[Path | None, typer.Option(help="A model version's folder, instead of the preset's model.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 

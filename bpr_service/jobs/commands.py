@@ -18,7 +18,7 @@ batch = typer.Typer(help="Refine a whole prediction file or folder.", no_args_is
 
 Images = Annotated[str, typer.Option(help="Folder of the images; a path or an address (s3://...).")]
 Format = Annotated[str | None, typer.Option("--format", help="Format of the predictions.")]
-Preset = Annotated[str, typer.Option(help="fast, balanced or best.")]
+Preset = Annotated[str, typer.Option(help="fast, lean, balanced or best.")]
 Model = Annotated[str | None, typer.Option(help="A model's folder, or NAME@... of the model store.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Workers = Annotated[int, typer.Option(help="Loader processes that feed the device; 0: none.", min=0, max=64)]
