@@ -84,7 +84,7 @@ class Options(_Strict):
     """How to refine, and how to answer."""
 
     preset: Annotated[str, Field(max_length=64)] | None = Field(
-        default=None, description="fast, balanced (default) or best", examples=["balanced"]
+        default=None, description="fast, lean, balanced (default) or best", examples=["balanced"]
     )
     nms_threshold: Annotated[float, Field(ge=0.0, lt=1.0, strict=False)] | None = Field(
         default=None, description="overlap (IoU) up to which patches are kept; higher is denser, slower, better"

@@ -1,6 +1,10 @@
 """Every backend says what torch says, and one that cannot run says so."""
 
+import contextlib
+import os
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -61,3 +65,23 @@ def test_what_cannot_run_is_refused() -> None:
         build(RefineConfig, {"backend": "tensorrt"})
     with pytest.raises(ConfigError, match="precision"):
         build(RefineConfig, {"precision": "int4"})
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
+def test_openvino_leaves_the_calling_thread_free_to_run_anywhere() -> None:
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("one core")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # with one thread the caller itself computes
+    refiner = Refiner.load("fast", backend="openvino")
+    torch.set_num_threads(threads)
+    crops = np.zeros((32, 96, 96, 4), np.uint8)
+    caller = threading.Thread(target=lambda: [refiner.predict(crops) for _ in range(8)])
+    caller.start()
+    seen = set()
+    while caller.is_alive():
+        with contextlib.suppress(ProcessLookupError):
+            seen.add(frozenset(os.sched_getaffinity(caller.native_id or 0)))
+        time.sleep(0.001)
+    assert seen == {frozenset(allowed)}
