@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpr_service.core.backends import from_openvino
+from bpr_service.core.backends import from_openvino, openvino_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,21 +31,18 @@ def quantise(network: nn.Module, network_size_px: int, crops: NDArray[np.uint8])
         crops: (n, S, S, 4) uint8 patches like those it will see; of the first, `CALIBRATION` are used.
 
     Raises:
-        ImportError: openvino or nncf is not installed.
+        ConfigError: openvino is not installed.
+        ImportError: nncf is not installed.
     """
-    import openvino
     import torch
 
     with _quiet():
+        model = openvino_model(network, network_size_px)
         import nncf
 
         from bpr_service.core.normalise import normalise
 
         patches = normalise(torch.from_numpy(crops[:CALIBRATION])).contiguous().numpy()
-        example = torch.zeros(2, 4, network_size_px, network_size_px)
-        shape = (-1, 4, network_size_px, network_size_px)
-        with torch.inference_mode():
-            model = openvino.convert_model(network.float(), example_input=example, input=[shape])
         batches = [patches[k : k + 8] for k in range(0, len(patches), 8)]
         return nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
 

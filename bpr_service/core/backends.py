@@ -99,17 +99,35 @@ def _missing(backend: str, package: str) -> ConfigError:
 
 
 def _openvino(network: nn.Module, precision: str, size: int) -> Forward:
+    return from_openvino(openvino_model(network, size), precision)
+
+
+def openvino_model(network: nn.Module, network_size_px: int) -> Any:
+    """An `openvino.Model` of a network on the CPU, for any number of patches. Raises ConfigError without openvino."""
     import torch
 
+    send_nothing()  # before the import: that already reports
     try:
         import openvino
     except ImportError:
         raise _missing("openvino", "openvino") from None
-    example = torch.zeros(2, 4, size, size)
+    shape = (-1, 4, network_size_px, network_size_px)
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing tells of shape checks that it does not repeat
-        model = openvino.convert_model(network.float(), example_input=example, input=[(-1, 4, size, size)])
-    return from_openvino(model, precision)
+        return openvino.convert_model(
+            network.float(), example_input=torch.zeros(2, *shape[1:]), input=[openvino.PartialShape(shape)]
+        )
+
+
+def send_nothing() -> None:
+    """Decline the telemetry of OpenVINO's tools in this process: unless declined, they write an id to the home
+    folder, and each conversion reports to a server of their makers.
+    """
+    try:
+        from openvino_telemetry.utils.opt_in_checker import ConsentCheckResult, OptInChecker
+    except ImportError:
+        return  # where the package is missing, nothing is sent
+    OptInChecker.check = lambda *_: ConsentCheckResult.DECLINED
 
 
 def from_openvino(model: Any, precision: str = "fp32") -> Forward:

@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,3 +87,22 @@ def test_openvino_leaves_the_calling_thread_free_to_run_anywhere() -> None:
             seen.add(frozenset(os.sched_getaffinity(caller.native_id or 0)))
         time.sleep(0.001)
     assert seen == {frozenset(allowed)}
+
+
+def test_openvino_s_tools_report_to_nobody(tmp_path: Path) -> None:
+    """Unless it is declined, a conversion writes a client id and counters to the home folder, and sends them."""
+    program = (
+        "import multiprocessing as m; m.Process.start = lambda self: print('started', self)\n"
+        "from bpr_service import Refiner\n"
+        "from bpr_service.bench.int8 import int8_forward\n"
+        "import numpy as np\n"
+        "refiner = Refiner.load('fast', backend='openvino')\n"
+        "int8_forward(refiner.network, 96, np.zeros((8, 96, 96, 4), np.uint8))"
+    )
+    known = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    environment = {**known, "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert "started" not in done.stdout
+    assert not (tmp_path / "intel").exists()
