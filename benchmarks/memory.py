@@ -67,9 +67,9 @@ def measure(folder: Path, model: str) -> dict[str, float]:
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    config = RefineConfig()
+    config = RefineConfig(max_pixels=1 << 28)  # 16,384 x 16,384
     card = ModelCard(name="free", version="0", network=NetworkCard(name="none"), patch=config.patch)
-    refiner = Refiner(Free(), card, config) if model == "free" else Refiner.load(model)
+    refiner = Refiner(Free(), card, config) if model == "free" else Refiner.load(model, max_pixels=config.max_pixels)
     small = np.zeros((100, 100), np.uint8)
     small[30:60, 30:60] = 1
     refiner.refine_semantic(np.zeros((100, 100, 3), np.uint8), small)  # compile
@@ -119,7 +119,7 @@ def table(title: str, cases: list[tuple[int, int]], model: str) -> list[dict[str
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
+    parser.add_argument("--sides", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384])
     parser.add_argument("--region", type=int, default=256)
     parser.add_argument("--model", default="free", help="a preset or model, or 'free': one that costs nothing")
     parser.add_argument("--limit-gb", type=float, default=4.0)
