@@ -136,7 +136,7 @@ def train_row(row: Row, data: Path, out: Path, *, steps: int, images: int, threa
 
 
 def measure_row(row: Row, model: Path, data: Path, subset: int) -> dict[str, float]:
-    """Boundary error removed, masks worsened, patches and time of a model on val."""
+    """Boundary error removed, masks worsened, and patches of a model on val."""
     from quality_sets import corpus_items, pairs
 
     from bpr_service.core.images import read_image
@@ -165,17 +165,16 @@ def measure_row(row: Row, model: Path, data: Path, subset: int) -> dict[str, flo
 
 
 def markdown(results: list[tuple[Row, dict[str, float]]]) -> str:
-    """The table, each group after a rule; the network's time is of one run on one machine, so a ratio."""
-    base = results[0][1]
+    """The table, each group named once. No times: rows may come from runs of different days."""
     lines = [
-        "| | | (1 - F at 1 px) removed | masks worse | mean IoU | patches a mask | time a mask |",
-        "|---|---|---|---|---|---|---|",
+        "| | | (1 - F at 1 px) removed | masks worse | mean IoU | patches a mask |",
+        "|---|---|---|---|---|---|",
     ]
     group = ""
     for row, r in results:
         lines.append(
             f"| {row.group if row.group != group else ''} | {row.name} | {100 * r['removed']:.1f} % "
-            f"| {100 * r['worse']:.1f} % | {r['iou']:.4f} | {r['patches']:.1f} | {r['ms'] / base['ms']:.2f} |"
+            f"| {100 * r['worse']:.1f} % | {r['iou']:.4f} | {r['patches']:.1f} |"
         )
         group = row.group
     return "\n".join(lines)
