@@ -7,8 +7,6 @@ SITE   ?= site
 # The environment that `make sbom` lists: by default this one; for what is shipped, a production environment's.
 SBOM_PYTHON ?= $(BIN)/python
 SBOM   ?= sbom.json
-# Test processes: three for two cores, since many tests wait for other processes.
-WORKERS ?= $(shell echo $$(( ($$(nproc 2>/dev/null || echo 2) * 3 + 1) / 2 )))
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check docs sbom audit clean
@@ -34,7 +32,7 @@ demo: $(STAMP)  ## refine the bundled example: pictures and JSON in demo/
 	$(BIN)/bpr demo --out demo
 
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -n logical --dist worksteal
 
 check: $(STAMP)  ## ruff, mypy --strict and the layer test
 	$(BIN)/ruff check .
