@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -182,10 +183,9 @@ def test_a_disk_that_fills(local: Fleet) -> None:
     assert (local.root / "out.json").read_bytes() == local.expected()
 
 
-def test_a_worker_that_gets_nothing_done_starts_again(local: Fleet) -> None:
-    """It gives signs of life, but an image never ends: a new process takes the shard up and is not caught again."""
-    local.settings = local.settings.with_options(shard_timeout_s=10.0)
-    site, once = local.root / "site", local.root / "hung"
+def replace_refine_unit(root: Path, body: str) -> str:
+    """A folder for PYTHONPATH with which workers get `units.refine_unit` replaced: `body` runs first, at each unit."""
+    site = root / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(
         "import os, sys, time\n"
@@ -195,15 +195,26 @@ def test_a_worker_that_gets_nothing_done_starts_again(local: Fleet) -> None:
         "            sys.meta_path.remove(self)\n"
         "            import bpr_service.jobs.units as units\n"
         "            real = units.refine_unit\n"
-        "            def hangs(refiner, file, unit, ignore):\n"
-        "                if unit.image == '2.png' and not os.path.exists(os.environ['HUNG']):\n"
-        "                    open(os.environ['HUNG'], 'w').close()\n"
-        "                    time.sleep(3600)\n"
-        "                return real(refiner, file, unit, ignore)\n"
-        "            units.refine_unit = hangs\n"
+        "            def replaced(refiner, file, unit, ignore):\n"
+        + textwrap.indent(body, " " * 16)
+        + "                return real(refiner, file, unit, ignore)\n"
+        "            units.refine_unit = replaced\n"
         "sys.meta_path.insert(0, Hook())\n"
     )
-    worker = local.start(PYTHONPATH=str(site), HUNG=str(once))
+    return str(site)
+
+
+def test_a_worker_that_gets_nothing_done_starts_again(local: Fleet) -> None:
+    """It gives signs of life, but an image never ends: a new process takes the shard up and is not caught again."""
+    local.settings = local.settings.with_options(shard_timeout_s=10.0)
+    once = local.root / "hung"
+    site = replace_refine_unit(
+        local.root,
+        "if unit.image == '2.png' and not os.path.exists(os.environ['HUNG']):\n"
+        "    open(os.environ['HUNG'], 'w').close()\n"
+        "    time.sleep(3600)\n",
+    )
+    worker = local.start(PYTHONPATH=site, HUNG=str(once))
     job = local.submit(images=4)
     done = local.wait(job.id)
     assert once.exists()
@@ -215,26 +226,10 @@ def test_a_worker_that_gets_nothing_done_starts_again(local: Fleet) -> None:
 
 def test_a_unit_that_kills_its_worker(local: Fleet) -> None:
     """It is left as it is after three tries, and the others go on."""
-    site = local.root / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(
-        "import sys, os\n"
-        "class Hook:\n"
-        "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'bpr_service.jobs.loaders':\n"
-        "            sys.meta_path.remove(self)\n"
-        "            import bpr_service.jobs.units as units\n"
-        "            real = units.refine_unit\n"
-        "            def deadly(refiner, file, unit, ignore):\n"
-        "                if unit.image == '2.png':\n"
-        "                    os.kill(os.getpid(), 9)\n"
-        "                return real(refiner, file, unit, ignore)\n"
-        "            units.refine_unit = deadly\n"
-        "sys.meta_path.insert(0, Hook())\n"
-    )
+    site = replace_refine_unit(local.root, "if unit.image == '2.png':\n    os.kill(os.getpid(), 9)\n")
     job = local.submit(images=4)
     for _ in range(6):
-        local.start(PYTHONPATH=str(site))
+        local.start(PYTHONPATH=site)
         local.wait(job.id, lambda job: job.ended_for_good or local.workers[-1].poll() is not None)
     done = local.wait(job.id)
     assert done.state == "done"

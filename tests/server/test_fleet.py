@@ -28,7 +28,7 @@ from bpr_service.server.fleet_metrics import merge
 from bpr_service.server.process import leave_when_failed
 from bpr_service.server.settings import load_settings
 from tests.server.helpers import body
-from tests.server.test_process import ask, process
+from tests.server.test_process import ask, keep_asking, process
 
 TWO = {"BPR_DEVICES": '["cpu", "cpu"]', "OMP_NUM_THREADS": "2"}
 
@@ -96,21 +96,8 @@ def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> None:
         request = body()
         answers: list[int | str] = []
 
-        def client() -> None:
-            with httpx.Client(base_url=url, timeout=60) as own:
-                while True:
-                    try:
-                        status = own.post("/v1/refine/instance", json=request).status_code
-                    except httpx.ConnectError:
-                        return  # after the last has left, nobody answers: such a request was not accepted
-                    except httpx.TransportError as error:
-                        answers.append(repr(error))
-                        return
-                    answers.append(status)
-                    if status != 200:
-                        return
-
-        threads = [threading.Thread(target=client) for _ in range(16)]  # the kernel spreads connections by chance
+        # So many because the kernel spreads connections by chance.
+        threads = [threading.Thread(target=keep_asking, args=(url, request, answers, 60)) for _ in range(16)]
         for thread in threads:
             thread.start()
         until(lambda: len(answers) > 40, "the load is answered")

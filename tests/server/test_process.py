@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -65,26 +66,28 @@ def process(tmp_path: Path, **env: str) -> Iterator[tuple[subprocess.Popen[bytes
         running.wait(10)
 
 
+def keep_asking(url: str, request: dict[str, Any], answers: list[int | str], timeout_s: float) -> None:
+    """Send the same request until the answer is not 200 or nobody listens any more; keep what came back."""
+    with httpx.Client(base_url=url, timeout=timeout_s) as own:
+        while True:
+            try:
+                status = own.post("/v1/refine/instance", json=request).status_code
+            except httpx.ConnectError:
+                return  # after the last has left, nobody answers: such a request was not accepted
+            except httpx.TransportError as error:
+                answers.append(repr(error))
+                return
+            answers.append(status)
+            if status != 200:
+                return
+
+
 def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> None:
     with process(tmp_path, BPR_MAX_BATCH_PATCHES="2") as (server, url, log):
         request = body()
         answers: list[int | str] = []
 
-        def client() -> None:
-            with httpx.Client(base_url=url, timeout=20) as own:
-                while True:
-                    try:
-                        status = own.post("/v1/refine/instance", json=request).status_code
-                    except httpx.ConnectError:
-                        return  # after it has left, nobody answers: such a request was not accepted
-                    except httpx.TransportError as error:
-                        answers.append(repr(error))
-                        return
-                    answers.append(status)
-                    if status != 200:
-                        return
-
-        threads = [threading.Thread(target=client) for _ in range(6)]
+        threads = [threading.Thread(target=keep_asking, args=(url, request, answers, 20)) for _ in range(6)]
         for thread in threads:
             thread.start()
         while len(answers) < 20:
