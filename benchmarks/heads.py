@@ -309,12 +309,20 @@ def pictures(names: list[str], args: argparse.Namespace) -> None:
         print(picture, flush=True)
 
 
+def selected(only: str) -> list[str]:
+    """The rows that ``--only`` names: a full name means that row, anything else all that start so."""
+    wanted = tuple(filter(None, only.split(",")))
+    exact = {each for each in wanted if each in ROWS}
+    prefixes = tuple(each for each in wanted if each not in exact) if wanted else ("",)
+    return [name for name in ROWS if name in exact or name.startswith(prefixes)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("table", "overfit", "cost", "pictures"))
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "heads")
-    parser.add_argument("--only", default="", help="rows whose names start so, separated by commas")
+    parser.add_argument("--only", default="", help="rows, or what their names start with, separated by commas")
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--side", type=int, default=320)
@@ -325,8 +333,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    prefixes = tuple(filter(None, args.only.split(","))) or ("",)
-    names = [name for name in ROWS if name.startswith(prefixes)]
+    names = selected(args.only)
     if args.what == "table":
         for seed in map(int, args.seeds.split(",")):
             for name in names:
