@@ -5,6 +5,8 @@ Shapes: P patches of S x S px.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,13 @@ def normalise(patches: Tensor) -> Tensor:
 
     RGB is scaled by ImageNet's mean and deviation, the mask from 0..255 to [-1, 1] (Tang et al., CVPR 2021, 3.3).
     """
-    mean = torch.tensor([*(255 * m for m in IMAGE_MEAN), 127.5], device=patches.device)
-    std = torch.tensor([*(255 * s for s in IMAGE_STD), 127.5], device=patches.device)
+    mean, std = _scale(patches.device)
     return ((patches.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=8)
+def _scale(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the four channels, there once: copying them to a device would wait for it."""
+    with torch.inference_mode(False):
+        mean = torch.tensor([*(255 * m for m in IMAGE_MEAN), 127.5], device=device)
+        return mean, torch.tensor([*(255 * s for s in IMAGE_STD), 127.5], device=device)

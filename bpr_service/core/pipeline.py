@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from bpr_service.core.network import NETWORKS
 from bpr_service.core.normalise import normalise
 from bpr_service.core.prepared import Prepared
 from bpr_service.core.reassemble import Gate
+from bpr_service.core.resident import upload
 from bpr_service.core.tasks import (
     InstanceTask,
     MaskReport,
@@ -76,6 +77,8 @@ class Refiner:
         certainty = CertaintyGate(card.gate) if config.gate and card.gate > 0 else None
         self.instance_gate = self.gate or certainty
         self.network = network.eval().to(self.device).to(memory_format=torch.channels_last)
+        # Squares of one size are cut and averaged on an accelerator; boxes of many sizes, before and after it.
+        self.resident = self.device.type == "cuda" and config.patch.scheme != "instance"
         self.forward = open_backend(config.backend, config.precision, self.network, self.device, size)
 
     @classmethod
@@ -174,20 +177,34 @@ class Refiner:
         pixels = self._image(image)
         return self._prepared(pixels, PanopticTask(_same_size(segment_map, pixels), segments_info, self.gate))
 
-    def predict(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(n, S, S, 4) uint8 crops -> (n, C, S, S) float32 logits: the only stage that touches the device."""
+    @overload
+    def predict(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]: ...
+    @overload
+    def predict(self, crops: torch.Tensor) -> torch.Tensor: ...
+    def predict(self, crops: NDArray[np.uint8] | torch.Tensor) -> NDArray[np.float32] | torch.Tensor:
+        """(n, S, S, 4) uint8 crops -> (n, C, S, S) float32 logits; an array of an array, a tensor on the device of one
+        there. With arrays, the only stage that touches the device.
+        """
         if crops.shape[0] == 0:
             return np.empty((0, self.card.outputs, *crops.shape[1:3]), np.float32)
         with torch.inference_mode():
-            patches = normalise(torch.from_numpy(crops).to(self.device))
+            patches = normalise(upload(crops, self.device) if isinstance(crops, np.ndarray) else crops)
             logits = self.forward(patches)
             if self.config.flip:
                 logits = (logits + self.forward(patches.flip(3)).flip(3)) / 2
-            out: NDArray[np.float32] = logits.float().contiguous().cpu().numpy()
-        return out
+            logits = logits.float()
+            return logits.contiguous().cpu().numpy() if isinstance(crops, np.ndarray) else logits
 
     def _prepared(self, image: NDArray[np.uint8], task: Any) -> Prepared[Any]:
-        return Prepared(image, task, self.config, model=self.model, device=self.runs_on, outputs=self.card.outputs)
+        return Prepared(
+            image,
+            task,
+            self.config,
+            model=self.model,
+            device=self.runs_on,
+            outputs=self.card.outputs,
+            resident=self.device if self.resident else None,
+        )
 
     def _image(self, image: Any) -> NDArray[np.uint8]:
         if isinstance(image, bytes | str | Path):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,13 @@ from bpr_service.config import RefineConfig
 from bpr_service.core.masks import Mask
 from bpr_service.core.patches import Boxes, crop_patches
 from bpr_service.core.reassemble import Accumulator
+from bpr_service.core.resident import Resident, not_finite
 from bpr_service.core.tasks import Run, Task
 from bpr_service.errors import ConflictError, ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 R = TypeVar("R", bound=Run)
 
@@ -42,13 +47,18 @@ class Prepared(Generic[R]):
         model: str,
         device: str,
         outputs: int = 1,
+        resident: torch.device | None = None,
     ) -> None:
-        """Find the boundary pixels of every mask of the (H, W, 3) `image` and place the patches."""
+        """Find the boundary pixels of every mask of the (H, W, 3) `image` and place the patches.
+
+        On a `resident` device pixels and sums are kept there: `crops` gives tensors and `add` takes them.
+        """
         self.image, self.task, self.config, self.outputs = image, task, config, outputs
         self.model, self.device = model, device
         self.timings_ms: dict[str, float] = {"patches": 0.0, "crops": 0.0, "network": 0.0, "reassembly": 0.0}
         self._boxes: list[Boxes] = []
         self._sums: dict[int, Accumulator] = {}
+        self._resident = Resident(image, resident) if resident is not None else None
         with self.timed("patches"):
             for i in range(len(task.masks)):
                 mask = task.masks[i]
@@ -59,6 +69,9 @@ class Prepared(Generic[R]):
         counts = [boxes.shape[0] for boxes in self._boxes]
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
         self._missing = self.n_patches
+        if self._resident is not None and self.n_patches:
+            with self.timed("crops"):
+                self._resident.place(task.masks, self._boxes, outputs, config)
 
     @property
     def n_patches(self) -> int:
@@ -78,9 +91,12 @@ class Prepared(Generic[R]):
         finally:
             self.timings_ms[step] += 1e3 * (perf_counter() - start)
 
-    def crops(self, start: int, stop: int) -> NDArray[np.uint8]:
+    def crops(self, start: int, stop: int) -> NDArray[np.uint8] | Tensor:
         """Patches ``start`` to ``stop`` (exclusive, clipped to P): (n, S, S, 4) uint8, RGB and mask."""
         stop = min(stop, self.n_patches)
+        if self._resident is not None and start < stop:
+            with self.timed("crops"):
+                return self._resident.crops(start, stop)
         side = self.config.patch.network_size_px
         out = np.empty((max(stop - start, 0), side, side, 4), np.uint8)
         with self.timed("crops"):
@@ -89,7 +105,7 @@ class Prepared(Generic[R]):
                 crop_patches(self.image, self.task.masks[i], boxes, self.config.patch, out[first : first + b - a])
         return out
 
-    def add(self, start: int, logits: NDArray[np.float32]) -> None:
+    def add(self, start: int, logits: NDArray[np.float32] | Tensor) -> None:
         """Hand back the network's answer for the patches from number `start` on.
 
         `logits`: (n, C, S, S) float32, or (n, S, S) when C is 1. Raises :class:`ModelError` for another shape
@@ -105,23 +121,27 @@ class Prepared(Generic[R]):
                 got=str(logits.shape),
                 fix="check that the network gives one logit a pixel at its input's size",
             )
-        if not np.isfinite(logits.sum(dtype=np.float64)):
-            raise ModelError(
-                "the network's answer",
-                expected="finite logits",
-                got="NaN or infinity",
-                fix="check the weights, or run in float32",
-            )
         with self.timed("reassembly"):
-            for i, first, a, b in self._parts(start, start + logits.shape[0]):
-                sums = self._sums.get(i)
-                if sums is None:
-                    height, width = self.image.shape[:2]
-                    sums = self._sums[i] = Accumulator(self._boxes[i], height, width, self.outputs, self.config)
-                sums.add(a, logits[first : first + b - a])
-                if sums.missing == 0:
-                    self.task.take(i, self._sums.pop(i))
+            if isinstance(logits, np.ndarray):
+                self._add(start, logits)
+            else:
+                assert self._resident is not None, "tensors are for a resident device"
+                self._resident.add(start, logits)
+                for i, sums in self._resident.ready():
+                    self.task.take(i, sums)
         self._missing -= logits.shape[0]
+
+    def _add(self, start: int, logits: NDArray[np.float32]) -> None:
+        if not np.isfinite(logits.sum(dtype=np.float64)):
+            raise not_finite()
+        for i, first, a, b in self._parts(start, start + logits.shape[0]):
+            sums = self._sums.get(i)
+            if sums is None:
+                height, width = self.image.shape[:2]
+                sums = self._sums[i] = Accumulator(self._boxes[i], height, width, self.outputs, self.config)
+            sums.add(a, logits[first : first + b - a])
+            if sums.missing == 0:
+                self.task.take(i, self._sums.pop(i))
 
     def finish(self) -> R:
         """The result. Raises :class:`ConflictError` while patches are missing."""
@@ -133,6 +153,9 @@ class Prepared(Generic[R]):
                 fix="add each patch once before finish()",
             )
         with self.timed("reassembly"):
+            if self._resident is not None and self.n_patches:
+                for i, sums in self._resident.ready(all_in=True):
+                    self.task.take(i, sums)
             run = Run(model=self.model, device=self.device, timings_ms=self.timings_ms)
             return self.task.result(run)
 
