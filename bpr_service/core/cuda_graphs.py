@@ -78,7 +78,7 @@ def graphed(network: nn.Module, precision: str, device: torch.device, network_si
         shape = (size, 4, network_size_px, network_size_px)
         with torch.inference_mode(), torch.cuda.device(device), torch.backends.cudnn.flags(benchmark=True):
             given = torch.zeros(shape, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
-            aside = torch.cuda.Stream()
+            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UPS):

@@ -47,18 +47,14 @@ class Prepared(Generic[R]):
         model: str,
         device: str,
         outputs: int = 1,
-        resident: torch.device | None = None,
     ) -> None:
-        """Find the boundary pixels of every mask of the (H, W, 3) `image` and place the patches.
-
-        On a `resident` device pixels and sums are kept there: `crops` gives tensors and `add` takes them.
-        """
+        """Find the boundary pixels of every mask of the (H, W, 3) `image` and place the patches."""
         self.image, self.task, self.config, self.outputs = image, task, config, outputs
         self.model, self.device = model, device
         self.timings_ms: dict[str, float] = {"patches": 0.0, "crops": 0.0, "network": 0.0, "reassembly": 0.0}
         self._boxes: list[Boxes] = []
         self._sums: dict[int, Accumulator] = {}
-        self._resident = Resident(image, resident) if resident is not None else None
+        self._resident: Resident | None = None
         with self.timed("patches"):
             for i in range(len(task.masks)):
                 mask = task.masks[i]
@@ -69,9 +65,14 @@ class Prepared(Generic[R]):
         counts = [boxes.shape[0] for boxes in self._boxes]
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
         self._missing = self.n_patches
-        if self._resident is not None and self.n_patches:
+
+    def reside(self, device: torch.device) -> None:
+        """Keep pixels and sums on `device`: `crops` gives tensors there from now on, and `add` takes them."""
+        if self.n_patches:
             with self.timed("crops"):
-                self._resident.place(task.masks, self._boxes, outputs, config)
+                self._resident = Resident(
+                    self.image, self.task.masks, self._boxes, device, outputs=self.outputs, config=self.config
+                )
 
     @property
     def n_patches(self) -> int:
@@ -153,7 +154,7 @@ class Prepared(Generic[R]):
                 fix="add each patch once before finish()",
             )
         with self.timed("reassembly"):
-            if self._resident is not None and self.n_patches:
+            if self._resident is not None:
                 for i, sums in self._resident.ready(all_in=True):
                     self.task.take(i, sums)
             run = Run(model=self.model, device=self.device, timings_ms=self.timings_ms)

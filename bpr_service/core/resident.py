@@ -136,21 +136,24 @@ class _Group:
 
 
 class Resident:
-    """The patches of one image's masks on a device: `crops` out, logits back by `add`, averages at the end.
+    """The patches of one image's masks on a device: `crops` out, logits back by `add`, averages at the end."""
 
-    Made of the image alone, so that its copy runs while the processor still places patches.
-    """
-
-    def __init__(self, image: NDArray[np.uint8], device: torch.device) -> None:
-        """Start to copy the (H, W, 3) uint8 `image`."""
-        self.device = device
+    def __init__(
+        self,
+        image: NDArray[np.uint8],
+        masks: Sequence[Mask],
+        boxes: Sequence[Boxes],
+        device: torch.device,
+        *,
+        outputs: int,
+        config: RefineConfig,
+    ) -> None:
+        """Start to copy the (H, W, 3) uint8 `image`, its `masks`, and where their patches lie: for each mask (P_i, 4)
+        int32 squares, maybe none.
+        """
+        self.device, self._config, self._outputs = device, config, outputs
         self.height, self.width = image.shape[:2]
         self._image = upload(image, device)
-
-    def place(self, masks: Sequence[Mask], boxes: Sequence[Boxes], outputs: int, config: RefineConfig) -> None:
-        """Copy the `masks` and where their patches lie: for each mask (P_i, 4) int32 squares, maybe none."""
-        self._config, self._outputs = config, outputs
-        device = self.device
         self._levels = LabelLevels(masks, device) if isinstance(masks, LabelRegions) else MaskLevels(masks, device)
         counts = np.array([len(some) for some in boxes], np.int64)
         self._starts = np.concatenate([[0], np.cumsum(counts)])

@@ -82,6 +82,7 @@ def test_label_maps_are_those_of_the_processor(dtype: Any, options: dict[str, An
 def test_soft_masks_are_cut_as_they_are() -> None:
     image, frame = photo(150, 170), cv2.GaussianBlur(blob(150, 170) * 255.0, (0, 0), 2).astype(np.float32) / 255
     a, b = (engine.prepare(image, [frame]) for engine in (refiner(Soft()), on_a_device()))
+    b.reside(torch.device("cpu"))
     np.testing.assert_array_equal(np.asarray(b.crops(0, 99)), a.crops(0, 99))
 
 
@@ -90,7 +91,9 @@ def test_resized_crops_are_within_a_level_and_masks_nearly_equal(size: int) -> N
     options: dict[str, Any] = {"padding_px": 8, "network_size_px": size}
     image, frame = cv2.GaussianBlur(photo(200, 230), (0, 0), 3), blob(200, 230)
     plain, device = refiner(Soft(), **options), on_a_device(**options)
-    a, b = (np.asarray(engine.prepare(image, [frame]).crops(0, 99)).astype(int) for engine in (plain, device))
+    prepared = [engine.prepare(image, [frame]) for engine in (plain, device)]
+    prepared[1].reside(device.device)
+    a, b = (np.asarray(one.crops(0, 99)).astype(int) for one in prepared)
     assert np.abs(a - b).max() <= 1
     want, got = (engine.refine(image, [frame]).masks[0].to_array() for engine in (plain, device))
     assert (want != got).mean() < 5e-4
@@ -109,6 +112,7 @@ def test_masks_beyond_the_room_for_sums_are_averaged_in_groups(monkeypatch: pyte
     want = on_a_device().refine(image, frames)
     monkeypatch.setattr(module, "GROUP_BYTES", 1 << 20)
     prepared = on_a_device().prepare(image, frames)
+    prepared.reside(torch.device("cpu"))
     assert len(prepared._resident._groups) > 2  # type: ignore[union-attr]
     got = on_a_device(batch_size=7).refine(image, frames)
     for a, b in zip(got.masks, want.masks, strict=True):
@@ -120,9 +124,10 @@ def test_the_order_of_batches_changes_nothing() -> None:
     engine = on_a_device()
     want = engine.refine(image, frames)
     prepared = engine.prepare(image, frames)
+    prepared.reside(engine.device)
     spans = [(k, min(k + 3, prepared.n_patches)) for k in range(0, prepared.n_patches, 3)]
     for start, stop in reversed(spans):
-        prepared.add(start, engine.predict(prepared.crops(start, stop)))
+        prepared.add(start, engine.logits(prepared.crops(start, stop)))
     got = prepared.finish()
     assert got.reports == want.reports
     for a, b in zip(got.masks, want.masks, strict=True):
