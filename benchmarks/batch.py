@@ -2,10 +2,12 @@
 
     python -m benchmarks.batch busy    [--images 500] [--workers 2] [--threads 1] [--preset fast] [--json OUT]
     python -m benchmarks.batch workers [--images 200] [--cores 0 1] [--json OUT]
+    python -m benchmarks.batch scale   [--images 1000] [--json OUT]     a thousand instances an image: a million
 
 busy: over the time after the first 10 s, the share in which the network runs, and the share that the pure network
 takes for the same batches (replayed alone, afterwards); resident memory of the whole process tree at image 50 and at
-the last. workers: images/s of one and of two workers on PostgreSQL, each pinned to a core of its own.
+the last. workers: images/s of one and of two workers on PostgreSQL, each pinned to a core of its own. scale: memory
+and time an instance of one long file (instances of 4 to 12 px; OpenVINO in bfloat16 runs the network).
 
 Both name a second figure for machines that do other work too, from what the kernel says of each thread
 (``/proc/.../schedstat``): the time in which it wanted to run and another process had the core is left out. ``feed``
@@ -29,6 +31,7 @@ import cv2
 import numpy as np
 
 H, W, SKIP_S = 480, 640, 10.0
+CROWD = 1000
 
 
 def photographs(root: Path, images: int, preset: str) -> Any:
@@ -55,6 +58,38 @@ def photographs(root: Path, images: int, preset: str) -> Any:
     return RefineRequest(
         task="instance", images=str(root / "images"), predictions=str(root / "pred.json"),
         dataset=str(root / "ann.json"), out=str(root / "out.json"), preset=preset,
+    )  # fmt: skip
+
+
+def crowded(root: Path, images: int, preset: str) -> Any:
+    """COCO results over ``images`` pictures with a thousand small coarse discs each, written as they are made."""
+    from bpr_service.core.masks import Mask
+    from bpr_service.jobs.requests import RefineRequest
+
+    (root / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    rles = []
+    for _ in range(5000):
+        frame = np.zeros((H, W), np.uint8)
+        centre = (int(rng.integers(20, W - 20)), int(rng.integers(20, H - 20)))
+        cv2.circle(frame, centre, int(rng.integers(4, 13)), 1, -1)
+        rles.append(json.dumps(Mask.from_array(frame).to_rle()))
+    entries = []
+    with (root / "pred.json").open("w") as file:
+        file.write("[")
+        for i in range(images):
+            noise = rng.integers(0, 255, (H // 16, W // 16, 3), np.uint8)
+            cv2.imwrite(str(root / "images" / f"{i}.jpg"), cv2.resize(noise, (W, H), interpolation=cv2.INTER_CUBIC))
+            entries.append({"id": i, "file_name": f"{i}.jpg", "height": H, "width": W})
+            chosen = rng.integers(0, len(rles), CROWD)
+            head = f'{{"image_id": {i}, "category_id": 1, "score": 0.9, "segmentation": '
+            file.write((",\n" if i else "") + ",\n".join(f"{head}{rles[k]}}}" for k in chosen))
+        file.write("]\n")
+    (root / "ann.json").write_text(json.dumps({"images": entries}))
+    return RefineRequest(
+        task="instance", images=str(root / "images"), predictions=str(root / "pred.json"),
+        dataset=str(root / "ann.json"), out=str(root / "out.json"), preset=preset,
+        settings={"backend": "openvino", "precision": "bf16"},
     )  # fmt: skip
 
 
@@ -148,6 +183,24 @@ def busy(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def scale(root: Path, args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from bpr_service.jobs.batch import Batch, run_batch
+
+    torch.set_num_threads(args.threads)
+    request, watch = crowded(root, args.images, args.preset), Watch()
+    result = run_batch(request, Batch(device=args.device, workers=args.workers), on_unit=watch.on_unit)
+    return {
+        "instances": CROWD * result.images, "preset": args.preset, "workers": args.workers, "threads": args.threads,
+        "file_mb": round(Path(request.predictions).stat().st_size / 1e6, 1), "seconds": round(result.seconds, 1),
+        "instances_per_s": round(CROWD * result.images / result.seconds, 1), "patches": result.busy.patches,
+        "network_running_share": round(result.busy.seconds / result.seconds, 4),
+        "memory_mb": {k: v for k, v in watch.memory.items() if k in (50, max(watch.memory)) or k % 200 == 0},
+        "memory_growth": round(watch.memory[max(watch.memory)] / watch.memory[50] - 1, 4),
+    }  # fmt: skip
+
+
 def few(predictions: Path, images: int) -> str:
     """A file beside a COCO results file with the records of its first images; as a job names it."""
     records = [record for record in json.loads(predictions.read_text()) if record["image_id"] < images]
@@ -207,7 +260,7 @@ def workers(root: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["busy", "workers"])
+    parser.add_argument("what", choices=["busy", "workers", "scale"])
     parser.add_argument("--images", type=int)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
@@ -216,9 +269,10 @@ def main() -> None:
     parser.add_argument("--cores", type=int, nargs=2, default=[0, 1])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    args.images = args.images or {"busy": 500, "workers": 200}[args.what]
+    args.images = args.images or {"busy": 500, "workers": 200, "scale": 1000}[args.what]
+    measure = {"busy": busy, "workers": workers, "scale": scale}[args.what]
     with tempfile.TemporaryDirectory() as folder:
-        result = {"what": args.what, **(busy if args.what == "busy" else workers)(Path(folder, "b"), args)}
+        result = {"what": args.what, **measure(Path(folder, "b"), args)}
     print(json.dumps(result))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from bpr_service.bench.baseline import scene
-from bpr_service.bench.limits import gflop_a_patch
+from bpr_service.bench.limits import gflop_a_patch, until_done
 from bpr_service.config import RefineConfig, build
 from bpr_service.core.masks import Mask
 from bpr_service.core.network import build_network
@@ -40,19 +40,14 @@ SETTINGS = (
 WAYS = (("eager", "fp32"), ("eager", "bf16"), ("graphs", "bf16"), ("compile", "bf16"))
 
 
-def waiting(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of a call until the device has done it all."""
-    start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
 def median_ms(call: Callable[[], Any], device: torch.device, repeat: int) -> float:
-    for _ in range(3):  # records, compiles, warms up
-        waiting(call, device)
-    return 1e3 * statistics.median(waiting(call, device) for _ in range(repeat))
+    """Median milliseconds of a call, until the device has done it all."""
+    whole, times = until_done(call, device), []
+    for _ in range(repeat + 3):  # the first record, compile and warm up
+        start = time.perf_counter()
+        whole()
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times[3:])
 
 
 def peak_tflops(device: torch.device, side: int) -> float:
@@ -91,8 +86,7 @@ def measure(setting: dict[str, Any], backend: str, precision: str, args: argpars
     crops = torch.randint(0, 256, (count, size, size, 4), dtype=torch.uint8, device=refiner.device)
     request_ms = median_ms(whole, refiner.device, args.repeat)
     network_ms = median_ms(lambda: refiner.logits(crops), refiner.device, args.repeat)
-    cpu = Refiner(build_network(setting["network"]), card, config.with_options(backend="eager", precision="fp32"))
-    tflop = gflop_a_patch(cpu.network, size) * count / 1e3
+    tflop = gflop_a_patch(refiner.network, size) * count / 1e3
     return {
         "network": setting["network"],
         "network_size_px": size,
@@ -122,7 +116,8 @@ def main() -> None:
         parser.error(f"no device {args.device} here; --device cpu --shrink 16 tries the same code on the processor")
     peak = peak_tflops(device, 8192 if device.type == "cuda" else 1024)
     print(f"{name}: {peak:.1f} TFLOP/s of a bfloat16 product\n")
-    print(f"{'network':16}{'patches':>8}  {'backend':9}{'precision':11}{'request ms':>11}{'network ms':>11}{'of peak':>9}")
+    heads = f"{'network':16}{'patches':>8}  {'backend':9}{'precision':11}"
+    print(f"{heads}{'request ms':>11}{'network ms':>11}{'of peak':>9}")
     rows = []
     for setting in SETTINGS:
         for backend, precision in WAYS:

@@ -81,7 +81,7 @@ def main(
     import torch
     from quality_sets import corpus_items
 
-    from bpr_service.bench.int8 import int8_forward
+    from bpr_service.core.int8 import int8_forward
     from bpr_service.core.pipeline import Refiner
 
     torch.set_num_threads(1)

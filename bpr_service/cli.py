@@ -100,8 +100,10 @@ def bench(
         Path | None, typer.Option(help="The boundary corpus; the bundled photographs where it is left out.")
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes every core.")] = 0,
-    backend: Annotated[str, typer.Option(help="eager, compile, onnxruntime or openvino.")] = "eager",
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    backend: Annotated[
+        str, typer.Option(help="eager, compile, onnxruntime, openvino; card: what the model's card chose.")
+    ] = "eager",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or int8.")] = "fp32",
     int8: Annotated[bool, typer.Option(help="Also quantise, and measure that.")] = True,
     compare: Annotated[
         Path | None, typer.Option(help="An earlier result: exit with 1 where a step costs 10 % more.")

@@ -15,8 +15,11 @@ from bpr_service.errors import ConfigError, UnknownName
 Scheme = Literal["dense", "sparse", "grid", "instance"]
 Window = Literal["hann", "flat"]
 Average = Literal["probability", "logit"]
-Backend = Literal["eager", "compile", "onnxruntime", "openvino"]
-Precision = Literal["fp32", "bf16"]
+Runner = Literal["eager", "compile", "onnxruntime", "openvino", "graphs"]
+"""What can run a network."""
+Backend = Literal[Runner, "card"]
+"""A runner, or the one that the model's card chose when the model was exported."""
+Precision = Literal["fp32", "bf16", "int8"]
 
 MAX_PIXELS = 1 << 27
 """Pixels of an image or mask that are accepted unless a caller says otherwise (11,585 x 11,585)."""
@@ -93,9 +96,9 @@ class RefineConfig(Settings):
     """Also refine each patch mirrored and average the two (about twice the time)."""
     batch_size: int = Field(default=32, ge=1, le=4096)
     backend: Backend = "eager"
-    """What runs the network; see `bpr_service.core.backends`."""
+    """What runs the network; see `bpr_service.core.backends`. ``card`` takes backend and precision of the card."""
     precision: Precision = "fp32"
-    """What the network computes in."""
+    """What the network computes in; ``int8`` needs backend openvino and a model that was exported with it."""
     gate: bool = True
     """Do no harm: keep the coarse mask where the model itself expects no gain."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)

@@ -1,4 +1,8 @@
-"""A training run's best network as a model version: ``model.safetensors`` and ``card.json``."""
+"""A training run's best network as a model version: ``model.safetensors`` and ``card.json``.
+
+At export the ways to run the network are measured on this machine, and it may be quantised to int8; both go into the
+card (:mod:`bpr_service.core.candidates`). A version that exists is measured into a new one.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,22 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bpr_service.errors import ConfigError, FormatError, ModelError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
 
+    from bpr_service.core.weights import Int8Files, ModelCard
     from refiner_training.config import PatchData, SimulatedData, TrainConfig
 
 LICENSE = "Apache-2.0 (the weights; the training data has the terms that `data` names)"
+MEASURED = 128
+"""Patches that the candidates' answers are compared on."""
+RECIPE_DATA = "data"
+"""What ``calibrate`` says for the training data of the recipe."""
 
 
 def run_config(folder: Path) -> TrainConfig:
@@ -40,8 +52,12 @@ def export_run(
     checkpoint: Path | None = None,
     figures: dict[str, Any] | None = None,
     version: str | None = None,
+    measure: bool = False,
+    calibrate: str | None = None,
 ) -> Path:
     """Write the model version of a run: the averaged network of ``best.ckpt``, else of ``last.ckpt``.
+
+    A training does not measure: the machine that trains seldom is the one that serves.
 
     Args:
         folder: the run's folder.
@@ -50,12 +66,14 @@ def export_run(
         checkpoint: another checkpoint.
         figures: what was measured, for the card, beside what validation gave.
         version: default the step and the first digits of the weights' SHA-256.
+        measure, calibrate: see `write_measured`; with neither, nothing is measured.
 
     Returns:
         The model version's folder.
 
     Raises:
-        FormatError: no checkpoint. ModelError: a checkpoint of another network.
+        FormatError: no checkpoint, or no data to measure on. ModelError: a checkpoint of another network.
+        ConfigError: data that does not fit the patches, or a quantiser that is not installed.
     """
     from bpr_service.core.network import build_network
     from bpr_service.core.weights import ModelCard, NetworkCard, save_model
@@ -91,8 +109,107 @@ def export_run(
         license=config.notes.get("license", LICENSE),
     )
     target = out or folder / "model"
-    save_model(target, network.eval(), card)
+    if measure or calibrate:
+        write_measured(target, network.eval(), card, config, calibrate)
+    else:
+        save_model(target, network.eval(), card)
     return target
+
+
+def export_model(source: str, out: Path, *, version: str | None = None, calibrate: str | None = None) -> Path:
+    """Measure a model version, quantise it where `calibrate` says on what, and write it as a new one.
+
+    A quantised network that the source holds is kept unless a new one is made.
+
+    Args:
+        source: a model version's folder, or the name of a bundled model.
+        out: a folder that holds no version: versions never change.
+        version: default the source's with ``+measured``, or ``+int8``.
+        calibrate: see `write_measured`.
+
+    Raises:
+        UnknownName, ModelError: no such model, or a damaged one.
+        ConfigError: `out` holds a version, or the source's card has no recipe to take patches from.
+        FormatError: no data to measure on.
+    """
+    from bpr_service.config import build
+    from bpr_service.core.weights import CARD_FILE, load_model, read_int8
+    from refiner_training.config import TrainConfig
+
+    loaded = load_model(source)
+    card = loaded.card
+    if (out / CARD_FILE).exists():
+        raise ConfigError("--out", expected="a new folder", got=f"{out}, a model version", fix="name another folder")
+    if calibrate in (None, RECIPE_DATA):
+        if "config" not in card.recipe:
+            raise ConfigError(
+                f"{card.name}@{card.version}",
+                expected="a card with the recipe, whose data has patches to measure on",
+                got="none",
+                fix="pass a patch set of training images: --calibrate PATCHES",
+            )
+        recipe = card.recipe["config"]
+    else:
+        recipe = {"name": card.name, "data": {"kind": "patches", "patches": calibrate}}
+    config = build(TrainConfig, {**recipe, "patch": card.patch.model_dump()})
+    kept = read_int8(loaded.folder, card) if card.int8 and not calibrate else None
+    number = card.version.partition("+")[0]
+    card = card.with_options(version=version or f"{number}+{'int8' if calibrate or kept else 'measured'}")
+    write_measured(out, loaded.network, card, config, calibrate, kept)
+    return out
+
+
+def write_measured(
+    out: Path,
+    network: nn.Module,
+    card: ModelCard,
+    config: TrainConfig,
+    calibrate: str | None = None,
+    files: Int8Files | None = None,
+) -> None:
+    """Measure what runs a network best here, with torch's number of threads, and write the version with the record.
+
+    Answers are compared on patches of the recipe's validation data, else on patches of the training data after those
+    that the ranges were measured on.
+
+    Args:
+        calibrate: also quantise, with ranges measured on a patch set (its folder) or on the training data of the
+            recipe (``data``).
+        files: the quantised network that `card` speaks of, where none is to be made.
+    """
+    from bpr_service.core import candidates, int8
+    from bpr_service.core.weights import save_model
+    from refiner_training.config import PatchData
+    from refiner_training.train import VALIDATION_SEED, open_data
+
+    own = calibrate in (None, RECIPE_DATA)
+    data = config.data if own else PatchData(patches=Path(str(calibrate)))
+    training: Any = open_data(data, config, seed=config.run.seed, augment=False)
+    source = "the training data" if own else Path(str(calibrate)).name
+    first = int8.CALIBRATION if calibrate else 0
+    if config.validation is not None:
+        validation: Any = open_data(config.validation, config, seed=config.run.seed + VALIDATION_SEED, augment=False)
+        crops, what = _patches(validation, 0, MEASURED), f"{MEASURED} patches of the validation data"
+    else:
+        # A small patch set begins again, so that some patches are those of the ranges.
+        other = calibrate and (not isinstance(data, PatchData) or len(training.patches) >= first + MEASURED)
+        crops, what = _patches(training, first, MEASURED), f"{MEASURED} {'other ' if other else ''}patches of {source}"
+    calibration = card.int8.calibration if card.int8 else ""
+    if calibrate:
+        calibration = f"{int8.CALIBRATION} patches of {source}"
+        files = int8.quantised_files(network, config.patch.network_size_px, _patches(training, 0, first))
+    runtime = candidates.measure(network, crops, files, patches=what)
+    save_model(out, network, card.with_options(runtime=runtime.model_dump()), files, calibration)
+
+
+def _patches(stream: Any, first: int, count: int) -> NDArray[np.uint8]:
+    """(count, S, S, 4) uint8: the patches of a stream of batches from the ``first``-th on."""
+    index, skip = divmod(first, stream.batch(0)[0].shape[0])
+    found: list[NDArray[np.uint8]] = []
+    while sum(map(len, found)) < skip + count:
+        found.append(stream.batch(index)[0].numpy())
+        index += 1
+    return np.concatenate(found)[skip : skip + count]
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], int, dict[str, float]]:

@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-import platform
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from bpr_service.core.candidates import processor
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from bpr_service.core.backends import Forward
 
 
-def machine() -> dict[str, Any]:
-    """The processor, its threads and its measured peaks: fp32 GFLOP/s of a matrix product, GB/s of a copy."""
+def machine(device: torch.device) -> dict[str, Any]:
+    """The processor, its threads and a device's measured peaks: fp32 GFLOP/s of a matrix product, GB/s of a copy."""
     import torch
 
-    return {
-        "processor": _processor(),
+    found = {
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "gemm_gflops": round(gemm_gflops(), 1),
-        "copy_gb_per_s": round(copy_gb_per_s(), 1),
+        "gemm_gflops": round(gemm_gflops(device), 1),
+        "copy_gb_per_s": round(copy_gb_per_s(device), 1),
     }
+    return found | ({"accelerator": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def best_of(call: Any, repeat: int = 5) -> float:
+def best_of(call: Callable[[], Any], repeat: int = 5) -> float:
     """Seconds of the quickest of some calls, after one that warms up."""
     call()
     times = []
@@ -47,19 +43,33 @@ def best_of(call: Any, repeat: int = 5) -> float:
     return min(times)
 
 
-def gemm_gflops(side: int = 2048) -> float:
+def gemm_gflops(device: torch.device, side: int = 2048) -> float:
     """GFLOP/s of a float32 product of two side x side matrices, as torch does it with its threads."""
     import torch
 
-    a, b, out = (torch.ones(side, side) for _ in range(3))
-    return 2 * side**3 / best_of(lambda: torch.mm(a, b, out=out)) / 1e9
+    a, b, out = (torch.ones(side, side, device=device) for _ in range(3))
+    return 2 * side**3 / best_of(until_done(lambda: torch.mm(a, b, out=out), device)) / 1e9
 
 
-def copy_gb_per_s(megabytes: int = 256) -> float:
+def copy_gb_per_s(device: torch.device, megabytes: int = 256) -> float:
     """GB/s, read and written, of a copy that no cache holds."""
-    a = np.ones(megabytes << 17, np.float64)
-    b = np.empty_like(a)
-    return 2 * a.nbytes / best_of(lambda: np.copyto(b, a)) / 1e9
+    import torch
+
+    a = torch.ones(megabytes << 17, dtype=torch.float64, device=device)
+    b = torch.empty_like(a)
+    return 2 * a.numel() * 8 / best_of(until_done(lambda: b.copy_(a), device)) / 1e9
+
+
+def until_done(call: Callable[[], Any], device: torch.device) -> Callable[[], None]:
+    """The same call, over when the device has done it."""
+    import torch
+
+    def whole() -> None:
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return whole
 
 
 def gflop_a_patch(network: nn.Module, network_size_px: int) -> float:
@@ -67,18 +77,19 @@ def gflop_a_patch(network: nn.Module, network_size_px: int) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network(torch.zeros(1, 4, network_size_px, network_size_px))
+        network(torch.zeros(1, 4, network_size_px, network_size_px, device=device))
     return float(counter.get_total_flops() / 1e9)
 
 
-def patches_per_s(forward: Forward, crops: np.ndarray[Any, Any], batch: int) -> float:
-    """The pure network: normalised patches in memory to logits in memory, in batches of `batch`."""
+def patches_per_s(forward: Forward, crops: NDArray[np.uint8], batch: int, device: torch.device) -> float:
+    """The pure network: normalised patches in the device's memory to logits there, in batches of `batch`."""
     import torch
 
     from bpr_service.core.normalise import normalise
 
-    patches = normalise(torch.from_numpy(crops))
+    patches = normalise(torch.from_numpy(crops).to(device))
     batches = [patches[k : k + batch] for k in range(0, len(patches), batch)]
 
     def run() -> None:
@@ -86,4 +97,4 @@ def patches_per_s(forward: Forward, crops: np.ndarray[Any, Any], batch: int) -> 
             for one in batches:
                 forward(one)
 
-    return len(patches) / best_of(run, repeat=3)
+    return len(patches) / best_of(until_done(run, device), repeat=3)

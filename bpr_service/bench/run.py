@@ -44,14 +44,14 @@ def bench(
     """
     refiner = Refiner.load(preset, model=model, device=device, **settings)
     source, requests = workload(data)
-    limits = machine()
+    limits = machine(refiner.device)
+    crops = np.concatenate([_crops(refiner, request) for request in requests])
     _one(refiner, requests[0])  # compiles and warms up
     runs = [[_one(refiner, request) for request in requests] for _ in range(repeat)]
-    parts = {step: float(np.median([[ms[step] for ms, _ in run] for run in runs])) for step in STEPS}
-    wall_ms = float(np.median([[ms["wall"] for ms, _ in run] for run in runs]))
-    crops = np.concatenate([crops for _, crops in runs[0]])
+    parts = {step: float(np.median([[ms[step] for ms in run] for run in runs])) for step in STEPS}
+    wall_ms = float(np.median([[ms["wall"] for ms in run] for run in runs]))
     patches = len(crops) / len(requests)
-    pure = patches_per_s(refiner.forward, crops, refiner.config.batch_size)
+    pure = patches_per_s(refiner.forward, crops, refiner.config.batch_size, refiner.device)
     gflop = gflop_a_patch(refiner.network, refiner.config.patch.network_size_px)
     floors = {
         "network": 1e3 * patches / pure,
@@ -95,28 +95,25 @@ def bench(
     }
 
 
-def _one(refiner: Refiner, request: Request) -> tuple[dict[str, float], NDArray[np.uint8]]:
-    """Milliseconds of each step of one request, JPEG and RLEs in, RLEs out; and its patches."""
-    kept: list[NDArray[np.uint8]] = []
+def _one(refiner: Refiner, request: Request) -> dict[str, float]:
+    """Milliseconds of each step of one request, JPEG and RLEs in, RLEs out."""
     begin = time.perf_counter()
     image = read_image(request.jpeg)
     masks = [Mask.from_rle(rle) for rle in request.rles]
     decoded = time.perf_counter()
-    prepared = refiner.prepare(image, masks)
-    for start in range(0, prepared.n_patches, refiner.config.batch_size):
-        crops = prepared.crops(start, start + refiner.config.batch_size)
-        with prepared.timed("network"):
-            logits = refiner.predict(crops)
-        prepared.add(start, logits)
-        kept.append(crops)
-    result = prepared.finish()
+    result = refiner.refine(image, masks)
     refined = time.perf_counter()
     for mask in result.masks:
         mask.to_rle()
     end = time.perf_counter()
     ms = {TIMINGS[name]: value for name, value in result.timings_ms.items()}
-    ms |= {"decode": 1e3 * (decoded - begin), "encode": 1e3 * (end - refined), "wall": 1e3 * (end - begin)}
-    return ms, np.concatenate(kept)
+    return ms | {"decode": 1e3 * (decoded - begin), "encode": 1e3 * (end - refined), "wall": 1e3 * (end - begin)}
+
+
+def _crops(refiner: Refiner, request: Request) -> NDArray[np.uint8]:
+    """(P, S, S, 4) uint8: the patches of a request."""
+    prepared = refiner.prepare(read_image(request.jpeg), [Mask.from_rle(rle) for rle in request.rles])
+    return np.asarray(prepared.crops(0, prepared.n_patches))
 
 
 def _copy_ms(size_bytes: float, limits: Mapping[str, Any]) -> float:
@@ -126,8 +123,8 @@ def _copy_ms(size_bytes: float, limits: Mapping[str, Any]) -> float:
 
 def _int8(refiner: Refiner, crops: NDArray[np.uint8]) -> float | None:
     """Patches a second in int8 over float32, both with OpenVINO; None where it is not installed or not a CPU."""
-    from bpr_service.bench.int8 import int8_forward
     from bpr_service.core.backends import open_backend
+    from bpr_service.core.int8 import int8_forward
 
     if refiner.device.type != "cpu":
         return None
@@ -137,7 +134,9 @@ def _int8(refiner: Refiner, crops: NDArray[np.uint8]) -> float | None:
         quantised = int8_forward(refiner.network, size, crops)
     except (ImportError, ConfigError):
         return None
-    return round(patches_per_s(quantised, crops, batch) / patches_per_s(fp32, crops, batch), 3)
+    return round(
+        patches_per_s(quantised, crops, batch, refiner.device) / patches_per_s(fp32, crops, batch, refiner.device), 3
+    )
 
 
 def read_baseline(path: Path) -> dict[str, Any]:

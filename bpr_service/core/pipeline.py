@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bpr_service.config import PRESETS, RefineConfig, build
-from bpr_service.core.backends import label, open_backend
+from bpr_service.core.backends import Forward, label, open_backend, settle
 from bpr_service.core.devices import resolve_device
 from bpr_service.core.gate import CertaintyGate
 from bpr_service.core.images import as_image, check_pixels, read_image
@@ -38,7 +38,7 @@ from bpr_service.core.tasks import (
     SemanticResult,
     SemanticTask,
 )
-from bpr_service.core.weights import LoadedModel, ModelCard, bundled_models, load_model
+from bpr_service.core.weights import LoadedModel, ModelCard, bundled_models, load_model, read_int8
 from bpr_service.errors import ConfigError, InputError, MaskError, UnknownName
 
 __all__ = ["MaskReport", "PanopticResult", "Prepared", "RefineResult", "Refiner", "SemanticResult"]
@@ -57,9 +57,11 @@ class Refiner:
         *,
         device: str = "cpu",
         gate: Gate | None = None,
+        folder: Path | None = None,
     ) -> None:
         """From a network in memory. `gate` decides, mask by mask, whether the refined one is taken;
-        without one, the model's card says for instances (unless ``config.gate`` is off).
+        without one, the model's card says for instances (unless ``config.gate`` is off). `folder` is the
+        version's, where its quantised network lies.
         """
         spec = NETWORKS.get(card.network.name)
         size = config.patch.network_size_px
@@ -71,6 +73,7 @@ class Refiner:
                 fix=f"use {-(-size // spec.multiple_px) * spec.multiple_px}",
             )
         self.device = resolve_device(device)
+        config = settle(config, card, self.device)
         self.card, self.config = card, config
         self.gate = gate if config.gate else None
         # Labels that compete for pixels hold each other in check: the card's rule is measured on, and for, instances.
@@ -79,7 +82,7 @@ class Refiner:
         self.network = network.eval().to(self.device).to(memory_format=torch.channels_last)
         # Squares of one size are cut and averaged on an accelerator; boxes of many sizes, before and after it.
         self.resident = self.device.type == "cuda" and config.patch.scheme != "instance"
-        self.forward = open_backend(config.backend, config.precision, self.network, self.device, size)
+        self.forward = self._open(folder)
 
     @classmethod
     def load(
@@ -111,7 +114,14 @@ class Refiner:
         loaded: LoadedModel = load_model(model if model is not None else preset.model if preset else name)
         patch = preset.patch(loaded.card.patch) if preset else loaded.card.patch
         config = build(RefineConfig, {"patch": patch.model_dump(), **overrides})
-        return cls(loaded.network, loaded.card, config, device=device)
+        return cls(loaded.network, loaded.card, config, device=device, folder=loaded.folder)
+
+    def _open(self, folder: Path | None) -> Forward:
+        """The network as a function of patches on the device."""
+        backend, precision = self.config.backend, self.config.precision
+        int8 = read_int8(folder, self.card) if precision == "int8" else None
+        size = self.config.patch.network_size_px
+        return open_backend(backend, precision, self.network, self.device, size, int8)
 
     @property
     def model(self) -> str:
@@ -149,10 +159,12 @@ class Refiner:
         return self._run(self.prepare_panoptic(image, segment_map, segments_info))
 
     def _run(self, prepared: Prepared[R]) -> R:
+        if self.resident:
+            prepared.reside(self.device)
         for start in range(0, prepared.n_patches, self.config.batch_size):
             crops = prepared.crops(start, start + self.config.batch_size)
             with prepared.timed("network"):
-                logits = self.predict(crops)
+                logits = self.predict(crops) if isinstance(crops, np.ndarray) else self.logits(crops)
             prepared.add(start, logits)
         return prepared.finish()
 
@@ -177,34 +189,24 @@ class Refiner:
         pixels = self._image(image)
         return self._prepared(pixels, PanopticTask(_same_size(segment_map, pixels), segments_info, self.gate))
 
-    @overload
-    def predict(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]: ...
-    @overload
-    def predict(self, crops: torch.Tensor) -> torch.Tensor: ...
-    def predict(self, crops: NDArray[np.uint8] | torch.Tensor) -> NDArray[np.float32] | torch.Tensor:
-        """(n, S, S, 4) uint8 crops -> (n, C, S, S) float32 logits; an array of an array, a tensor on the device of one
-        there. With arrays, the only stage that touches the device.
-        """
+    def predict(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(n, S, S, 4) uint8 crops -> (n, C, S, S) float32 logits: the only stage that touches the device."""
         if crops.shape[0] == 0:
             return np.empty((0, self.card.outputs, *crops.shape[1:3]), np.float32)
+        out: NDArray[np.float32] = self.logits(upload(crops, self.device)).contiguous().cpu().numpy()
+        return out
+
+    def logits(self, crops: torch.Tensor) -> torch.Tensor:
+        """`predict` of a tensor on the device, to a tensor there; does not wait for it."""
         with torch.inference_mode():
-            patches = normalise(upload(crops, self.device) if isinstance(crops, np.ndarray) else crops)
+            patches = normalise(crops)
             logits = self.forward(patches)
             if self.config.flip:
                 logits = (logits + self.forward(patches.flip(3)).flip(3)) / 2
-            logits = logits.float()
-            return logits.contiguous().cpu().numpy() if isinstance(crops, np.ndarray) else logits
+            return logits.float()
 
     def _prepared(self, image: NDArray[np.uint8], task: Any) -> Prepared[Any]:
-        return Prepared(
-            image,
-            task,
-            self.config,
-            model=self.model,
-            device=self.runs_on,
-            outputs=self.card.outputs,
-            resident=self.device if self.resident else None,
-        )
+        return Prepared(image, task, self.config, model=self.model, device=self.runs_on, outputs=self.card.outputs)
 
     def _image(self, image: Any) -> NDArray[np.uint8]:
         if isinstance(image, bytes | str | Path):

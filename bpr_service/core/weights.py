@@ -1,6 +1,7 @@
 """Model versions: a folder with ``model.safetensors`` and ``card.json``, checked when it is loaded.
 
-Nothing is ever unpickled: weights are safetensors, the card is JSON.
+Nothing is ever unpickled: weights are safetensors, the card is JSON. A version may also hold the network quantised to
+int8, as OpenVINO writes it: ``int8.xml`` and ``int8.bin``.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from bpr_service.config import PatchConfig, Settings
-from bpr_service.errors import BprError, ModelError, UnknownName
+from bpr_service.config import PatchConfig, Precision, Runner, Settings
+from bpr_service.errors import BprError, ConfigError, ModelError, UnknownName
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WEIGHTS_FILE, CARD_FILE = "model.safetensors", "card.json"
+INT8_FILES = ("int8.xml", "int8.bin")
 MODELS = Path(__file__).resolve().parent.parent / "models"
 """The models that come with the package, a folder each."""
 
@@ -30,6 +32,45 @@ class NetworkCard(Settings):
 
     name: str
     arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class Candidate(Settings):
+    """A way to run the network, and how it did."""
+
+    backend: Runner
+    precision: Precision
+    patches_per_s: float | None = None
+    pixels_equal: float | None = None
+    """Share of pixels whose logit has the sign that eager float32 gives it."""
+    missing: str = ""
+    """Why there are no figures: what is not installed, or what went wrong."""
+
+
+class Chosen(Settings):
+    """The quickest candidate of those that change almost no pixel."""
+
+    backend: Runner
+    precision: Precision
+
+
+class RuntimeCard(Settings):
+    """What runs the network best on a processor, measured by :mod:`bpr_service.core.candidates` at export."""
+
+    processor: str
+    threads: int
+    patches: str
+    """What the pixels were compared on."""
+    candidates: list[Candidate]
+    chosen: Chosen
+
+
+class Int8Card(Settings):
+    """The quantised network of a version."""
+
+    calibration: str
+    """What the ranges were measured on."""
+    sha256: dict[str, str] = Field(default_factory=dict)
+    """Of each of `INT8_FILES`; written by `save_model`."""
 
 
 class ModelCard(Settings):
@@ -54,14 +95,26 @@ class ModelCard(Settings):
     license: str = ""
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     """Of the weights file; written by `save_model`."""
+    runtime: RuntimeCard | None = None
+    """What ``backend="card"`` goes by; None where nothing was measured."""
+    int8: Int8Card | None = None
+    """None where the version holds no quantised network."""
+
+
+class Int8Files(NamedTuple):
+    """A quantised network as OpenVINO writes it: the contents of `INT8_FILES`."""
+
+    xml: bytes
+    bin: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A network in evaluation mode, on the CPU, and its card."""
+    """A network in evaluation mode, on the CPU, its card, and the folder both were read from."""
 
     network: nn.Module
     card: ModelCard
+    folder: Path
 
 
 def bundled_models() -> list[str]:
@@ -104,7 +157,7 @@ def read_card(folder: Path) -> ModelCard:
 
 
 def load_model(path_or_name: str | Path) -> LoadedModel:
-    """Load a model version, checked: SHA-256 of the weights, then every tensor's name and shape.
+    """Load a model version, checked: SHA-256 of each file, then every tensor's name and shape.
 
     Raises
     ------
@@ -116,20 +169,9 @@ def load_model(path_or_name: str | Path) -> LoadedModel:
     folder = find_model(path_or_name)
     card = read_card(folder)
     _check_normalisation(folder, card)
-    try:
-        data = (folder / WEIGHTS_FILE).read_bytes()
-    except OSError as cause:
-        raise ModelError(
-            f"{folder} has no weights", expected=WEIGHTS_FILE, got=str(cause.strerror), fix="export the model again"
-        ) from None
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != card.sha256:
-        raise ModelError(
-            f"{folder / WEIGHTS_FILE} is not the file its card speaks of",
-            expected=f"SHA-256 {card.sha256 or '(the card has none)'}",
-            got=digest,
-            fix="fetch or export the model again",
-        )
+    data = _read(folder, WEIGHTS_FILE, card.sha256, "weights")
+    if card.int8 is not None:
+        read_int8(folder, card)
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -139,7 +181,47 @@ def load_model(path_or_name: str | Path) -> LoadedModel:
         raise ModelError(
             f"{folder / WEIGHTS_FILE}", expected="safetensors", got=str(cause), fix="export the model again"
         ) from None
-    return LoadedModel(_fill(folder, card, state), card)
+    return LoadedModel(_fill(folder, card, state), card, folder)
+
+
+def read_int8(folder: Path | None, card: ModelCard) -> Int8Files:
+    """The quantised network of a version, checked against its card.
+
+    Raises
+    ------
+    ConfigError
+        The version has none, or it was not read from a folder (None).
+    ModelError
+        A file is missing or was changed.
+    """
+    if folder is None or card.int8 is None:
+        raise ConfigError(
+            "precision int8",
+            expected="a model that holds a quantised network",
+            got=f"{card.name}@{card.version}, which has none",
+            fix="make one with bpr-train export --calibrate, or take fp32 or bf16",
+        )
+    known = card.int8.sha256
+    return Int8Files(*(_read(folder, name, known.get(name, ""), "quantised network") for name in INT8_FILES))
+
+
+def _read(folder: Path, name: str, sha256: str, what: str) -> bytes:
+    """A file of a version with the SHA-256 that the card gives it, else :class:`ModelError`."""
+    try:
+        data = (folder / name).read_bytes()
+    except OSError as cause:
+        raise ModelError(
+            f"{folder} has no {what}", expected=name, got=str(cause.strerror), fix="fetch or export the model again"
+        ) from None
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != sha256:
+        raise ModelError(
+            f"{folder / name} is not the file its card speaks of",
+            expected=f"SHA-256 {sha256 or '(the card has none)'}",
+            got=digest,
+            fix="fetch or export the model again",
+        )
+    return data
 
 
 def _fill(folder: Path, card: ModelCard, state: Mapping[str, Tensor]) -> nn.Module:
@@ -179,10 +261,13 @@ def _check_normalisation(folder: Path, card: ModelCard) -> None:
         )
 
 
-def save_model(folder: str | Path, network: nn.Module, card: ModelCard) -> ModelCard:
-    """Write a model version: the weights, then the card with their SHA-256. Returns that card.
+def save_model(
+    folder: str | Path, network: nn.Module, card: ModelCard, int8: Int8Files | None = None, calibration: str = ""
+) -> ModelCard:
+    """Write a model version: its files, then the card with their SHA-256. Returns that card.
 
-    Each file is whole or not there; the card comes last, so a folder with a card has its weights.
+    Each file is whole or not there; the card comes last, so a folder with a card has its weights. `int8` is the
+    quantised network and `calibration` what its ranges were measured on; without one, none is left in the folder.
     """
     from safetensors.torch import save
 
@@ -196,8 +281,16 @@ def save_model(folder: str | Path, network: nn.Module, card: ModelCard) -> Model
     full = card.with_options(
         sha256=hashlib.sha256(data).hexdigest(),
         normalisation={"mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)},
+        int8=None,
     )
     write_atomic(target / WEIGHTS_FILE, data)
+    for name in INT8_FILES:
+        (target / name).unlink(missing_ok=True)
+    if int8 is not None:
+        digests = {name: hashlib.sha256(part).hexdigest() for name, part in zip(INT8_FILES, int8, strict=True)}
+        full = full.with_options(int8={"calibration": calibration, "sha256": digests})
+        for name, part in zip(INT8_FILES, int8, strict=True):
+            write_atomic(target / name, part)
     text = json.dumps(full.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
     write_atomic(target / CARD_FILE, text.encode())
     return full

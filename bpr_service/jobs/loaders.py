@@ -18,11 +18,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bpr_service.core.backends import Forward
 from bpr_service.core.pipeline import Refiner
 from bpr_service.errors import BprError, DeviceError
 from bpr_service.formats import PredictionFormat, Unit, open_predictions
@@ -293,6 +295,12 @@ class _RemoteRefiner(Refiner):
     """A Refiner whose network runs in the process that owns the device."""
 
     exchange: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+    def _open(self, folder: Path | None) -> Forward:
+        """Nothing is opened: a backend for another device, or each loader's own copy of a compiled network, would be
+        time and memory for nothing.
+        """
+        return lambda patches: patches
 
     def predict(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         if crops.shape[0] == 0:

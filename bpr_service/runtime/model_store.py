@@ -2,16 +2,18 @@
 
 ::
 
-    STORE/NAME/versions/ID/model.safetensors, card.json    as exported
+    STORE/NAME/versions/ID/model.safetensors, card.json    as exported, and int8.xml, int8.bin where it was quantised
     STORE/NAME/versions/ID/version.json                    written last: SHA-256 of the files, provenance
     STORE/NAME/aliases.json                                {"active": ID, "candidate": ID, "history": [ID, ...]}
 
 ``ID`` is the first 12 digits of the weights' SHA-256, so that the same weights are the same version however often
-they are registered. ``history`` holds what was active before, the last first; a rollback goes back to it.
+they are registered; where there is a quantised network, of a SHA-256 over all three files, for its answers differ.
+``history`` holds what was active before, the last first; a rollback goes back to it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -215,12 +217,12 @@ class ModelStore:
     def add(self, folder: str, name: str, provenance: Mapping[str, Any] | None = None) -> ModelVersion:
         """Register an exported folder (``model.safetensors`` and ``card.json``) as a version of ``name``.
 
-        The same weights are the same version: registering them again changes nothing.
+        The same networks are the same version: registering them again changes nothing.
 
         Raises:
             ModelError: the files are missing, or are no model that this release can load.
         """
-        from bpr_service.core.weights import load_model
+        from bpr_service.core.weights import INT8_FILES, load_model
 
         _checked(name)
         for file in FILES:
@@ -228,13 +230,16 @@ class ModelStore:
                 raise ModelError(
                     f"{folder}: no {file}", expected=" and ".join(FILES), fix="export with bpr-train export"
                 )
-        load_model(folder)
-        files = {file: storage.sha256(storage.join(folder, file)) for file in FILES}
+        quantised = INT8_FILES if load_model(folder).card.int8 else ()
+        files = {file: storage.sha256(storage.join(folder, file)) for file in (*FILES, *quantised)}
         version_id = files[WEIGHTS][:12]
+        if quantised:
+            digests = "".join(files[file] for file in (WEIGHTS, *quantised))
+            version_id = hashlib.sha256(digests.encode()).hexdigest()[:12]
         target = self._folder(name, version_id)
         with self._lock(name):
             if not storage.exists(storage.join(target, VERSION)):
-                for file in FILES:
+                for file in files:
                     storage.copy(storage.join(folder, file), storage.join(target, file))
                 created = datetime.now(UTC).isoformat(timespec="seconds")
                 record = {"created": created, "files": files, "provenance": dict(provenance or {})}

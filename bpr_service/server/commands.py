@@ -22,8 +22,10 @@ def serve(
     max_batch_wait_ms: Annotated[float | None, typer.Option(help="Wait for a fuller batch (5).")] = None,
     max_requests: Annotated[int | None, typer.Option(help="Requests admitted at a time (64).")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the network; 0 takes every core.")] = None,
-    backend: Annotated[str | None, typer.Option(help="eager, compile, onnxruntime or openvino.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="eager, compile, onnxruntime, openvino; card: what the model's card chose.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or int8.")] = None,
     api_keys_file: Annotated[Path | None, typer.Option(help="JSON list of keys, see `bpr keys`.")] = None,
     jobs: Annotated[bool | None, typer.Option(help="Offer /v1/jobs.")] = None,
     otel: Annotated[bool | None, typer.Option(help="Send OpenTelemetry traces.")] = None,

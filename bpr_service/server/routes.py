@@ -96,7 +96,7 @@ async def _refine(request: Request, task: Task) -> Response:
     def encode(work: Work, plan: Plan, result: Any) -> bytes:
         with work.timed("encode"):
             parts = plan.answer(result)
-        return frame(work, rid, task, engine.device, plan.size, **parts)
+        return frame(work, rid, task, result.device, plan.size, **parts)
 
     answer, timings = await through_engine(request, slot, started, build, encode)
     timing = ", ".join(f"{step};dur={ms:.1f}" for step, ms in timings.items())

@@ -54,9 +54,9 @@ class ServerSettings(BaseSettings):
     threads: int = Field(default=0, ge=0)
     """Threads of the CPU device; 0 takes every core, or an equal share where several processes compute on the CPU."""
     backend: Backend = "eager"
-    """What runs the network: eager, compile, onnxruntime or openvino."""
+    """What runs the network: eager, compile, onnxruntime, openvino, or card: what each model's card chose."""
     precision: Precision = "fp32"
-    """What it computes in: fp32 or bf16."""
+    """What it computes in: fp32, bf16 or int8."""
 
     api_keys_file: Path | None = None
     """JSON list of ``{"name", "sha256", "scopes", "per_minute"}``; every route but probes needs a key

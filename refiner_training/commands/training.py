@@ -150,12 +150,54 @@ def refiner(
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A training run.")],
+    run: Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="A training run.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Instead: a version to measure into a new one, --out.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default RUN_DIR/model.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Another checkpoint than best or last.")] = None,
     version: Annotated[str | None, typer.Option(help="Default the step and a hash of the weights.")] = None,
+    measure: Annotated[bool, typer.Option(help="Measure what runs the network best here, for the card.")] = True,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATCHES",
+            help="Also quantise to int8, on a patch set or, with `data`, on the recipe's training data.",
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads that are measured with; 0 takes torch's.")] = 0,
 ) -> None:
-    """Write the model version of a run's best checkpoint."""
-    from refiner_training.export import export_run, run_config
+    """Write the model version of a run's best checkpoint, and measure what runs it best here."""
+    from refiner_training.export import export_model, export_run, run_config
 
-    typer.echo(f"exported {export_run(run, run_config(run), out=out, checkpoint=checkpoint, version=version)}")
+    if (run is None) == (model is None):
+        raise ConfigError("export", expected="RUN_DIR or --model", got="both" if run else "neither", fix="pass one")
+    if calibrate and not measure:
+        raise ConfigError("--calibrate", expected="measuring", got="--no-measure", fix="leave one of them out")
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    if run is not None:
+        found = export_run(
+            run,
+            run_config(run),
+            out=out,
+            checkpoint=checkpoint,
+            version=version,
+            measure=measure,
+            calibrate=calibrate,
+        )
+    else:
+        if out is None or checkpoint is not None or not measure:
+            raise ConfigError(
+                "export --model", expected="--out, and neither --checkpoint nor --no-measure", fix="see --help"
+            )
+        found = export_model(str(model), out, version=version, calibrate=calibrate)
+    typer.echo(f"exported {found}")
+    if measure:
+        from bpr_service.core.candidates import table
+        from bpr_service.core.weights import read_card
+
+        runtime = read_card(found).runtime
+        typer.echo(table(runtime) if runtime else "nothing measured")

@@ -92,20 +92,3 @@ def test_bad_input(tmp_path: Path) -> None:
         run.read_baseline(tmp_path / "x.json")
     with pytest.raises(FormatError):
         run.read_baseline(tmp_path / "none.json")
-
-
-def test_int8_keeps_nearly_every_pixel() -> None:
-    import numpy as np
-    import torch
-
-    from bpr_service.bench.int8 import int8_forward
-    from bpr_service.core.normalise import normalise
-    from bpr_service.core.pipeline import Refiner
-    from bpr_service.examples import load_example
-
-    refiner = Refiner.load("fast")
-    example = load_example("astronaut")
-    prepared = refiner.prepare(example.image, [i["segmentation"] for i in example.instances])
-    crops = prepared.crops(0, 24)
-    logits = int8_forward(refiner.network, 96, crops)(normalise(torch.from_numpy(crops)))
-    assert np.mean((logits.numpy() > 0) == (refiner.predict(crops) > 0)) > 0.99

@@ -61,6 +61,8 @@ def test_what_cannot_run_is_refused() -> None:
     network = torch.nn.Identity()
     with pytest.raises(ConfigError, match="expected device cpu, got cuda"):
         open_backend("openvino", "fp32", network, torch.device("cuda"), 96)
+    with pytest.raises(ConfigError, match="backend graphs: expected a CUDA device, got cpu"):
+        open_backend("graphs", "bf16", network, torch.device("cpu"), 96)
     with pytest.raises(ConfigError, match="expected fp32, got bf16"):
         open_backend("onnxruntime", "bf16", network, torch.device("cpu"), 96)
     with pytest.raises(ConfigError, match="backend"):
@@ -70,6 +72,23 @@ def test_what_cannot_run_is_refused() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
+def test_a_network_is_converted_in_several_threads_at_once(expected: np.ndarray) -> None:
+    """As where a server warms presets, or several threads load their own."""
+    found: list[np.ndarray] = []
+
+    def load() -> None:
+        found.append(Refiner.load("fast", backend="openvino").predict(CROPS))
+
+    threads = [threading.Thread(target=load) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3
+    for logits in found:
+        np.testing.assert_allclose(logits, expected, atol=1e-3)
+
+
 def test_openvino_leaves_the_calling_thread_free_to_run_anywhere() -> None:
     allowed = os.sched_getaffinity(0)
     if len(allowed) < 2:
@@ -94,7 +113,7 @@ def test_openvino_s_tools_report_to_nobody(tmp_path: Path) -> None:
     program = (
         "import multiprocessing as m; m.Process.start = lambda self: print('started', self)\n"
         "from bpr_service import Refiner\n"
-        "from bpr_service.bench.int8 import int8_forward\n"
+        "from bpr_service.core.int8 import int8_forward\n"
         "import numpy as np\n"
         "refiner = Refiner.load('fast', backend='openvino')\n"
         "int8_forward(refiner.network, 96, np.zeros((8, 96, 96, 4), np.uint8))"

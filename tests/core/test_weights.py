@@ -14,14 +14,21 @@ from bpr_service.config import PatchConfig
 from bpr_service.core.network import build_network
 from bpr_service.core.weights import (
     CARD_FILE,
+    INT8_FILES,
     WEIGHTS_FILE,
+    Candidate,
+    Chosen,
+    Int8Files,
     ModelCard,
     NetworkCard,
+    RuntimeCard,
     bundled_models,
     load_model,
+    read_card,
+    read_int8,
     save_model,
 )
-from bpr_service.errors import ModelError, UnknownName
+from bpr_service.errors import ConfigError, ModelError, UnknownName
 
 ARGUMENTS = {"widths": [8, 8, 8, 8], "depth": 1}
 
@@ -107,3 +114,67 @@ def test_damage_is_refused(folder: Path, damage: Callable[[Path], Any], says: st
     damage(folder)
     with pytest.raises(ModelError, match=says):
         load_model(folder)
+
+
+RUNTIME = RuntimeCard(
+    processor="an abacus",
+    threads=2,
+    patches="some patches",
+    candidates=[
+        Candidate(backend="eager", precision="fp32", patches_per_s=9.5, pixels_equal=1.0),
+        Candidate(backend="compile", precision="fp32", missing="no compiler"),
+        Candidate(backend="openvino", precision="int8", patches_per_s=80.0, pixels_equal=0.9995),
+    ],
+    chosen=Chosen(backend="openvino", precision="int8"),
+)
+QUANTISED = Int8Files(b"<net/>", b"\x01\x02")
+
+
+def test_a_card_without_the_records_of_later_releases_is_valid(folder: Path) -> None:
+    _edit(lambda card: (card.pop("runtime"), card.pop("int8")))(folder)
+    card = load_model(folder).card
+    assert card.runtime is None
+    assert card.int8 is None
+    with pytest.raises(ConfigError, match=r"precision int8.*tiny@3, which has none.*--calibrate"):
+        read_int8(folder, card)
+
+
+@pytest.fixture
+def quantised(folder: Path) -> Path:
+    loaded = load_model(folder)
+    card = loaded.card.with_options(runtime=RUNTIME.model_dump())
+    save_model(folder, loaded.network, card, QUANTISED, "256 patches")
+    return folder
+
+
+def test_the_measurement_and_the_quantised_network_come_back(quantised: Path) -> None:
+    loaded = load_model(quantised)
+    assert loaded.folder == quantised
+    assert loaded.card.runtime == RUNTIME
+    assert loaded.card.int8 is not None
+    assert loaded.card.int8.calibration == "256 patches"
+    assert read_int8(quantised, loaded.card) == QUANTISED
+    with pytest.raises(ConfigError, match="precision int8"):
+        read_int8(None, loaded.card)
+
+
+def test_a_version_saved_without_a_quantised_network_keeps_none(quantised: Path) -> None:
+    loaded = load_model(quantised)
+    save_model(quantised, loaded.network, loaded.card)
+    assert sorted(p.name for p in quantised.iterdir()) == [CARD_FILE, WEIGHTS_FILE]
+    assert read_card(quantised).int8 is None
+
+
+@pytest.mark.parametrize("name", INT8_FILES)
+def test_a_damaged_quantised_network_is_refused(quantised: Path, name: str) -> None:
+    data = (quantised / name).read_bytes()
+    (quantised / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ModelError, match=rf"{name} is not the file its card speaks of.*SHA-256"):
+        load_model(quantised)
+    (quantised / name).unlink()
+    with pytest.raises(ModelError, match=rf"no quantised network.*{name}.*[Ee]xport the model again"):
+        load_model(quantised)
+    (quantised / name).write_bytes(data)
+    _edit(lambda card: card["int8"]["sha256"].pop(name))(quantised)
+    with pytest.raises(ModelError, match="the card has none"):
+        load_model(quantised)

@@ -17,7 +17,7 @@ from bpr_service import storage
 from bpr_service.core.masks import Mask, read_label_map, read_panoptic_png
 from bpr_service.errors import ConfigError, ConflictError, DeviceError, FormatError, NotFoundError
 from bpr_service.jobs.batch import Batch, run_batch
-from bpr_service.jobs.loaders import RefinerPool, RefinerSpec
+from bpr_service.jobs.loaders import RefinerPool, RefinerSpec, _RemoteRefiner
 from bpr_service.jobs.plan import open_file
 from bpr_service.jobs.requests import RefineRequest
 from bpr_service.jobs.shards import ShardWriter, read_frames, sealed, shard_name
@@ -304,3 +304,13 @@ def test_the_command(tmp_path: Path) -> None:
     done = CliRunner().invoke(batch, arguments)
     assert done.exit_code == 1
     assert "failed" in done.stderr
+
+
+def test_loaders_open_no_backend() -> None:
+    """They may not have the device that it needs; the process that owns the device runs the network."""
+    spec = RefinerSpec("fast", settings={"backend": "graphs", "precision": "bf16"})
+    with pytest.raises(ConfigError, match="CUDA device"):
+        spec.load()
+    refiner = spec.load(_RemoteRefiner)
+    refiner.exchange = lambda crops: np.zeros((len(crops), 1, *crops.shape[1:3]), np.float32)  # type: ignore[attr-defined]
+    assert refiner.predict(np.zeros((2, 96, 96, 4), np.uint8)).shape == (2, 1, 96, 96)

@@ -52,6 +52,20 @@ def test_the_same_weights_are_the_same_version(store: ModelStore, exports: tuple
     assert store.card("mine@" + first.id)["name"] == "mine"
 
 
+def test_a_quantised_network_goes_along(store: ModelStore, exports: tuple[str, str], tmp_path: Path) -> None:
+    from bpr_service.core.weights import INT8_FILES, Int8Files, load_model, read_int8
+
+    plain = store.add(exports[0], "mine")
+    loaded, files = load_model(exports[0]), Int8Files(b"<net/>", b"weights")
+    save_model(tmp_path / "int8", loaded.network, loaded.card, files)
+    version = store.add(str(tmp_path / "int8"), "mine")
+    assert version.id != plain.id  # the same weights, but int8 answers otherwise
+    assert store.add(str(tmp_path / "int8"), "mine") == version
+    assert set(version.files) == {"model.safetensors", "card.json", *INT8_FILES}
+    folder = Path(store.fetch(version.ref))
+    assert read_int8(folder, load_model(folder).card) == files
+
+
 def test_aliases_and_rollback(store: ModelStore, exports: tuple[str, str]) -> None:
     first, second = (store.add(path, "mine") for path in exports)
     with pytest.raises(NotFoundError, match="an active version"):
