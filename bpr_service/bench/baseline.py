@@ -19,8 +19,9 @@ from pycocotools import mask as coco
 from torchvision.ops import nms
 
 from bpr_service.config import RefineConfig, build
+from bpr_service.core.crops import crop_patches
 from bpr_service.core.masks import Mask
-from bpr_service.core.patches import crop_patches, place_patches
+from bpr_service.core.patches import place_patches
 from bpr_service.core.reassemble import Accumulator
 from bpr_service.errors import ConflictError
 

@@ -36,74 +36,83 @@ class Boundary:
         return self.ys.size
 
 
-@kernel
-def _scan(
-    crop: NDArray[np.uint8],
-    x: int,
-    y: int,
-    height: int,
-    width: int,
-    ys: NDArray[np.int32],
-    xs: NDArray[np.int32],
-    ranks: NDArray[np.uint8],
-) -> int:
-    """Fill `ys`, `xs`, `ranks` (``min(s, 9 - s)``) row by row; how many there are (may exceed the room).
+_BLOCK = 32
+"""Pixels of a row ranked at once: a fixed number, so that no loop ends in single steps."""
 
-    A row is done in three passes that the compiler turns into vector code: sums of three down, sums of three
-    across, then a search for what is not zero, eight pixels at a time, since nearly all of a mask is
-    interior.
+
+@kernel
+def _scan(crop: NDArray[np.uint8], x: int, y: int, height: int, width: int) -> tuple[NDArray[np.int64], int]:
+    """The boundary pixels row by row, each packed as ``row << 34 | column << 3 | rank``; an array with spare room
+    and how many of it are filled.
+
+    Three rows of the image are held at a time, their borders continued. Ranks are vector code; they are then
+    searched eight at a time, since nearly all of a mask is interior.
     """
     h, w = crop.shape
     y0, y1 = max(0, y - 1), min(height, y + h + 1)
     x0, x1 = max(0, x - 1), min(width, x + w + 1)
     n = x1 - x0
-    left = x - x0 + 1  # where the crop's first column lies in `down`
-    down = np.zeros(n + 2, np.uint8)  # column c of the image is down[c - x0 + 1]
-    words = np.zeros((n + 7) // 8, np.uint64)
-    rank = words.view(np.uint8)
-    zeros = np.zeros(w, np.uint8)
-    found = 0
+    left = x - x0 + 1  # column c of the image is lines[:, c - x0 + 1]
+    blocks = (n + _BLOCK - 1) // _BLOCK
+    lines = np.zeros((3, blocks * _BLOCK + 2), np.uint8)  # row r of the image is lines[r % 3]
+    rank = np.zeros(blocks * _BLOCK, np.uint8)
+    words = rank.view(np.uint64)
+    pixels = np.empty(8 * (h + w) + 1024, np.int64)
+    found, read = 0, -1
     for row in range(y0, y1):
-        above, below = max(row - 1, 0) - y, min(row + 1, height - 1) - y
-        a = crop[above] if 0 <= above < h else zeros
-        b = crop[row - y] if 0 <= row - y < h else zeros
-        c = crop[below] if 0 <= below < h else zeros
-        for i in range(w):
-            down[left + i] = a[i] + b[i] + c[i]
-        if x0 == 0:
-            down[0] = down[1]
-        if x1 == width:
-            down[n + 1] = down[n]
-        for i in range(n):
-            s = np.uint8(down[i] + down[i + 1] + down[i + 2])
-            rank[i] = min(s, np.uint8(9) - s)
+        above, below = max(row - 1, 0), min(row + 1, height - 1)
+        for r in range(max(above, read + 1), below + 1):
+            line = lines[r % 3]
+            if y <= r < y + h:
+                line[left : left + w] = crop[r - y]
+                if x0 == 0:
+                    line[0] = line[1]
+                if x1 == width:
+                    line[n + 1] = line[n]
+            else:
+                line[:] = 0
+        read = below
+        a, b, c = lines[above % 3], lines[row % 3], lines[below % 3]
+        for k in range(blocks):
+            for i in range(k * _BLOCK, k * _BLOCK + _BLOCK):  # bytes throughout: a wider type would be slower
+                s = np.uint8(np.uint8(a[i] + b[i]) + c[i])
+                s = np.uint8(s + np.uint8(np.uint8(a[i + 1] + b[i + 1]) + c[i + 1]))
+                s = np.uint8(s + np.uint8(np.uint8(a[i + 2] + b[i + 2]) + c[i + 2]))
+                rank[i] = min(s, np.uint8(np.uint8(9) - s))
+        rank[n:] = 0
+        if found + rank.size > pixels.size:
+            more = np.empty(2 * pixels.size + rank.size, np.int64)
+            more[:found] = pixels[:found]
+            pixels = more
         for k in range(words.size):
             if words[k] == 0:
                 continue
-            for i in range(8 * k, min(8 * k + 8, n)):
-                if rank[i]:
-                    if found < ys.size:
-                        ys[found] = row
-                        xs[found] = x0 + i
-                        ranks[found] = rank[i]
-                    found += 1
-    return found
+            at = (row << 34) | ((x0 + 8 * k) << 3)
+            for i in range(8):  # without a branch: what is no boundary pixel is written over
+                pixels[found] = at + (i << 3) + rank[8 * k + i]
+                found += rank[8 * k + i] != 0
+    return pixels, found
 
 
 @kernel
-def _order(ranks: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Indices by falling rank (4, 3, 2, 1), in their own order where ranks are equal."""
+def _boundary(
+    crop: NDArray[np.uint8], x: int, y: int, height: int, width: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
+    """`ys`, `xs` and `scores` by falling rank (4, 3, 2, 1), row by row where ranks are equal."""
+    pixels, n = _scan(crop, x, y, height, width)
     starts = np.zeros(6, np.int64)
-    for r in ranks:
-        starts[4 - r + 1] += 1
+    for i in range(n):
+        starts[5 - (pixels[i] & 7)] += 1
     for i in range(1, 6):
         starts[i] += starts[i - 1]
-    order = np.empty(ranks.size, np.int64)
-    for i in range(ranks.size):
-        at = 4 - ranks[i]
-        order[starts[at]] = i
-        starts[at] += 1
-    return order
+    ys, xs, scores = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.float32)
+    for i in range(n):
+        pixel = pixels[i]
+        rank = pixel & 7
+        at = starts[4 - rank]
+        starts[4 - rank] += 1
+        ys[at], xs[at], scores[at] = pixel >> 34, (pixel >> 3) & 0x7FFFFFFF, np.float32(rank) / np.float32(4.5)
+    return ys, xs, scores
 
 
 def boundary_pixels(mask: Mask) -> Boundary:
@@ -114,12 +123,4 @@ def boundary_pixels(mask: Mask) -> Boundary:
     """
     if mask.crop.size == 0:
         return Boundary(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))
-    room = 8 * sum(mask.crop.shape) + 1024
-    while True:
-        ys, xs, ranks = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.uint8)
-        n = _scan(mask.crop, mask.x, mask.y, mask.height, mask.width, ys, xs, ranks)
-        if n <= room:
-            break
-        room = n
-    order = _order(ranks[:n])
-    return Boundary(ys[order], xs[order], ranks[order].astype(np.float32) / np.float32(4.5))
+    return Boundary(*_boundary(mask.crop, mask.x, mask.y, mask.height, mask.width))

@@ -310,26 +310,24 @@ def _is_int(value: object) -> bool:
 def _extent(window: NDArray[np.uint8]) -> tuple[int, int, int, int]:
     """`_tight` of a window that is not empty."""
     h, w = window.shape
-    x0, y0, x1, y1 = w, 0, 0, 0
+    y0, y1 = h, 0
+    columns = np.zeros(w, np.uint8)  # whether any row has something there
     for y in range(h):
         row = window[y]
-        any_set = np.uint8(0)
-        for k in range(w):  # one pass that becomes vector code; most rows need no more
-            any_set |= row[k]
-        if any_set == 0:
-            continue
-        if y1 == 0:
-            y0 = y
-        y1 = y + 1
-        k = 0
-        while k < x0 and row[k] == 0:
-            k += 1
-        x0 = min(x0, k)
-        k = w
-        while k > x1 and row[k - 1] == 0:
-            k -= 1
-        x1 = max(x1, k)
-    return (x0, y0, x1, y1) if x1 else (0, 0, 0, 0)
+        anything = np.uint8(0)
+        for k in range(w):  # bytes throughout: vector code
+            anything = np.uint8(anything | row[k])
+            columns[k] = np.uint8(columns[k] | row[k])
+        if anything:
+            y0, y1 = min(y0, y), y + 1
+    if y1 == 0:
+        return 0, 0, 0, 0
+    x0, x1 = 0, w
+    while columns[x0] == 0:
+        x0 += 1
+    while columns[x1 - 1] == 0:
+        x1 -= 1
+    return x0, y0, x1, y1
 
 
 def _tight(window: NDArray[np.uint8]) -> tuple[int, int, int, int]:

@@ -1,12 +1,11 @@
 """Step 2: patches along the boundary (Tang et al., CVPR 2021, section 3.2; the other schemes: Table 6 of the
 journal).
 
-Letters: H, W are the image's size; p is ``patch_size_px``, S ``network_size_px``, c = p + 2 ``padding_px``,
-all in px; B is the number of boundary pixels, P of patches.
+Letters: H, W are the image's size, p is ``patch_size_px``, both in px; B is the number of boundary pixels, P of
+patches.
 
 A patch is the half-open box (x0, y0, x1, y1). Squares are moved to lie inside the image, so the last row and
-column are reached; along a side shorter than p the square starts at 0 and hangs over the end. What a crop
-reads outside the image repeats the image's border.
+column are reached; along a side shorter than p the square starts at 0 and hangs over the end.
 """
 
 from __future__ import annotations
@@ -20,11 +19,9 @@ from bpr_service.config import PatchConfig
 from bpr_service.core.boundary import Boundary, boundary_pixels
 from bpr_service.core.kernel import kernel
 from bpr_service.core.masks import Mask
-from bpr_service.errors import ConfigError
 
 Boxes = NDArray[np.int32]
 Positions = NDArray[np.int32]
-_PIXEL = np.dtype("<u4")
 
 
 def place_patches(mask: Mask, config: PatchConfig) -> Boxes:
@@ -53,11 +50,9 @@ def place_patches(mask: Mask, config: PatchConfig) -> Boxes:
         return grid_patches(boundary, mask.height, mask.width, size)
     if config.scheme == "sparse":
         return sparse_patches(boundary, mask.height, mask.width, size)
-    xs, ys = window_positions(boundary, mask.height, mask.width, size)
-    kept = suppress(xs, ys, size, config.nms_threshold)
-    if config.cover:
-        kept = np.concatenate([kept, _cover(boundary.xs, boundary.ys, xs, ys, kept, size)])
-    return squares(xs[kept], ys[kept], size)
+    reach = stencil(size, config.nms_threshold)
+    boxes: Boxes = _dense(boundary.xs, boundary.ys, mask.height, mask.width, reach, config.cover)
+    return boxes
 
 
 def squares(xs: Positions, ys: Positions, size: int) -> Boxes:
@@ -144,11 +139,28 @@ def stencil(size: int, threshold: float) -> NDArray[np.int32]:
 
 
 @kernel
-def _suppress(
-    xs: Positions, ys: Positions, x0: int, y0: int, reach: NDArray[np.int32], stamp: NDArray[np.uint8]
-) -> NDArray[np.int64]:
+def _extent(values: Positions) -> tuple[int, int]:
+    """Least value, and how many there are from it to the greatest."""
+    low = high = values[0]
+    for v in values:
+        low, high = min(low, v), max(high, v)
+    return int(low), int(high) - int(low) + 1
+
+
+@kernel
+def _fill(raster: NDArray[np.uint8], top: int, bottom: int, left: int, right: int) -> None:
+    """Ones in the part of the half-open rectangle that lies in the raster."""
+    h, w = raster.shape
+    for row in range(max(top, 0), min(bottom, h)):
+        raster[row, max(left, 0) : min(right, w)] = 1
+
+
+@kernel
+def _suppress(xs: Positions, ys: Positions, reach: NDArray[np.int32]) -> NDArray[np.int64]:
     """Greedy NMS on a raster of positions: keep what is not stamped, stamp what it suppresses."""
-    h, w = stamp.shape
+    x0, w = _extent(xs)
+    y0, h = _extent(ys)
+    stamp = np.zeros((h, w), np.uint8)
     size = reach.size // 2
     kept = np.empty(xs.size, np.int64)
     n = 0
@@ -178,55 +190,53 @@ def suppress(xs: Positions, ys: Positions, size: int, threshold: float) -> NDArr
     """
     if xs.size == 0:
         return np.empty(0, np.int64)
-    x0, y0 = int(xs.min()), int(ys.min())
-    stamp = np.zeros((int(ys.max()) - y0 + 1, int(xs.max()) - x0 + 1), np.uint8)
-    kept: NDArray[np.int64] = _suppress(xs, ys, x0, y0, stencil(size, threshold), stamp)
+    kept: NDArray[np.int64] = _suppress(xs, ys, stencil(size, threshold))
     return kept
 
 
 @kernel
-def _cover_kernel(
-    px: Positions,
-    py: Positions,
-    xs: Positions,
-    ys: Positions,
-    kept: NDArray[np.int64],
-    size: int,
-    x0: int,
-    y0: int,
-    covered: NDArray[np.uint8],
-) -> NDArray[np.int64]:
-    """Indices, in order, whose pixel lies in no square of `kept` nor in one added before it."""
-    h, w = covered.shape
-    for k in kept:
-        y = ys[k] - y0
-        for row in range(max(y, 0), min(y + size, h)):
-            covered[row, max(xs[k] - x0, 0) : min(xs[k] - x0 + size, w)] = 1
-    added = np.empty(px.size, np.int64)
-    n = 0
-    for i in range(px.size):
-        if covered[py[i] - y0, px[i] - x0]:
-            continue
-        added[n] = i
-        n += 1
-        y = ys[i] - y0
-        for row in range(max(y, 0), min(y + size, h)):
-            covered[row, max(xs[i] - x0, 0) : min(xs[i] - x0 + size, w)] = 1
-    return added[:n].copy()
-
-
 def _cover(
     px: Positions, py: Positions, xs: Positions, ys: Positions, kept: NDArray[np.int64], size: int
 ) -> NDArray[np.int64]:
-    """Squares to add so that every boundary pixel (`px`, `py`) lies in one.
+    """`kept`, then the squares to add, in order, so that every boundary pixel (`px`, `py`) lies in one.
 
     Below a threshold of 1/3 NMS leaves gaps: two 64 px squares 35 px apart have an IoU of 0.29, and the pixel
     that the dropped one was centred on may lie in no other.
     """
-    x0, y0 = int(px.min()), int(py.min())
-    covered = np.zeros((int(py.max()) - y0 + 1, int(px.max()) - x0 + 1), np.uint8)
-    added: NDArray[np.int64] = _cover_kernel(px, py, xs, ys, kept, size, x0, y0, covered)
-    return added
+    x0, w = _extent(px)
+    y0, h = _extent(py)
+    covered = np.zeros((h, w), np.uint8)
+    for k in kept:
+        _fill(covered, ys[k] - y0, ys[k] - y0 + size, xs[k] - x0, xs[k] - x0 + size)
+    every = np.empty(px.size + kept.size, np.int64)
+    every[: kept.size] = kept
+    n = kept.size
+    for i in range(px.size):
+        if covered[py[i] - y0, px[i] - x0]:
+            continue
+        every[n] = i
+        n += 1
+        _fill(covered, ys[i] - y0, ys[i] - y0 + size, xs[i] - x0, xs[i] - x0 + size)
+    return every[:n].copy()
+
+
+@kernel
+def _dense(px: Positions, py: Positions, height: int, width: int, reach: NDArray[np.int32], cover: bool) -> Boxes:
+    """(P, 4) boxes of the ``dense`` scheme for boundary pixels (`px`, `py`) in their order."""
+    size = reach.size // 2
+    last_x, last_y = max(width - size, 0), max(height - size, 0)
+    xs, ys = np.empty(px.size, np.int32), np.empty(px.size, np.int32)
+    for i in range(px.size):
+        xs[i] = min(max(px[i] - size // 2, 0), last_x)
+        ys[i] = min(max(py[i] - size // 2, 0), last_y)
+    kept = _suppress(xs, ys, reach)
+    if cover:
+        kept = _cover(px, py, xs, ys, kept, size)
+    boxes = np.empty((kept.size, 4), np.int32)
+    for n in range(kept.size):
+        x, y = xs[kept[n]], ys[kept[n]]
+        boxes[n, 0], boxes[n, 1], boxes[n, 2], boxes[n, 3] = x, y, x + size, y + size
+    return boxes
 
 
 def left_out(boundary: Boundary, boxes: Boxes) -> NDArray[np.bool_]:
@@ -255,106 +265,3 @@ def drop_full(mask: Mask, boxes: Boxes) -> Boxes:
         x0, y0, x1, y1 = boxes[i]
         keep[i] = not mask.window(x0, y0, min(x1, mask.width), min(y1, mask.height)).all()
     return boxes[keep]
-
-
-# ---- crops -------------------------------------------------------------------------------------------------
-
-
-@kernel
-def _gather(
-    image: NDArray[np.uint8],
-    crop: NDArray[np.uint8],
-    x: int,
-    y: int,
-    scale: int,
-    boxes: Boxes,
-    padding: int,
-    out: NDArray[np.uint32],
-) -> None:
-    """out[i] = image and mask (crop at (x, y), times `scale`) over boxes[i] with its padding.
-
-    A pixel is one word, red in its lowest byte: (n, h, w) uint32 is (n, h, w, 4) uint8 in little-endian memory.
-    """
-    height, width = image.shape[0], image.shape[1]
-    h, w = crop.shape
-    rows, columns = out.shape[1], out.shape[2]
-    for i in range(boxes.shape[0]):
-        left, top = boxes[i, 0] - padding, boxes[i, 1] - padding
-        inner = left >= 0 and left + columns <= width
-        for r in range(rows):
-            row = min(max(top + r, 0), height - 1)
-            source = image[row]
-            target = out[i, r]
-            if inner:
-                piece = source[left : left + columns]
-                for k in range(columns):
-                    target[k] = piece[k, 0] | piece[k, 1] << 8 | piece[k, 2] << 16
-            else:
-                for k in range(columns):
-                    column = min(max(left + k, 0), width - 1)
-                    target[k] = source[column, 0] | source[column, 1] << 8 | source[column, 2] << 16
-            if 0 <= row - y < h:
-                line = crop[row - y]
-                if inner:
-                    for column in range(max(left, x), min(left + columns, x + w)):
-                        target[column - left] |= line[column - x] * scale << 24
-                else:
-                    for k in range(columns):
-                        column = min(max(left + k, 0), width - 1) - x
-                        if 0 <= column < w:
-                            target[k] |= line[column] * scale << 24
-
-
-def crop_patches(
-    image: NDArray[np.uint8],
-    mask: Mask,
-    boxes: Boxes,
-    config: PatchConfig,
-    out: NDArray[np.uint8] | None = None,
-) -> NDArray[np.uint8]:
-    """Cut the patches, with their padding, at network size.
-
-    Parameters
-    ----------
-    image : (H, W, 3) uint8 RGB
-    mask : of an (H, W) image; its probabilities are cut where it has them, else 0 and 255
-    boxes : (P, 4) int32, from `place_patches`
-    out : (P, S, S, 4) uint8 to write to, or None
-
-    Returns
-    -------
-    (P, S, S, 4) uint8: RGB and mask. Where c equals S the pixels are copied; else OpenCV resizes each patch
-    on its own (area when it shrinks, linear when it grows), so that none reads across its edge.
-    """
-    side, n = config.network_size_px, boxes.shape[0]
-    if out is None:
-        out = np.empty((n, side, side, 4), np.uint8)
-    elif out.shape != (n, side, side, 4) or out.dtype != np.uint8 or not out.flags.c_contiguous:
-        raise ConfigError(
-            "the batch to write to",
-            expected=f"C-contiguous uint8 {(n, side, side, 4)}",
-            got=f"{out.dtype} {out.shape}",
-            fix="allocate it with numpy.empty",
-        )
-    if n == 0:
-        return out
-    levels, scale = (mask.crop, 255) if mask.soft is None else (mask.soft, 1)
-    padding = config.padding_px
-    if config.scheme != "instance" and config.crop_size_px == side:
-        _gather(image, levels, mask.x, mask.y, scale, boxes, padding, out.view(_PIXEL)[..., 0])
-        return out
-    import cv2
-
-    for target, box in zip(out, boxes, strict=True):  # one OpenCV call a patch: it resizes pictures, not batches
-        w, h = int(box[2] - box[0]) + 2 * padding, int(box[3] - box[1]) + 2 * padding
-        piece = np.empty((1, h, w, 4), np.uint8)
-        _gather(image, levels, mask.x, mask.y, scale, box[None], padding, piece.view(_PIXEL)[..., 0])
-        cv2.resize(piece[0], (side, side), dst=target, interpolation=resize_method(h, w, side, side))
-    return out
-
-
-def resize_method(h: int, w: int, to_h: int, to_w: int) -> int:
-    """OpenCV's interpolation for an (h, w) picture: area where it shrinks, linear where it grows."""
-    import cv2
-
-    return int(cv2.INTER_AREA if to_h <= h and to_w <= w else cv2.INTER_LINEAR)

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpr_service.config import RefineConfig
-from bpr_service.core.masks import Mask
-from bpr_service.core.patches import Boxes, crop_patches
+from bpr_service.core.crops import crop_patches
+from bpr_service.core.patches import Boxes
 from bpr_service.core.reassemble import Accumulator
 from bpr_service.core.resident import Resident, not_finite
 from bpr_service.core.tasks import Run, Task
@@ -52,24 +52,23 @@ class Prepared(Generic[R]):
         self.image, self.task, self.config, self.outputs = image, task, config, outputs
         self.model, self.device = model, device
         self.timings_ms: dict[str, float] = {"patches": 0.0, "crops": 0.0, "network": 0.0, "reassembly": 0.0}
-        self._boxes: list[Boxes] = []
         self._sums: dict[int, Accumulator] = {}
         self._resident: Resident | None = None
         with self.timed("patches"):
-            for i in range(len(task.masks)):
-                mask = task.masks[i]
-                boxes = task.place(mask, config.patch)
-                self._boxes.append(boxes)
-                if boxes.shape[0] == 0:
-                    task.keep(i, _why_none(mask))
-        counts = [boxes.shape[0] for boxes in self._boxes]
-        self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+            self._number(task.place(config.patch))
         self._missing = self.n_patches
+
+    def _number(self, boxes: list[Boxes]) -> None:
+        """Number the patches, mask after mask."""
+        self._boxes = boxes
+        counts = [one.shape[0] for one in boxes]
+        self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
 
     def reside(self, device: torch.device) -> None:
         """Keep pixels and sums on `device`: `crops` gives tensors there from now on, and `add` takes them."""
         if self.n_patches:
             with self.timed("crops"):
+                self._number(self.task.unite())  # averages come back, not sums: pieces of a mask could not be joined
                 self._resident = Resident(
                     self.image, self.task.masks, self._boxes, device, outputs=self.outputs, config=self.config
                 )
@@ -170,11 +169,3 @@ class Prepared(Generic[R]):
             end = min(stop, int(self._starts[i + 1]))
             yield i, at - start, at - int(self._starts[i]), end - int(self._starts[i])
             at = end
-
-
-def _why_none(mask: Mask) -> str:
-    if mask.is_empty:
-        return "the mask is empty"
-    if mask.area == mask.height * mask.width:
-        return "the mask fills the image"
-    return "no patch holds both foreground and background"

@@ -4,7 +4,7 @@ Letters: H, W are the image's size; p is ``patch_size_px``, c = p + 2 ``padding_
 side of a tile, all in px; P is the number of patches of all masks, n of those in a batch, M of masks, C of output
 maps, K of tiles.
 
-The same as `bpr_service.core.patches.crop_patches` and `bpr_service.core.reassemble.Accumulator`, as torch operations
+The same as `bpr_service.core.crops.crop_patches` and `bpr_service.core.reassemble.Accumulator`, as torch operations
 on whole batches. Where c equals S the crops are equal to a bit, else within one level of 255: the weights of OpenCV's
 resizing without its fixed point. Sums are integers (a weight of 1 is 2**32), so they do not depend on the order in
 which a device adds. Nothing waits for the device until the averages are asked for.

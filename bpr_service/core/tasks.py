@@ -3,7 +3,8 @@
 Letters: H, W are the image's size, px; P patches of a mask.
 
 A task gives the masks to refine one by one and takes their averaged patches one by one, in any order, so that
-no more than a mask at a time is held beside the result.
+no more than a mask at a time is held beside the result. The masks of a large label map are its labels block by block,
+so that what is held at a time does not grow with the map either.
 
 Instance: masks may overlap, each is thresholded on its own. Semantic and panoptic: each pixel ends with one
 label, the one of the highest confidence. A label's confidence at a pixel is its averaged probability where
@@ -20,9 +21,11 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 from numpy.typing import NDArray
 
 from bpr_service.config import PatchConfig
-from bpr_service.core.label_planes import LabelPlanes, LabelRegions
+from bpr_service.core.label_boundary import LabelBoundaries, drop_full_labels, place_label_patches
+from bpr_service.core.label_planes import LabelPlanes
+from bpr_service.core.label_regions import SPLIT_PX, LabelRegions, by_block, windows
 from bpr_service.core.masks import Mask
-from bpr_service.core.patches import Boxes, drop_full, place_patches
+from bpr_service.core.patches import Boxes, place_patches
 from bpr_service.core.reassemble import Accumulator, Gate
 from bpr_service.errors import MaskError
 
@@ -98,12 +101,13 @@ class Task(Protocol[R]):
     """What a :class:`bpr_service.core.prepared.Prepared` works through."""
 
     masks: Sequence[Mask]
+    """What the patches are cut from; known once they are placed."""
 
-    def place(self, mask: Mask, config: PatchConfig) -> Boxes:
-        """(P, 4) int32 boxes of the patches of `mask`."""
+    def place(self, config: PatchConfig) -> list[Boxes]:
+        """For each mask, (P, 4) int32 boxes of its patches; one that has none stays as it is."""
 
-    def keep(self, index: int, reason: str) -> None:
-        """Mask `index` has no patches: it stays as it is."""
+    def unite(self) -> list[Boxes]:
+        """From now on `masks` are whole instances, labels or segments, not pieces of them; their boxes."""
 
     def take(self, index: int, patches: Accumulator) -> None:
         """All patches of mask `index` are in `patches`."""
@@ -118,13 +122,18 @@ class InstanceTask:
 
     masks: Sequence[Mask]
     gate: Gate | None = None
+    _boxes: list[Boxes] = field(default_factory=list)
     _done: dict[int, tuple[Mask, MaskReport]] = field(default_factory=dict)
 
-    def place(self, mask: Mask, config: PatchConfig) -> Boxes:
-        return place_patches(mask, config)
+    def place(self, config: PatchConfig) -> list[Boxes]:
+        self._boxes = [place_patches(mask, config) for mask in self.masks]
+        for i, mask in enumerate(self.masks):
+            if self._boxes[i].shape[0] == 0:
+                self._done[i] = (mask, unchanged(i, _why_none(mask.area, mask.height * mask.width)))
+        return self._boxes
 
-    def keep(self, index: int, reason: str) -> None:
-        self._done[index] = (self.masks[index], unchanged(index, reason))
+    def unite(self) -> list[Boxes]:
+        return self._boxes
 
     def take(self, index: int, patches: Accumulator) -> None:
         coarse, count = self.masks[index], patches.boxes.shape[0]
@@ -149,35 +158,54 @@ class _LabelTask(Generic[R]):
         self.masks: Sequence[Mask] = self.regions
         self.gate = gate
         self.planes = LabelPlanes(self.regions)
-        self._said: dict[int, tuple[int, str | None]] = {}
+        self._owners: list[int] = []  # of each mask, the number of its label
+        self._boxes: list[Boxes] = []  # of each label
+        self._reasons: dict[int, str] = {}  # of labels that stay as they are
 
-    def place(self, mask: Mask, config: PatchConfig) -> Boxes:
-        return drop_full(mask, place_patches(mask, config))
+    def place(self, config: PatchConfig) -> list[Boxes]:
+        regions = self.regions
+        height, width = regions.map.shape
+        found = LabelBoundaries(regions)
+        for i, (x0, y0, x1, y1) in enumerate(regions.boxes.tolist()):
+            boxes = place_label_patches(found[i], (x0, y0, x1, y1), height, width, config)
+            self._boxes.append(drop_full_labels(regions, i, boxes))
+            if self._boxes[i].shape[0] == 0:
+                self._reasons[i] = _why_none(int(regions.areas[i]), height * width)
+        if self.gate or max(height, width) < SPLIT_PX:  # a gate judges a label as a whole
+            return self.unite()
+        self._owners, pieces = by_block(self._boxes, height, width)
+        self.masks = regions.cut(self._owners, windows(pieces, config.padding_px, height, width))
+        return self._expect(pieces)
 
-    def keep(self, index: int, reason: str) -> None:
-        self._said[index] = (0, reason)
+    def unite(self) -> list[Boxes]:
+        self._owners, self.masks = list(range(len(self.regions))), self.regions
+        return self._expect(self._boxes)
+
+    def _expect(self, pieces: list[Boxes]) -> list[Boxes]:
+        labels = (self.regions.labels[i] for i in self._owners)
+        self.planes.expect((label, boxes) for label, boxes in zip(labels, pieces, strict=True) if boxes.shape[0])
+        return pieces
 
     def take(self, index: int, patches: Accumulator) -> None:
-        reason = None
+        owner, reason = self._owners[index], None
         if self.gate:
             coarse = self.masks[index]
             reason = self.gate(coarse, patches.averaged(coarse))
-        if reason is None:
-            self.planes.claim(self.regions.labels[index], patches)
-        self._said[index] = (patches.boxes.shape[0], reason)
+        if reason is not None:
+            self._reasons[owner] = reason
+        self.planes.take(self.regions.labels[owner], patches, claim=reason is None)
 
     def _settle(self) -> tuple[Labels, list[MaskReport]]:
         """The final map, and what each label won and lost."""
-        labels, added, removed = self.planes.settle()
         reports = []
         for i, label in enumerate(self.regions.labels):
-            count, reason = self._said[i]
-            plus, minus = int(added[label]), int(removed[label])
+            count, reason = self._boxes[i].shape[0], self._reasons.get(i)
+            plus, minus = int(self.planes.added[label]), int(self.planes.removed[label])
             if reason is not None and plus + minus == 0:
                 reports.append(unchanged(i, reason, count, label))
             else:  # a label left out itself can still lose pixels to a neighbour that is surer of them
                 reports.append(changed(i, count, plus, minus, label))
-        return labels, reports
+        return self.planes.result(), reports
 
 
 class SemanticTask(_LabelTask[SemanticResult]):
@@ -185,8 +213,12 @@ class SemanticTask(_LabelTask[SemanticResult]):
 
     def result(self, run: Run) -> SemanticResult:
         label_map, reports = self._settle()
-        present = set(LabelRegions(label_map, None).labels)
-        vanished = [label for label in self.regions.labels if label not in present]
+        areas = self.regions.areas.tolist()
+        vanished = [
+            r.label
+            for r, px in zip(reports, areas, strict=True)
+            if r.label is not None and px + r.added_px == r.removed_px
+        ]
         return SemanticResult(label_map, reports, vanished, **_fields(run))
 
 
@@ -239,6 +271,13 @@ def _check_infos(regions: LabelRegions, infos: Sequence[dict[str, Any]]) -> list
             fix="read the PNG as R + 256 G + 65536 B, and check that the two belong together",
         )
     return [dict(info) for info in infos]
+
+
+def _why_none(area: int, pixels: int) -> str:
+    """Why a mask of `area` px has no patches."""
+    if area in (0, pixels):
+        return "the mask fills the image" if area else "the mask is empty"
+    return "no patch holds both foreground and background"
 
 
 def _fields(run: Run) -> dict[str, Any]:

@@ -59,3 +59,12 @@ def test_a_crop_that_is_not_tight_gives_the_same() -> None:
     loose = Mask(60, 60, 3, 5, np.ascontiguousarray(frame[5:50, 3:45]))
     a, b = boundary_pixels(loose), boundary_pixels(Mask.from_array(frame))
     np.testing.assert_array_equal(np.stack([a.ys, a.xs]), np.stack([b.ys, b.xs]))
+
+
+@pytest.mark.parametrize("at", [0, 7, 40])
+@pytest.mark.parametrize("width", [29, 30, 31, 32, 33, 62, 64, 65])
+def test_rows_as_wide_as_what_is_ranked_at_once(width: int, at: int) -> None:
+    frame = np.zeros((12, width + 2 * at), np.uint8)
+    frame[:, at : at + width] = np.random.default_rng(width).random((12, width)) < 0.7
+    frame[:, [at, at + width - 1]] = 1
+    _equal(frame)

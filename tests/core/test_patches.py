@@ -1,4 +1,4 @@
-"""Patches: NMS against torchvision, coverage, the other schemes, and crops against a plain loop."""
+"""Patches: NMS against torchvision, coverage, and the other schemes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from scenes import blob, edge_cases, photo
+from scenes import blob, edge_cases
 from torchvision.ops import nms
 
 from bpr_service.config import PatchConfig
 from bpr_service.core.boundary import boundary_pixels
 from bpr_service.core.masks import Mask
 from bpr_service.core.patches import (
-    crop_patches,
     drop_full,
     left_out,
     place_patches,
@@ -24,7 +23,6 @@ from bpr_service.core.patches import (
     suppress,
     window_positions,
 )
-from bpr_service.errors import ConfigError
 
 THRESHOLDS = (0.0, 0.15, 0.25, 0.55, 0.65)
 
@@ -149,60 +147,3 @@ def test_full_patches_at_the_border_are_dropped() -> None:
     boxes = np.array([[0, 0, 30, 30], [30, 30, 60, 60], [70, 70, 100, 100], [30, 0, 60, 50], [61, 61, 91, 91]])
     kept = drop_full(Mask.from_array(frame), boxes.astype(np.int32))
     assert kept.tolist() == [[30, 30, 60, 60], [30, 0, 60, 50], [61, 61, 91, 91]]
-
-
-# ---- crops -------------------------------------------------------------------------------------------------
-
-
-def plain_crop(image: Any, levels: Any, box: Any, padding: int) -> Any:
-    """Pad the whole picture by repeating its border, then cut."""
-    far = 400
-    stack = np.pad(np.dstack([image, levels]), ((far, far), (far, far), (0, 0)), mode="edge")
-    x0, y0, x1, y1 = (int(v) + far for v in box)
-    return stack[y0 - padding : y1 + padding, x0 - padding : x1 + padding]
-
-
-@pytest.mark.parametrize("padding", [0, 16])
-@pytest.mark.parametrize("network_size", [0, 64, 128])
-@pytest.mark.parametrize("name", sorted(edge_cases()))
-def test_crops_equal_a_plain_loop(name: str, network_size: int, padding: int) -> None:
-    frame = edge_cases()[name]
-    image, mask = photo(*frame.shape), Mask.from_array(frame)
-    side = network_size or 64 + 2 * padding
-    config = PatchConfig(padding_px=padding, network_size_px=side)
-    boxes = place_patches(mask, config)
-    crops = crop_patches(image, mask, boxes, config)
-    assert crops.shape == (boxes.shape[0], side, side, 4)
-    for crop, box in zip(crops, boxes, strict=True):
-        want = plain_crop(image, frame * np.uint8(255), box, padding)
-        if want.shape[0] != side:
-            method = cv2.INTER_AREA if side < want.shape[0] else cv2.INTER_LINEAR
-            want = cv2.resize(want, (side, side), interpolation=method)
-        np.testing.assert_array_equal(crop, want)
-
-
-def test_crops_of_the_instance_scheme() -> None:
-    frame = np.zeros((90, 70), np.uint8)
-    frame[10:50, 30:60] = blob(40, 30)
-    image, mask = photo(90, 70), Mask.from_array(frame)
-    config = PatchConfig(scheme="instance", padding_px=7, network_size_px=64)
-    boxes = place_patches(mask, config)
-    want = cv2.resize(plain_crop(image, frame * np.uint8(255), boxes[0], 7), (64, 64), interpolation=cv2.INTER_AREA)
-    np.testing.assert_array_equal(crop_patches(image, mask, boxes, config)[0], want)
-
-
-def test_soft_masks_are_cut_as_probabilities() -> None:
-    levels = (np.linspace(0, 1, 100 * 120).reshape(100, 120)).astype(np.float32)
-    mask = Mask.from_array(levels)
-    config = PatchConfig()
-    boxes = place_patches(mask, config)
-    crops = crop_patches(photo(100, 120), mask, boxes, config)
-    want = plain_crop(photo(100, 120), np.rint(levels * 255).astype(np.uint8), boxes[0], 16)
-    np.testing.assert_array_equal(crops[0], want)
-
-
-def test_a_batch_to_write_to_is_checked() -> None:
-    mask = Mask.from_array(blob(90, 90))
-    boxes = place_patches(mask, PatchConfig())
-    with pytest.raises(ConfigError, match="batch to write to"):
-        crop_patches(photo(90, 90), mask, boxes, PatchConfig(), np.empty((1, 2, 2, 4), np.uint8))

@@ -14,7 +14,7 @@ from scenes import blob, edge_cases, photo, refiner
 from torch import Tensor, nn
 
 from bpr_service.core import resident as module
-from bpr_service.core.patches import resize_method
+from bpr_service.core.crops import resize_method
 from bpr_service.core.pipeline import Refiner
 from bpr_service.core.resident import resize, resize_weights
 from bpr_service.errors import ModelError
