@@ -36,6 +36,7 @@ class BeisSettings(HeadSettings):
         channels: D of each stage, X_mid = X_BEF; one entry more than refinements. (256, 256, 256, 256) is the
             paper's literal reading, four times the memory at 112 x 112.
         ibdl, cbdl: the two losses; both off leaves the multi-stage head alone.
+        contrast_weight: of both losses; 1 in the paper (eq. 9), which trains a pretrained backbone.
         aqs, aks: adaptive query and key selection; off draws uniformly.
         band_px: t, half the width of the band, in cells of the stage.
         hardness: delta of the query selection.
@@ -50,6 +51,7 @@ class BeisSettings(HeadSettings):
     channels: tuple[int, ...] = Field(default=(256, 256, 128, 64), min_length=2, max_length=4)
     ibdl: bool = True
     cbdl: bool = True
+    contrast_weight: float = Field(default=1.0, gt=0)
     aqs: bool = True
     aks: bool = True
     band_px: int = Field(default=3, ge=1)
@@ -133,7 +135,8 @@ class BeisHead(RoiHead):
                     context.labels,
                     roi_class_maps(context, size),
                 )
-                parts |= contrast.losses(stage)
+                weight = self.settings.contrast_weight
+                parts |= {name: weight * value for name, value in contrast.losses(stage).items()}
             for name, value in parts.items():
                 totals[name] = totals[name] + value
                 self.values[f"{name}_{size}"] = value.detach()

@@ -233,6 +233,12 @@ def test_each_loss_can_be_off(ibdl: bool, cbdl: bool, names: tuple[str, ...]) ->
     assert tuple(step(head, make_context())) == names
 
 
+def test_the_contrast_losses_have_a_weight() -> None:
+    whole, half = (step(make_head(contrast_weight=weight, cbdl=False), make_context()) for weight in (1.0, 0.5))
+    assert float(half["loss_ibdl"].detach()) == pytest.approx(0.5 * float(whole["loss_ibdl"].detach()), rel=1e-4)
+    assert float(half["loss_mask"].detach()) == pytest.approx(float(whole["loss_mask"].detach()), rel=1e-4)
+
+
 def test_losses_are_sums_over_stages() -> None:
     head = make_head()
     losses = step(head, make_context())
