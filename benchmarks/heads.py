@@ -32,6 +32,7 @@ ROWS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mask_rcnn/beis (losses off)": ("mask_rcnn", "beis", LOSSES_OFF),
     "blendmask/plain": ("blendmask", "plain", {}),
     "blendmask/b2inst": ("blendmask", "b2inst", {}),
+    "blendmask/b2inst (attention 14)": ("blendmask", "b2inst", {"model.blendmask.attention": 14}),
     "yolact/plain": ("yolact", "plain", {}),
     "yolact/b2inst": ("yolact", "b2inst", {}),
     "deeplabv3plus/plain": ("deeplabv3plus", "plain", {}),

@@ -186,13 +186,13 @@ def write_measured(
     data = config.data if own else PatchData(patches=Path(str(calibrate)))
     training: Any = open_data(data, config, seed=config.run.seed, augment=False)
     source = "the training data" if own else Path(str(calibrate)).name
-    first = int8.CALIBRATION if calibrate else 0
+    first = int8.CALIBRATION if calibrate or files else 0
     if config.validation is not None:
         validation: Any = open_data(config.validation, config, seed=config.run.seed + VALIDATION_SEED, augment=False)
         crops, what = _patches(validation, 0, MEASURED), f"{MEASURED} patches of the validation data"
     else:
         # A small patch set begins again, so that some patches are those of the ranges.
-        other = calibrate and (not isinstance(data, PatchData) or len(training.patches) >= first + MEASURED)
+        other = first and (not isinstance(data, PatchData) or len(training.patches) >= first + MEASURED)
         crops, what = _patches(training, first, MEASURED), f"{MEASURED} {'other ' if other else ''}patches of {source}"
     calibration = card.int8.calibration if card.int8 else ""
     if calibrate:
