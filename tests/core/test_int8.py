@@ -75,11 +75,15 @@ def test_what_runs_is_what_the_files_hold(version: Path, tmp_path: Path) -> None
     assert np.array_equal(other.predict(CROPS), same.predict(CROPS))
 
 
-def test_int8_is_refused_where_there_is_none(version: Path) -> None:
+def test_int8_is_refused_where_there_is_none(version: Path, tmp_path: Path) -> None:
+    from bpr_service.core.weights import load_model
+
+    loaded = load_model(version)
+    save_model(tmp_path / "without", loaded.network, loaded.card)
     with pytest.raises(ConfigError, match=r"expected fp32 or bf16, got int8. Use backend openvino"):
         Refiner.load(version, precision="int8")
     with pytest.raises(ConfigError, match=r"precision int8.*which has none"):
-        Refiner.load("fast", backend="openvino", precision="int8")
+        Refiner.load(tmp_path / "without", backend="openvino", precision="int8")
     with pytest.raises(ConfigError, match=r"network_size_px in int8: expected 48, got 64"):
         Refiner.load(version, backend="openvino", precision="int8", network_size_px=64)
 
