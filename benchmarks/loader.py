@@ -61,11 +61,9 @@ def main(
     as_json: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Print, for each recipe, how busy the processor is with training."""
-    import yaml
+    from refiner_training.config import load_config, parse_settings
 
-    from refiner_training.config import load_config
-
-    overrides = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in set_ or [])}
+    overrides = parse_settings(set_ or ())
     results = {}
     for path in configs:
         result = results[path.stem] = measure(load_config(path, overrides), steps)

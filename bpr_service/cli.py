@@ -72,6 +72,9 @@ def refine(
     segments: Annotated[Path | None, typer.Option(help="Panoptic: JSON with segments_info.")] = None,
     gate: Annotated[bool, typer.Option(help="Do no harm: keep a mask where no gain is expected.")] = True,
     picture: Annotated[Path | None, typer.Option(help="Write a before/after picture here.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=VALUE instead of the preset's, as backend=card.")
+    ] = None,
 ) -> None:
     """Refine the masks of one image."""
     from bpr_service.commands import run_refine
@@ -88,6 +91,7 @@ def refine(
         segments=segments,
         gate=gate,
         picture=picture,
+        settings=settings or (),
     )
 
 

@@ -6,7 +6,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bpr_service.config import RefineConfig, build, parse_settings
 from bpr_service.core.images import read_image
 from bpr_service.core.label_maps import read_label_map, read_panoptic_png, write_atomic, write_label_map
 from bpr_service.core.label_maps import write_panoptic_png as write_ids
@@ -59,7 +60,7 @@ def run_demo(out: Path, *, preset: str, model: Path | None, device: str) -> None
     seconds = time.perf_counter() - started
     console = Console()
     console.print(table)
-    console.print(f"model {refiner.model} on {refiner.device}, {seconds:.1f} s; pictures and JSON in {out}/")
+    console.print(f"model {refiner.model} on {refiner.runs_on}, {seconds:.1f} s; pictures and JSON in {out}/")
 
 
 def run_refine(
@@ -75,13 +76,16 @@ def run_refine(
     segments: Path | None,
     gate: bool,
     picture: Path | None,
+    settings: Iterable[str] = (),
 ) -> None:
     """Refine one image's masks and write them as they came; nothing is written when anything is wrong."""
     if task not in TASKS:
         raise UnknownName("task", task, TASKS)
     if not image.is_file():
         raise FormatError(str(image), expected="an image", got="no such file", fix="check the path")
-    refiner = Refiner.load(preset, model=model, device=device, gate=gate)
+    options = {"gate": gate, **parse_settings(settings)}
+    build(RefineConfig, options)
+    refiner = Refiner.load(preset, model=model, device=device, **options)
     pixels = read_image(image, max_pixels=refiner.config.max_pixels)
     if task == "instance":
         reports, pair = _refine_instances(refiner, pixels, mask, out)
@@ -99,7 +103,7 @@ def run_refine(
         _add(table, (str(report.index if report.label is None else report.label),), report)
     console = Console(stderr=True)
     console.print(table)
-    console.print(f"model {refiner.model} on {refiner.device}; wrote {out}")
+    console.print(f"model {refiner.model} on {refiner.runs_on}; wrote {out}")
 
 
 def _refine_instances(

@@ -5,7 +5,8 @@ Patch terms follow the paper (Tang et al., CVPR 2021, section 3.2; Hu et al., IJ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -56,6 +57,26 @@ def build(kind: type[_S], values: Mapping[str, Any]) -> _S:
             got=repr(first["input"])[:80],
             fix=f"see the fields of {kind.__name__}",
         ) from None
+
+
+def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
+    """``["nms_threshold=0.55"]`` -> ``{"nms_threshold": 0.55}``: what ``--set`` takes. Values are JSON, else text.
+
+    Raises:
+        ConfigError: an entry without a name or "=".
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not name or not equals:
+            raise ConfigError(
+                "--set", expected="NAME=VALUE", got=repr(pair), fix="for example --set nms_threshold=0.55"
+            )
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
 
 
 class PatchConfig(Settings):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -120,6 +120,21 @@ class TrainConfig(Settings):
     run: RunConfig = RunConfig()
     notes: dict[str, str] = Field(default_factory=dict)
     """Free text for the model card: data and its terms, what the model is for."""
+
+
+def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
+    """``["run.steps=100"]`` -> ``{"run.steps": 100}``: what ``--set`` takes. Values are YAML.
+
+    Raises:
+        ConfigError: an entry without a key or "=".
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not key or not equals:
+            raise ConfigError("--set", expected="KEY=VALUE", got=repr(pair), fix="for example --set run.steps=100")
+        values[key] = yaml.safe_load(text)
+    return values
 
 
 def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:

@@ -77,6 +77,16 @@ def test_instance_json_keeps_order_ids_encodings_and_unknown_keys(coffee: Path, 
     assert picture.is_file()
 
 
+def test_a_setting_that_differs_from_the_presets(coffee: Path, tmp_path: Path) -> None:
+    call = ("refine", coffee / "image.png", coffee / "mask.png", "--preset", "fast")
+    done = bpr(*call, "-o", tmp_path / "a.png", "--set", "backend=openvino", "--set", "nms_threshold=0.5")
+    assert done.returncode == 0, done.stderr
+    assert "cpu, openvino" in done.stderr
+    fewer = bpr(*call, "-o", tmp_path / "b.png")
+    rows = [next(line.split() for line in each.stderr.splitlines() if "refined" in line) for each in (done, fewer)]
+    assert int(rows[0][2]) > int(rows[1][2])
+
+
 def test_png_semantic_and_panoptic(coffee: Path, tmp_path: Path) -> None:
     assert bpr("refine", coffee / "image.png", coffee / "mask.png", "-o", tmp_path / "m.png").returncode == 0
     before, after = (cv2.imread(str(p), cv2.IMREAD_UNCHANGED) for p in (coffee / "mask.png", tmp_path / "m.png"))
@@ -112,6 +122,9 @@ def test_png_semantic_and_panoptic(coffee: Path, tmp_path: Path) -> None:
         (["truncated.png", "mask.png"], ["truncated.png"]),
         (["image.png", "runs.json"], ["runs.json", "mask 0"]),
         (["image.png", "ids.png", "--task", "panoptic"], ["--segments"]),
+        (["image.png", "mask.png", "--set", "backend"], ["--set", "NAME=VALUE", "'backend'"]),
+        (["image.png", "mask.png", "--set", "device=cuda"], ["unknown setting", "device", "backend"]),
+        (["image.png", "mask.png", "--set", "nms_threshold=7"], ["nms_threshold", "less than 1", "got 7"]),
     ],
 )
 def test_a_wrong_call_says_why_and_writes_nothing(

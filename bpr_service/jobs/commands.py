@@ -26,7 +26,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on where an earlier c
 Report = Annotated[str | None, typer.Option(help="Write a JSON report here.")]
 Truth = Annotated[str | None, typer.Option(help="Ground truth; the report then has figures before and after.")]
 Work = Annotated[str | None, typer.Option(help="Folder for unfinished work; default OUT.bpr-work.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="A setting that differs from the preset's: NAME=VALUE.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE instead of the preset's, as backend=card.")]
 
 
 @batch.command()
@@ -48,7 +48,7 @@ def instance(
 ) -> None:
     """Refine instance masks: coco (default), lvis, cityscapes, yolo."""
     values = {"task": "instance", "images": images, "predictions": predictions, "out": out, "dataset": dataset,
-              "format": format_, "preset": preset, "model": model, "settings": _settings(settings)}  # fmt: skip
+              "format": format_, "preset": preset, "model": model, "settings": settings}  # fmt: skip
     options = {"device": device, "workers": workers, "resume": resume, "report": report,
                "ground_truth": ground_truth, "work": work}  # fmt: skip
     _run_batch(values, options)
@@ -77,7 +77,7 @@ def semantic(
     """Refine label maps: png (default), cityscapes, cityscapes-train-ids, ade, voc."""
     values = {"task": "semantic", "images": images, "predictions": predictions, "out": out, "format": format_,
               "ignore_label": ignore_label, "preset": preset, "model": model,
-              "settings": _settings(settings)}  # fmt: skip
+              "settings": settings}  # fmt: skip
     options = {"device": device, "workers": workers, "resume": resume, "report": report,
                "ground_truth": ground_truth, "classes": classes, "work": work}  # fmt: skip
     _run_batch(values, options)
@@ -103,34 +103,18 @@ def panoptic(
     """Refine panoptic segments."""
     values = {"task": "panoptic", "images": images, "predictions": predictions, "out": out, "dataset": dataset,
               "panoptic_dir": panoptic_dir, "preset": preset, "model": model,
-              "settings": _settings(settings)}  # fmt: skip
+              "settings": settings}  # fmt: skip
     options = {"device": device, "workers": workers, "resume": resume, "report": report,
                "ground_truth": ground_truth, "work": work}  # fmt: skip
     _run_batch(values, options)
 
 
-def _settings(pairs: list[str] | None) -> dict[str, Any]:
-    from bpr_service.errors import ConfigError
-
-    values: dict[str, Any] = {}
-    for pair in pairs or []:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise ConfigError(
-                "--set", expected="NAME=VALUE", got=repr(pair), fix="for example --set nms_threshold=0.55"
-            )
-        try:
-            values[name] = json.loads(text)
-        except ValueError:
-            values[name] = text
-    return values
-
-
 def _run_batch(values: dict[str, Any], options: dict[str, Any]) -> None:
+    from bpr_service.config import parse_settings
     from bpr_service.jobs.batch import Batch, run_batch
     from bpr_service.jobs.requests import RefineRequest, parse_request
 
-    request = parse_request({"kind": "refine", **values})
+    request = parse_request({"kind": "refine", **values, "settings": parse_settings(values["settings"] or ())})
     assert isinstance(request, RefineRequest)
     result = run_batch(request, Batch(**options))
     _print_result(result, request.out)

@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from bpr_service.config import Settings, build
+from bpr_service.config import RefineConfig, Settings, build
 from bpr_service.errors import ConfigError
 
 Kind = Literal["refine", "train"]
@@ -35,6 +35,12 @@ class RefineRequest(Settings):
     """Fields of `RefineConfig` or `PatchConfig` that differ from the preset's."""
     shard_images: int = Field(default=16, ge=1, le=10_000)
     """Images of a shard, the part of a job that one worker takes at a time."""
+
+    @field_validator("settings")
+    @classmethod
+    def _known(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        build(RefineConfig, settings)
+        return settings
 
 
 class HeldOut(Settings):

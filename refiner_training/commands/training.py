@@ -132,17 +132,9 @@ def refiner(
     """Train a refiner and export it as a model version."""
     import json
 
-    import yaml
+    from refiner_training.config import load_config, parse_settings
 
-    from refiner_training.config import load_config
-
-    overrides = {}
-    for text in set_ or []:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError("--set", expected="KEY=VALUE", got=repr(text), fix="as run.steps=100")
-        overrides[key] = yaml.safe_load(value)
-    checked = load_config(config, overrides)
+    checked = load_config(config, parse_settings(set_ or ()))
     from refiner_training.train import train
 
     model = train(checked, out or Path("runs") / checked.name, resume=resume, json_progress=json_progress)

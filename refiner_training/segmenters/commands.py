@@ -33,10 +33,11 @@ def segmenter(
         return
     if config is None:
         raise ConfigError("no configuration", expected="CONFIG.yaml", got="none", fix="give one, or try --smoke")
+    from refiner_training.config import parse_settings
     from refiner_training.segmenters.config import load_segmenter_config
     from refiner_training.segmenters.train import train_segmenter
 
-    loaded = load_segmenter_config(config, parse_settings(settings or []))
+    loaded = load_segmenter_config(config, parse_settings(settings or ()))
     folder = out or Path("runs") / f"{loaded.name}_{arch}_{head}"
     typer.echo(train_segmenter(arch, head, loaded, folder, resume=resume, json_progress=json_progress))
 
@@ -75,20 +76,3 @@ def predict(
     else:
         done = run(checkpoint, images, out, dataset=dataset, form=known, options=options)
     typer.echo(f"{done} images predicted: {out}")
-
-
-def parse_settings(settings: list[str]) -> dict[str, Any]:
-    """``["run.steps=100"]`` -> ``{"run.steps": 100}``; values are read as YAML.
-
-    Raises:
-        ConfigError: an entry without "=".
-    """
-    import yaml
-
-    parsed: dict[str, Any] = {}
-    for entry in settings:
-        key, sign, value = entry.partition("=")
-        if not sign or not key:
-            raise ConfigError("--set", expected="KEY=VALUE", got=repr(entry), fix="write --set run.steps=100")
-        parsed[key] = yaml.safe_load(value)
-    return parsed

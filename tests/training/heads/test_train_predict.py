@@ -14,8 +14,8 @@ from bpr_service.config import build
 from bpr_service.core.label_maps import read_label_map, read_panoptic_png
 from bpr_service.core.masks import Mask
 from bpr_service.errors import ConfigError, ConflictError, FormatError, ModelError
+from refiner_training.config import parse_settings
 from refiner_training.segmenters.base import paste
-from refiner_training.segmenters.commands import parse_settings
 from refiner_training.segmenters.config import OptimConfig, SegmenterConfig
 from refiner_training.segmenters.predict import Options, predict, segments_of_labels
 from refiner_training.segmenters.registry import HEADS
