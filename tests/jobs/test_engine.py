@@ -272,6 +272,8 @@ def test_bad_jobs(local: Fleet) -> None:
         submit({**request, "typo": 1})
     with pytest.raises(UnknownName):
         submit({**request, "settings": {"typo": 1}})
+    with pytest.raises(UnknownName, match="'device'"):
+        submit({**request, "settings": {"device": "cuda"}})
     with pytest.raises(UnknownName, match="preset"):
         submit({**request, "preset": "typo"})
     with pytest.raises(UnknownName, match="format"):
