@@ -7,7 +7,7 @@
 busy: over the time after the first 10 s, the share in which the network runs, and the share that the pure network
 takes for the same batches (replayed alone, afterwards); resident memory of the whole process tree at image 50 and at
 the last. workers: images/s of one and of two workers on PostgreSQL, each pinned to a core of its own. scale: memory
-and time an instance of one long file (instances of 4 to 12 px; OpenVINO in bfloat16 runs the network).
+and time an instance of one long file (instances of 4 to 12 px; what the model's card chose runs the network).
 
 Both name a second figure for machines that do other work too, from what the kernel says of each thread
 (``/proc/.../schedstat``): the time in which it wanted to run and another process had the core is left out. ``feed``
@@ -89,7 +89,7 @@ def crowded(root: Path, images: int, preset: str) -> Any:
     return RefineRequest(
         task="instance", images=str(root / "images"), predictions=str(root / "pred.json"),
         dataset=str(root / "ann.json"), out=str(root / "out.json"), preset=preset,
-        settings={"backend": "openvino", "precision": "bf16"},
+        settings={"backend": "card"},
     )  # fmt: skip
 
 
