@@ -139,8 +139,8 @@ def measure_row(row: Row, model: Path, data: Path, subset: int) -> dict[str, flo
     """Boundary error removed, masks worsened, and patches of a model on val."""
     from quality_sets import corpus_items, pairs
 
-    from bpr_service.core.images import read_image
-    from bpr_service.core.pipeline import Refiner
+    from bpr_service.masks.images import read_image
+    from bpr_service.refine.refiner import Refiner
     from refiner_training.metrics.change import collect, measure_triple
 
     refiner = Refiner.load(model, gate=False, **row.refine)

@@ -36,8 +36,8 @@ CROWD = 1000
 
 def photographs(root: Path, images: int, preset: str) -> Any:
     """COCO results over ``images`` pictures with six coarse blobs each."""
-    from bpr_service.core.masks import Mask
     from bpr_service.jobs.requests import RefineRequest
+    from bpr_service.masks.mask import Mask
 
     (root / "images").mkdir(parents=True)
     records, entries = [], []
@@ -63,8 +63,8 @@ def photographs(root: Path, images: int, preset: str) -> Any:
 
 def crowded(root: Path, images: int, preset: str) -> Any:
     """COCO results over ``images`` pictures with a thousand small coarse discs each, written as they are made."""
-    from bpr_service.core.masks import Mask
     from bpr_service.jobs.requests import RefineRequest
+    from bpr_service.masks.mask import Mask
 
     (root / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)

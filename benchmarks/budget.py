@@ -38,7 +38,7 @@ def _start(settings: list[tuple[str, str, dict[str, Any]]]) -> None:
     import cv2
     import torch
 
-    from bpr_service.core.pipeline import Refiner
+    from bpr_service.refine.refiner import Refiner
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -51,7 +51,7 @@ def _start(settings: list[tuple[str, str, dict[str, Any]]]) -> None:
 
 
 def _work(item: Item) -> tuple[str, dict[str, dict[str, Any]]]:
-    from bpr_service.core.images import read_image
+    from bpr_service.masks.images import read_image
     from refiner_training.metrics.change import measure_triple
 
     image = read_image(item.image)

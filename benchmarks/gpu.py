@@ -26,12 +26,12 @@ import torch
 from bpr_service.bench.baseline import scene
 from bpr_service.bench.limits import gflop_a_patch, until_done
 from bpr_service.config import RefineConfig, build
-from bpr_service.core.masks import Mask
-from bpr_service.core.network import build_network
-from bpr_service.core.patches import place_patches
-from bpr_service.core.pipeline import Refiner
-from bpr_service.core.weights import ModelCard, NetworkCard
 from bpr_service.errors import BprError
+from bpr_service.masks.mask import Mask
+from bpr_service.network.registry import build_network
+from bpr_service.network.weights import ModelCard, NetworkCard
+from bpr_service.refine.patches import place_patches
+from bpr_service.refine.refiner import Refiner
 
 SETTINGS = (
     {"network": "fcn_hrnet_w18s", "network_size_px": 128, "nms_threshold": 0.25, "patches": 135, "aim_ms": 10.0},

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bpr_service.core.label_maps import write_label_map
-from bpr_service.core.masks import as_mask
 from bpr_service.examples import NAMES, load_example
+from bpr_service.masks.label_maps import write_label_map
+from bpr_service.masks.mask import as_mask
 
 
 def photographs(folder: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 def calibration(refiner: Any, data: Path, patches: int) -> Any:
     """Patches (n, S, S, 4) of train images, where simulated coarse masks have their boundaries."""
-    from bpr_service.core.masks import Mask
+    from bpr_service.masks.mask import Mask
     from refiner_training.data.instance_readers import CocoPairs
     from refiner_training.data.simulate import coarse_mask
 
@@ -46,7 +46,7 @@ def measure(refiner: Any, items: list[Any]) -> tuple[list[Any], dict[str, float]
     """Refined masks, the summary of their boundaries, processor seconds in the network, patches."""
     from quality_sets import pairs
 
-    from bpr_service.core.images import read_image
+    from bpr_service.masks.images import read_image
     from refiner_training.metrics.change import collect, measure_triple
 
     seconds, patches = 0.0, 0
@@ -81,8 +81,8 @@ def main(
     import torch
     from quality_sets import corpus_items
 
-    from bpr_service.core.int8 import int8_forward
-    from bpr_service.core.pipeline import Refiner
+    from bpr_service.network.int8 import int8_forward
+    from bpr_service.refine.refiner import Refiner
 
     torch.set_num_threads(1)
     items = corpus_items(data, ["ccp"], subset)

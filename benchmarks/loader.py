@@ -22,7 +22,7 @@ def measure(config: Any, steps: int) -> dict[str, float]:
     """Seconds a step waiting for data and computing, and the share of the time that was computing."""
     import torch
 
-    from bpr_service.core.normalise import normalise
+    from bpr_service.network.normalise import normalise
     from refiner_training.refiner import RefinerModule, boundary_loss
     from refiner_training.train import loader, open_data
 

@@ -55,10 +55,10 @@ def measure(folder: Path, model: str) -> dict[str, float]:
     from torch import Tensor, nn
 
     from bpr_service.config import RefineConfig
-    from bpr_service.core.boundary import boundary_pixels
-    from bpr_service.core.label_planes import LabelRegions
-    from bpr_service.core.pipeline import Refiner
-    from bpr_service.core.weights import ModelCard, NetworkCard
+    from bpr_service.network.weights import ModelCard, NetworkCard
+    from bpr_service.refine.boundary import boundary_pixels
+    from bpr_service.refine.labels.planes import LabelRegions
+    from bpr_service.refine.refiner import Refiner
 
     class Free(nn.Module):
         """Gives the mask back, a little shifted."""

@@ -26,7 +26,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bpr_service.core.masks import read_panoptic_png
+from bpr_service.masks.mask import read_panoptic_png
 from refiner_training.evaluate import evaluate_instances, evaluate_panoptic, evaluate_semantic
 from tests.training import oracles
 

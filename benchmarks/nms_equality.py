@@ -21,10 +21,10 @@ import torch
 from torchvision.ops import nms
 
 from bpr_service.config import PatchConfig
-from bpr_service.core.boundary import boundary_pixels
-from bpr_service.core.label_planes import LabelRegions
-from bpr_service.core.masks import Mask, read_label_map
-from bpr_service.core.patches import left_out, place_patches, squares, suppress, window_positions
+from bpr_service.masks.mask import Mask, read_label_map
+from bpr_service.refine.boundary import boundary_pixels
+from bpr_service.refine.labels.planes import LabelRegions
+from bpr_service.refine.patches import left_out, place_patches, squares, suppress, window_positions
 
 THRESHOLDS = (0.0, 0.15, 0.25, 0.55, 0.65)
 

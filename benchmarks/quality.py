@@ -59,7 +59,7 @@ class Ours:
     """The refiner, with the interface of the peers."""
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
-        from bpr_service.core.pipeline import Refiner
+        from bpr_service.refine.refiner import Refiner
 
         self.refiner = Refiner.load(model, **options)
 

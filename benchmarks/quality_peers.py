@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bpr_service.core.masks import Mask
+from bpr_service.masks.mask import Mask
 
 U8, F32 = NDArray[np.uint8], NDArray[np.float32]
 MARGIN_PX = 32

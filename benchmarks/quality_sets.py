@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpr_service.core.masks import Mask, as_mask
+from bpr_service.masks.mask import Mask, as_mask
 
 CLASSES = 11
 """Of CamVid; 255 is void."""
@@ -164,7 +164,7 @@ def _iou(a: Mask, b: Mask) -> float:
 
 def measure_item(item: Item, methods: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Run every method on one image: for each, ``seconds``, ``masks`` and the rows that `summarise_set` gathers."""
-    from bpr_service.core.images import read_image
+    from bpr_service.masks.images import read_image
 
     image = read_image(item.image)
     run = {"instance": _instances, "semantic": _semantic, "panoptic": _panoptic}[item.kind]
@@ -189,7 +189,7 @@ def _instances(item: Item, image: NDArray[np.uint8], methods: dict[str, Any]) ->
 
 
 def _semantic(item: Item, image: NDArray[np.uint8], methods: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    from bpr_service.core.label_maps import read_label_map
+    from bpr_service.masks.label_maps import read_label_map
     from refiner_training.data.label_masks import compact, masks_of
     from refiner_training.metrics.semantic import class_f, confusion
 
@@ -210,7 +210,7 @@ def _semantic(item: Item, image: NDArray[np.uint8], methods: dict[str, Any]) -> 
 
 
 def _panoptic(item: Item, image: NDArray[np.uint8], methods: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    from bpr_service.core.label_maps import read_panoptic_png
+    from bpr_service.masks.label_maps import read_panoptic_png
     from refiner_training.data.label_masks import compact
     from refiner_training.metrics.boundary import boundary_distance_px
     from refiner_training.metrics.panoptic import measure_segments, tally

@@ -34,10 +34,10 @@ from typing import Any
 import httpx
 import numpy as np
 
-from bpr_service.core.masks import Mask, as_mask
-from bpr_service.core.weights import find_model
 from bpr_service.jobs.engine import Job, JobEngine
 from bpr_service.jobs.settings import load_job_settings
+from bpr_service.masks.mask import Mask, as_mask
+from bpr_service.network.weights import find_model
 from bpr_service.runtime.model_store import ModelStore
 from refiner_training.data.simulate import coarse_mask
 

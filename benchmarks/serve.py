@@ -33,7 +33,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bpr_service.core.masks import Mask
+from bpr_service.masks.mask import Mask
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVE = "import typer; from bpr_service.server.commands import serve; typer.run(serve)"
@@ -187,7 +187,7 @@ LIBRARY = """
 import sys, time, json, pickle
 import torch
 torch.set_num_threads(int(sys.argv[1]))
-from bpr_service.core.pipeline import Refiner
+from bpr_service.refine.refiner import Refiner
 refiner = Refiner.load("balanced", device="cpu")
 work = pickle.load(open(sys.argv[2], "rb"))
 refiner.refine(*work[0])

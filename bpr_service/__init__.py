@@ -14,15 +14,15 @@ __version__ = "0.1.0"
 __all__ = ["BprError", "Mask", "RefineResult", "Refiner", "__version__"]
 
 if TYPE_CHECKING:
-    from bpr_service.core.masks import Mask
-    from bpr_service.core.pipeline import Refiner, RefineResult
     from bpr_service.errors import BprError
+    from bpr_service.masks.mask import Mask
+    from bpr_service.refine.refiner import Refiner, RefineResult
 
 _WHERE = {
     "BprError": "bpr_service.errors",
-    "Mask": "bpr_service.core.masks",
-    "RefineResult": "bpr_service.core.pipeline",
-    "Refiner": "bpr_service.core.pipeline",
+    "Mask": "bpr_service.masks.mask",
+    "RefineResult": "bpr_service.refine.refiner",
+    "Refiner": "bpr_service.refine.refiner",
 }
 
 

@@ -15,16 +15,16 @@ from rich.console import Console
 from rich.table import Table
 
 from bpr_service.config import RefineConfig, build, parse_settings
-from bpr_service.core.images import read_image
-from bpr_service.core.label_maps import read_label_map, read_panoptic_png, write_atomic, write_label_map
-from bpr_service.core.label_maps import write_panoptic_png as write_ids
-from bpr_service.core.masks import Mask
-from bpr_service.core.picture import before_after, write_picture
-from bpr_service.core.pipeline import Refiner
-from bpr_service.core.tasks import MaskReport
 from bpr_service.errors import ConfigError, FormatError, UnknownName
 from bpr_service.examples import NAMES, load_example
-from bpr_service.mask_file import read_mask_file
+from bpr_service.formats.mask_file import read_mask_file
+from bpr_service.masks.images import read_image
+from bpr_service.masks.label_maps import read_label_map, read_panoptic_png, write_atomic, write_label_map
+from bpr_service.masks.label_maps import write_panoptic_png as write_ids
+from bpr_service.masks.mask import Mask
+from bpr_service.masks.picture import before_after, write_picture
+from bpr_service.refine.refiner import Refiner
+from bpr_service.refine.tasks import MaskReport
 
 TASKS = ("instance", "semantic", "panoptic")
 PACKAGES = ("torch", "torchvision", "timm", "segmentation-models-pytorch", "numpy", "opencv-python-headless", "numba")
@@ -153,7 +153,7 @@ def run_doctor(model: Path | None) -> None:
     import torch
 
     from bpr_service import __version__
-    from bpr_service.core.weights import bundled_models, find_model, load_model, read_card
+    from bpr_service.network.weights import bundled_models, find_model, load_model, read_card
 
     table = _table("what", "found")
     table.add_row("bpr-service", __version__)

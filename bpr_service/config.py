@@ -117,7 +117,7 @@ class RefineConfig(Settings):
     """Also refine each patch mirrored and average the two (about twice the time)."""
     batch_size: int = Field(default=32, ge=1, le=4096)
     backend: Backend = "eager"
-    """What runs the network; see `bpr_service.core.backends`. ``card`` takes backend and precision of the card."""
+    """What runs the network; see `bpr_service.network.backends`. ``card`` takes backend and precision of the card."""
     precision: Precision = "fp32"
     """What the network computes in; ``int8`` needs backend openvino and a model that was exported with it."""
     gate: bool = True

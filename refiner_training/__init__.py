@@ -1,1 +1,1 @@
-"""Training and measuring, offline; imports only the core, formats, config and errors of bpr_service."""
+"""Training and measuring, offline; imports only masks, network, refine, formats, config and errors of bpr_service."""

@@ -18,7 +18,7 @@ Precision = Annotated[Literal["32", "bf16", "16"], BeforeValidator(lambda value:
 
 
 class NetworkConfig(Settings):
-    """A refinement network of ``bpr_service.core.network`` and its arguments."""
+    """A refinement network of ``bpr_service.network.registry`` and its arguments."""
 
     name: str = "light_unet_s"
     arguments: dict[str, Any] = Field(default_factory=dict)

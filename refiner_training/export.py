@@ -1,7 +1,7 @@
 """A training run's best network as a model version: ``model.safetensors`` and ``card.json``.
 
 At export the ways to run the network are measured on this machine, and it may be quantised to int8; both go into the
-card (:mod:`bpr_service.core.candidates`). A version that exists is measured into a new one.
+card (:mod:`bpr_service.network.candidates`). A version that exists is measured into a new one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from bpr_service.core.weights import Int8Files, ModelCard
+    from bpr_service.network.weights import Int8Files, ModelCard
     from refiner_training.config import PatchData, SimulatedData, TrainConfig
 
 LICENSE = "Apache-2.0 (the weights; the training data has the terms that `data` names)"
@@ -75,8 +75,8 @@ def export_run(
         FormatError: no checkpoint, or no data to measure on. ModelError: a checkpoint of another network.
         ConfigError: data that does not fit the patches, or a quantiser that is not installed.
     """
-    from bpr_service.core.network import build_network
-    from bpr_service.core.weights import ModelCard, NetworkCard, save_model
+    from bpr_service.network.registry import build_network
+    from bpr_service.network.weights import ModelCard, NetworkCard, save_model
 
     path = checkpoint or next((p for p in (folder / "best.ckpt", folder / "last.ckpt") if p.is_file()), None)
     if path is None or not path.is_file():
@@ -133,7 +133,7 @@ def export_model(source: str, out: Path, *, version: str | None = None, calibrat
         FormatError: no data to measure on.
     """
     from bpr_service.config import build
-    from bpr_service.core.weights import CARD_FILE, load_model, read_int8
+    from bpr_service.network.weights import CARD_FILE, load_model, read_int8
     from refiner_training.config import TrainConfig
 
     loaded = load_model(source)
@@ -177,8 +177,8 @@ def write_measured(
             recipe (``data``).
         files: the quantised network that `card` speaks of, where none is to be made.
     """
-    from bpr_service.core import candidates, int8
-    from bpr_service.core.weights import save_model
+    from bpr_service.network import candidates, int8
+    from bpr_service.network.weights import save_model
     from refiner_training.config import PatchData
     from refiner_training.train import VALIDATION_SEED, open_data
 

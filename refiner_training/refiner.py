@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bpr_service.core.network import build_network
-from bpr_service.core.normalise import normalise
 from bpr_service.errors import ConfigError
+from bpr_service.network.normalise import normalise
+from bpr_service.network.registry import build_network
 from refiner_training.config import LossConfig, OptimConfig, TrainConfig
 
 
@@ -150,7 +150,7 @@ class RefinerModule(L.LightningModule):
 
 def start_from(network: nn.Module, config: TrainConfig) -> None:
     """Load the weights of a model version into a network; :class:`ConfigError` when it is of another one."""
-    from bpr_service.core.weights import load_model
+    from bpr_service.network.weights import load_model
 
     path = config.network.start_from
     loaded = load_model(str(path))

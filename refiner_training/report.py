@@ -260,7 +260,7 @@ def _picture(image: Any) -> str:
 
 def _path(mask: Any) -> str:
     """Trace a (h, w) mask along its pixels' edges as an SVG path."""
-    from bpr_service.core.masks import Mask
+    from bpr_service.masks.mask import Mask
 
     polygons = Mask.from_array(mask).to_polygons()
     return "".join(

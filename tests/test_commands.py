@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
-from bpr_service.core.label_maps import read_panoptic_png, write_panoptic_png
-from bpr_service.core.masks import Mask
 from bpr_service.examples import load_example
+from bpr_service.masks.label_maps import read_panoptic_png, write_panoptic_png
+from bpr_service.masks.mask import Mask
 
 
 def bpr(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

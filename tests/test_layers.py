@@ -1,4 +1,4 @@
-"""Imports run one way: ``errors, config <- core <- formats, runtime <- jobs, server <- cli``.
+"""Imports run one way: ``errors, config <- masks <- network <- refine <- formats, runtime <- jobs, server <- cli``.
 
 Every import is read from the source, those inside functions too; nothing is imported to find out.
 """
@@ -16,25 +16,28 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # What a layer may import besides itself. A module of bpr_service that is not a folder is a layer of its own.
-BASE = {"errors", "config", "storage", "__init__"}
+BASE = {"errors", "config", "kernel", "storage", "__init__"}
+REFINER = {"masks", "network", "refine"}
 BELOW: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
     "storage": {"errors", "config"},
-    "core": {"errors", "config"},
-    "formats": BASE | {"core"},
-    "runtime": BASE | {"core"},
-    "jobs": BASE | {"core", "formats", "runtime"},
-    "server": BASE | {"core", "formats", "runtime", "examples"},
-    "examples": BASE | {"core"},
-    "client": BASE | {"core"},
-    "mask_file": BASE | {"core"},
-    "bench": BASE | {"core", "examples"},
-    "commands": BASE | {"core", "examples", "mask_file", "bench"},
+    "kernel": set(),
+    "masks": {"errors", "config", "kernel"},
+    "network": {"errors", "config", "kernel", "masks"},
+    "refine": {"errors", "config", "kernel", "masks", "network"},
+    "formats": BASE | REFINER,
+    "runtime": BASE | REFINER,
+    "jobs": BASE | REFINER | {"formats", "runtime"},
+    "server": BASE | REFINER | {"formats", "runtime", "examples"},
+    "examples": BASE | REFINER,
+    "client": BASE | REFINER,
+    "bench": BASE | REFINER | {"examples"},
+    "commands": BASE | REFINER | {"examples", "formats", "bench"},
 }
 SEAM = {"bpr_service.jobs.engine", "bpr_service.jobs.requests"}
 """What the server knows of jobs: the six methods and what they are asked with."""
-TRAINER_MAY = {"core", "formats", "errors", "config", "__init__"}
+TRAINER_MAY = {"kernel", "masks", "network", "refine", "formats", "errors", "config", "__init__"}
 
 
 def modules(package: str) -> list[Path]:
@@ -110,9 +113,9 @@ def test_heads_never_import_each_other() -> None:
 @pytest.mark.parametrize(
     ("where", "source"),
     [
-        ("bpr_service/core/x.py", "from bpr_service.formats import coco"),
-        ("bpr_service/core/x.py", "def f():\n    import bpr_service.server.app"),
-        ("bpr_service/core/x.py", "from ..runtime import engine"),
+        ("bpr_service/masks/x.py", "from bpr_service.formats import coco"),
+        ("bpr_service/masks/x.py", "def f():\n    import bpr_service.server.app"),
+        ("bpr_service/masks/x.py", "from ..runtime import engine"),
         ("bpr_service/jobs/x.py", "import bpr_service.server.app"),
         ("bpr_service/server/x.py", "from bpr_service.jobs import refine"),
         ("bpr_service/server/x.py", "import refiner_training"),

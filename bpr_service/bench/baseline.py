@@ -19,11 +19,11 @@ from pycocotools import mask as coco
 from torchvision.ops import nms
 
 from bpr_service.config import RefineConfig, build
-from bpr_service.core.crops import crop_patches
-from bpr_service.core.masks import Mask
-from bpr_service.core.patches import place_patches
-from bpr_service.core.reassemble import Accumulator
 from bpr_service.errors import ConflictError
+from bpr_service.masks.mask import Mask
+from bpr_service.refine.crops import crop_patches
+from bpr_service.refine.patches import place_patches
+from bpr_service.refine.reassemble import Accumulator
 
 HEIGHT, WIDTH, SIZE = 1024, 2048, 64
 Parts = dict[str, float]

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpr_service.core.candidates import processor
+from bpr_service.network.candidates import processor
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from bpr_service.core.backends import Forward
+    from bpr_service.network.backends import Forward
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def patches_per_s(forward: Forward, crops: NDArray[np.uint8], batch: int, device
     """The pure network: normalised patches in the device's memory to logits there, in batches of `batch`."""
     import torch
 
-    from bpr_service.core.normalise import normalise
+    from bpr_service.network.normalise import normalise
 
     patches = normalise(torch.from_numpy(crops).to(device))
     batches = [patches[k : k + batch] for k in range(0, len(patches), batch)]

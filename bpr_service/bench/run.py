@@ -15,10 +15,10 @@ from bpr_service.bench.baseline import STEPS as BASELINE_STEPS
 from bpr_service.bench.baseline import compare
 from bpr_service.bench.limits import gflop_a_patch, machine, patches_per_s
 from bpr_service.bench.workload import Request, workload
-from bpr_service.core.images import read_image
-from bpr_service.core.masks import Mask
-from bpr_service.core.pipeline import Refiner
 from bpr_service.errors import ConfigError, FormatError
+from bpr_service.masks.images import read_image
+from bpr_service.masks.mask import Mask
+from bpr_service.refine.refiner import Refiner
 
 STEPS = ("decode", "boundary_nms", "crop", "network", "reassemble", "encode")
 TIMINGS = {"patches": "boundary_nms", "crops": "crop", "network": "network", "reassembly": "reassemble"}
@@ -123,8 +123,8 @@ def _copy_ms(size_bytes: float, limits: Mapping[str, Any]) -> float:
 
 def _int8(refiner: Refiner, crops: NDArray[np.uint8]) -> float | None:
     """Patches a second in int8 over float32, both with OpenVINO; None where it is not installed or not a CPU."""
-    from bpr_service.core.backends import open_backend
-    from bpr_service.core.int8 import int8_forward
+    from bpr_service.network.backends import open_backend
+    from bpr_service.network.int8 import int8_forward
 
     if refiner.device.type != "cpu":
         return None

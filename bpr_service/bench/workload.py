@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bpr_service.core.images import read_image
-from bpr_service.core.masks import Mask
 from bpr_service.errors import FormatError
+from bpr_service.masks.images import read_image
+from bpr_service.masks.mask import Mask
 
 HEIGHT, WIDTH, MASKS = 1024, 2048, 18
 IMAGES = 4

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bpr_service.core.masks import Mask
 from bpr_service.errors import InputError
+from bpr_service.masks.mask import Mask
 
 if TYPE_CHECKING:
     import supervision

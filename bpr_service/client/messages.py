@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpr_service import errors
-from bpr_service.core.masks import Mask, as_mask
 from bpr_service.errors import BprError, InputError, NotReadyError
+from bpr_service.masks.mask import Mask, as_mask
 
 MAX_DELAY_S = 30.0
 _OWN = ("segmentation", "bbox", "area", "status", "reason", "patches", "changed_px", "added_px", "removed_px")
@@ -72,14 +72,14 @@ class Refined:
     @property
     def label_map(self) -> NDArray[Any]:
         """Semantic: (H, W) labels."""
-        from bpr_service.core.label_maps import read_label_map
+        from bpr_service.masks.label_maps import read_label_map
 
         return read_label_map(_file(self.raw, "label_map"))
 
     @property
     def segment_map(self) -> NDArray[np.int32]:
         """Panoptic: (H, W) segment ids, 0 is void."""
-        from bpr_service.core.label_maps import read_panoptic_png
+        from bpr_service.masks.label_maps import read_panoptic_png
 
         return read_panoptic_png(_file(self.raw, "segment_map"))
 
@@ -115,8 +115,8 @@ def _open_image(image: Any) -> BinaryIO:
         return Path(image).open("rb")
     if isinstance(image, bytes):
         return BytesIO(image)
-    from bpr_service.core.images import as_image
-    from bpr_service.core.label_maps import encode_png
+    from bpr_service.masks.images import as_image
+    from bpr_service.masks.label_maps import encode_png
 
     return BytesIO(encode_png(as_image(image)))
 
@@ -146,7 +146,7 @@ def instance_call(image: Any, masks: Sequence[Any], options: dict[str, Any]) -> 
 
 
 def semantic_call(image: Any, label_map: NDArray[Any] | bytes, options: dict[str, Any]) -> Call:
-    from bpr_service.core.label_maps import encode_png
+    from bpr_service.masks.label_maps import encode_png
 
     png = label_map if isinstance(label_map, bytes) else encode_png(np.ascontiguousarray(label_map))
     form = [("masks", ("labels.png", png, "image/png")), ("options", _json_part(options))]
@@ -156,7 +156,7 @@ def semantic_call(image: Any, label_map: NDArray[Any] | bytes, options: dict[str
 def panoptic_call(
     image: Any, segment_map: NDArray[Any] | bytes, segments_info: Sequence[Mapping[str, Any]], options: dict[str, Any]
 ) -> Call:
-    from bpr_service.core.label_maps import panoptic_png
+    from bpr_service.masks.label_maps import panoptic_png
 
     png = segment_map if isinstance(segment_map, bytes) else panoptic_png(np.asarray(segment_map))
     form = [

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bpr_service.core.masks import Mask
 from bpr_service.examples import FOLDER, load_example
+from bpr_service.masks.mask import Mask
 
 POLYGONS: dict[str, dict[str, list[list[tuple[int, int]]]]] = {
     "astronaut": {

@@ -22,7 +22,7 @@ from bpr_service import storage
 from bpr_service.errors import BprError, ConfigError, FormatError
 
 if TYPE_CHECKING:
-    from bpr_service.core.masks import Mask
+    from bpr_service.masks.mask import Mask
 
 Task = Literal["instance", "semantic", "panoptic"]
 TASKS: tuple[Task, ...] = ("instance", "semantic", "panoptic")

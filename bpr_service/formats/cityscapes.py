@@ -69,7 +69,7 @@ class CityscapesInstances(PredictionFormat):
         return InstancePrediction(tuple(self._instance(unit, line) for line in self._lines(unit)[1]))
 
     def _instance(self, unit: Unit, line: tuple[int, str, str, str]) -> Instance:
-        from bpr_service.core.masks import Mask, read_label_map
+        from bpr_service.masks.mask import Mask, read_label_map
 
         number, png, label, confidence = line
         try:
@@ -104,7 +104,7 @@ class CityscapesInstances(PredictionFormat):
 
 
 def _png(array: np.ndarray, value: int, dtype: np.dtype) -> bytes:
-    from bpr_service.core.label_maps import encode_png
+    from bpr_service.masks.label_maps import encode_png
 
     return encode_png(array.astype(dtype) * dtype.type(value))
 

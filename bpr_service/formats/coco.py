@@ -25,7 +25,7 @@ from bpr_service.formats.base import (
 from bpr_service.formats.records import Grouping, Record, RecordFile, dump, parse
 
 if TYPE_CHECKING:
-    from bpr_service.core.masks import Mask
+    from bpr_service.masks.mask import Mask
 
 ImageEntry = tuple[str, int, int]
 WHAT = "a JSON list of {image_id, category_id, segmentation, score}"
@@ -102,7 +102,7 @@ class CocoResults(PredictionFormat):
         return InstancePrediction(tuple(self._instance(unit, row, data) for row, data in rows))
 
     def _instance(self, unit: Unit, row: list[int], data: bytes) -> Instance:
-        from bpr_service.core.masks import as_mask
+        from bpr_service.masks.mask import as_mask
 
         record = parse(data)
         score = record.get("score")
@@ -158,7 +158,7 @@ def encode_like(mask: Mask, old: Any) -> Any:
     """
     if isinstance(old, dict):
         return mask.to_rle(compressed=not isinstance(old.get("counts"), list))
-    from bpr_service.core.masks import Mask as MaskType
+    from bpr_service.masks.mask import Mask as MaskType
 
     polygons = mask.to_polygons()
     if polygons and MaskType.from_polygons(polygons, mask.height, mask.width).area == mask.area:

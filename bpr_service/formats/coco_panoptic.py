@@ -81,7 +81,7 @@ class CocoPanoptic(PredictionFormat):
         return storage.read_bytes(storage.join_inside(folder, name, within=self.paths.within))
 
     def read(self, unit: Unit) -> PanopticPrediction:
-        from bpr_service.core.masks import read_panoptic_png
+        from bpr_service.masks.mask import read_panoptic_png
 
         where = f"annotation {unit.source[0]} (byte {unit.source[1]})"
         try:
@@ -93,7 +93,7 @@ class CocoPanoptic(PredictionFormat):
         return PanopticPrediction(segment_map, infos, record)
 
     def encode(self, unit: Unit, prediction: PanopticPrediction) -> Encoded:
-        from bpr_service.core.label_maps import panoptic_png
+        from bpr_service.masks.label_maps import panoptic_png
 
         name = str(prediction.record["file_name"])
         infos = recomputed(prediction.segment_map, prediction.segments_info)

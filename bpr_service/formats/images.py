@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import PurePosixPath
 
 from bpr_service import storage
-from bpr_service.core.images import PICTURE_FORMATS
 from bpr_service.errors import FormatError, ImageError
+from bpr_service.masks.images import PICTURE_FORMATS
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 _CITYSCAPES = re.compile(r"^[A-Za-z-]+_\d{6}_\d{6}(?=_|$|\.)")

@@ -51,7 +51,7 @@ class SemanticPngs(PredictionFormat):
         return storage.join_inside(self.paths.predictions, unit.source, within=self.paths.within)
 
     def read(self, unit: Unit) -> SemanticPrediction:
-        from bpr_service.core.masks import read_label_map
+        from bpr_service.masks.mask import read_label_map
 
         path = self._path(unit)
         data = storage.read_bytes(path)
@@ -115,7 +115,7 @@ def _like(data: bytes, label_map: NDArray[np.integer[Any]]) -> bytes:
     """A PNG of ``label_map`` (H, W) in the mode of the PNG ``data``; ``data`` itself when no pixel is new."""
     from PIL import Image
 
-    from bpr_service.core.label_maps import encode_png
+    from bpr_service.masks.label_maps import encode_png
 
     with Image.open(io.BytesIO(data)) as picture:
         old = np.asarray(picture)

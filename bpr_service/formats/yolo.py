@@ -20,7 +20,7 @@ from bpr_service.formats.base import Encoded, Instance, InstancePrediction, Pred
 from bpr_service.formats.images import ImageFolder, image_size
 
 if TYPE_CHECKING:
-    from bpr_service.core.masks import Mask
+    from bpr_service.masks.mask import Mask
 
 
 class YoloSegments(PredictionFormat):
@@ -59,7 +59,7 @@ class YoloSegments(PredictionFormat):
         return InstancePrediction(tuple(self._instance(unit, n, line, size) for n, line in lines if line.strip()))
 
     def _instance(self, unit: Unit, number: int, line: str, size: tuple[int, int]) -> Instance:
-        from bpr_service.core.masks import Mask
+        from bpr_service.masks.mask import Mask
 
         height, width = size
         words = line.split()

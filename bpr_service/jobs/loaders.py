@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpr_service.core.backends import Forward
-from bpr_service.core.pipeline import Refiner
 from bpr_service.errors import BprError, DeviceError
 from bpr_service.formats import PredictionFormat, Unit, open_predictions
 from bpr_service.jobs.slots import Slot
 from bpr_service.jobs.units import Outcome, refine_unit, untouched
+from bpr_service.network.backends import Forward
+from bpr_service.refine.refiner import Refiner
 
 THREADS = 2
 """Units that a loader works on at once."""

@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpr_service import storage
-from bpr_service.core.images import read_image
 from bpr_service.errors import BprError, DeviceError, FormatError, InputError
 from bpr_service.formats import Encoded, InstancePrediction, PanopticPrediction, PredictionFormat, Unit
+from bpr_service.masks.images import read_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bpr_service.core.pipeline import Refiner
-    from bpr_service.core.tasks import MaskReport
+    from bpr_service.refine.refiner import Refiner
+    from bpr_service.refine.tasks import MaskReport
 
 
 @dataclass(slots=True)

@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 
 def choose_device(name: str) -> str:
-    """``name`` of `bpr_service.core.devices`, checked; "auto" is the first CUDA device, the CPU where there is none."""
-    from bpr_service.core.devices import resolve_device
+    """``name`` of `resolve_device`, checked; "auto" is the first CUDA device, the CPU where there is none."""
+    from bpr_service.network.devices import resolve_device
 
     if name == "auto":
         import torch

@@ -54,8 +54,8 @@ class DummyModels:
 
     def open(self, preset: str, model: str | None = None, version: str | None = None) -> Lane:
         """`NotFoundError` for a version that does not start with ``v``."""
-        from bpr_service.core.pipeline import Refiner
-        from bpr_service.core.weights import ModelCard, NetworkCard
+        from bpr_service.network.weights import ModelCard, NetworkCard
+        from bpr_service.refine.refiner import Refiner
 
         version = version or "v1"
         if not version.startswith("v"):

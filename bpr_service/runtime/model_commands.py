@@ -108,7 +108,7 @@ def export(
     """Export to ONNX and check that the outputs are equal."""
     from pathlib import Path
 
-    from bpr_service.core.weights import bundled_models
+    from bpr_service.network.weights import bundled_models
     from bpr_service.runtime.onnx_export import export_onnx
 
     local = Path(ref).is_dir() or ref in bundled_models()

@@ -222,7 +222,7 @@ class ModelStore:
         Raises:
             ModelError: the files are missing, or are no model that this release can load.
         """
-        from bpr_service.core.weights import INT8_FILES, load_model
+        from bpr_service.network.weights import INT8_FILES, load_model
 
         _checked(name)
         for file in FILES:

@@ -20,7 +20,7 @@ TOLERANCE = 1e-3
 def export_onnx(model_dir: str, out: str, *, sizes_px: tuple[int, ...] = (64, 96, 128)) -> dict[str, Any]:
     """Write the network of ``model_dir`` to the ONNX file ``out`` and compare both on patches of each size.
 
-    Input ``patches`` (P, 4, S, S) float32 in [-1, 1] (RGB and mask, as `bpr_service.core.patches.normalise` gives);
+    Input ``patches`` (P, 4, S, S) float32 in [-1, 1] (RGB and mask, as `bpr_service.refine.patches.normalise` gives);
     output ``logits`` (P, 1 or 2, S, S) float32, the first the foreground. P and S may vary.
 
     Returns:
@@ -32,7 +32,7 @@ def export_onnx(model_dir: str, out: str, *, sizes_px: tuple[int, ...] = (64, 96
     import onnxruntime
     import torch
 
-    from bpr_service.core.weights import load_model
+    from bpr_service.network.weights import load_model
 
     network = load_model(model_dir).network.eval().cpu().float()
     rng = np.random.default_rng(0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from bpr_service.core.masks import Mask
+from bpr_service.masks.mask import Mask
 from bpr_service.runtime.work import Work
 from bpr_service.server.schemas import MaskIn, PngMask, Rle
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpr_service.core.kernel import kernel
 from bpr_service.errors import MaskError
+from bpr_service.kernel import kernel
 
 Bytes = NDArray[np.uint8]
 _SIZES = np.array([3, 4, 8, 16], np.int64)

@@ -80,8 +80,8 @@ def keys(
     per_minute: Annotated[int | None, typer.Option(help="Requests a minute; unlimited where left out.")] = None,
 ) -> None:
     """Make an API key: it is shown once, and only its hash is kept."""
-    from bpr_service.core.label_maps import write_atomic
     from bpr_service.errors import ConflictError
+    from bpr_service.masks.label_maps import write_atomic
     from bpr_service.server.auth import new_key, read_keys
 
     known = read_keys(file) if file.exists() else []

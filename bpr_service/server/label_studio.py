@@ -17,8 +17,8 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from bpr_service.core.masks import Mask
 from bpr_service.errors import BprError, ForbiddenError, InputError, LimitError
+from bpr_service.masks.mask import Mask
 from bpr_service.runtime.work import Slot, Work
 from bpr_service.server.auth import require
 from bpr_service.server.brush_rle import decode_brush, encode_brush

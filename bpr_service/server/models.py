@@ -49,7 +49,7 @@ class StoreModels:
 
     def open(self, preset: str, model: str | None = None, version: str | None = None) -> Lane:
         """Load the model of ``preset``: ``version`` of it, or the active one. `NotFoundError`, `ModelError`."""
-        from bpr_service.core.pipeline import Refiner
+        from bpr_service.refine.refiner import Refiner
 
         chosen = get_preset(preset)
         name = model or chosen.model
@@ -59,7 +59,7 @@ class StoreModels:
 
     def _find(self, name: str, version: str | None) -> tuple[str, str]:
         """Folder and id of a version. An id is the first 12 digits of the weights' SHA-256, here as in the store."""
-        from bpr_service.core.weights import find_model, read_card
+        from bpr_service.network.weights import find_model, read_card
 
         stored = self._stored(name)
         if self._store is not None and stored:
@@ -82,7 +82,7 @@ class StoreModels:
         return [version.id for version in self._store.list(name)] if self._store is not None else []
 
     def _bundled(self, name: str) -> str | None:
-        from bpr_service.core.weights import bundled_models, find_model, read_card
+        from bpr_service.network.weights import bundled_models, find_model, read_card
 
         return read_card(find_model(name)).sha256[:12] if name in bundled_models() else None
 
@@ -106,7 +106,7 @@ class StoreModels:
         return entries
 
     def _card(self, name: str, version: str | None) -> dict[str, Any] | None:
-        from bpr_service.core.weights import find_model, read_card
+        from bpr_service.network.weights import find_model, read_card
 
         if version is None:
             return None

@@ -74,8 +74,8 @@ async def get_example(name: str) -> dict[str, Any]:
 
 @cache
 def _example(name: str) -> dict[str, Any]:
-    from bpr_service.core.label_maps import encode_png
     from bpr_service.examples import NAMES, load_example
+    from bpr_service.masks.label_maps import encode_png
 
     if name not in NAMES:
         raise NotFoundError("no such example", expected=", ".join(NAMES), got=repr(name[:60]))

@@ -11,9 +11,9 @@ import orjson
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from bpr_service.core.images import read_image
-from bpr_service.core.masks import Mask, as_mask
 from bpr_service.errors import BodyError, BprError, InputError, LimitError, MaskError
+from bpr_service.masks.images import read_image
+from bpr_service.masks.mask import Mask, as_mask
 from bpr_service.runtime.work import Slot
 from bpr_service.server.limits import check_runs, picture_size
 from bpr_service.server.multipart import Part, parse_multipart

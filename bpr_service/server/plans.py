@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bpr_service.core.label_maps import encode_png, panoptic_png, read_label_map, read_panoptic_png
-from bpr_service.core.label_planes import LabelRegions
-from bpr_service.core.masks import Mask
-from bpr_service.core.tasks import unchanged
 from bpr_service.errors import BprError, InputError, LimitError
+from bpr_service.masks.label_maps import encode_png, panoptic_png, read_label_map, read_panoptic_png
+from bpr_service.masks.mask import Mask
+from bpr_service.refine.labels.planes import LabelRegions
+from bpr_service.refine.tasks import unchanged
 from bpr_service.runtime.work import Slot, Stages
 from bpr_service.server.answer import base64_text, mask_entries
 from bpr_service.server.parse import Call, check_size, decode_masks

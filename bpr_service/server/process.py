@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import uvicorn
 
-from bpr_service.core.backends import label
-from bpr_service.core.images import read_image
-from bpr_service.core.label_maps import encode_png
-from bpr_service.core.masks import Mask
 from bpr_service.errors import BprError, ConfigError, FatalDeviceError
+from bpr_service.masks.images import read_image
+from bpr_service.masks.label_maps import encode_png
+from bpr_service.masks.mask import Mask
+from bpr_service.network.backends import label
 from bpr_service.runtime.device import bound_heap, choose_device
 from bpr_service.runtime.dummy import DummyModels
 from bpr_service.runtime.engine import Engine

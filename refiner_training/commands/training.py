@@ -188,8 +188,8 @@ def export(
         found = export_model(str(model), out, version=version, calibrate=calibrate)
     typer.echo(f"exported {found}")
     if measure:
-        from bpr_service.core.candidates import table
-        from bpr_service.core.weights import read_card
+        from bpr_service.network.candidates import table
+        from bpr_service.network.weights import read_card
 
         runtime = read_card(found).runtime
         typer.echo(table(runtime) if runtime else "nothing measured")

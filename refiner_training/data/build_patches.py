@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from bpr_service.config import PatchConfig, Settings
-from bpr_service.core.crops import crop_patches
-from bpr_service.core.label_maps import write_atomic
-from bpr_service.core.masks import Mask
-from bpr_service.core.patches import Boxes, drop_full, place_patches
 from bpr_service.errors import ConflictError, FormatError
+from bpr_service.masks.label_maps import write_atomic
+from bpr_service.masks.mask import Mask
+from bpr_service.refine.crops import crop_patches
+from bpr_service.refine.patches import Boxes, drop_full, place_patches
 from refiner_training.data.patch_set import FORMAT, pack, record_type
 from refiner_training.data.readers import MATCH_IOU, Broken, Pair, PairReader, Sample, stream
 from refiner_training.data.simulate import DEFAULT_MIX, coarse_mask

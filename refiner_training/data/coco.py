@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bpr_service.errors import FormatError
 
 if TYPE_CHECKING:
-    from bpr_service.core.masks import Mask
+    from bpr_service.masks.mask import Mask
 
 ImageId = int | str
 
@@ -47,7 +47,7 @@ class CocoDataset:
         Raises:
             MaskError: runs that do not add up, polygons that are none, a size that is not the image's.
         """
-        from bpr_service.core.masks import as_mask
+        from bpr_service.masks.mask import as_mask
 
         return as_mask(entry["segmentation"], *self.size(entry["image_id"]))
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bpr_service.core.masks import Mask, read_label_map
 from bpr_service.errors import FormatError
+from bpr_service.masks.mask import Mask, read_label_map
 from refiner_training.data.coco import ImageId, read_dataset, read_results
 from refiner_training.data.label_masks import label_masks
 from refiner_training.data.label_pngs import png_size

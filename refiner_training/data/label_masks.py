@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from bpr_service.core.masks import Mask
+from bpr_service.masks.mask import Mask
 
 
 def compact(label_map: NDArray[Any], labels: Sequence[int]) -> NDArray[np.int32]:

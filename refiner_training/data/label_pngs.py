@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bpr_service.core.images import PICTURE_FORMATS
 from bpr_service.errors import FormatError
+from bpr_service.masks.images import PICTURE_FORMATS
 
 
 def match_label_pngs(folders: Sequence[Path]) -> list[str]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bpr_service.core.masks import Mask, read_label_map
 from bpr_service.errors import FormatError
+from bpr_service.masks.mask import Mask, read_label_map
 from refiner_training.data.label_masks import label_masks, masks_of
 from refiner_training.data.label_pngs import match_label_pngs, png_size
 from refiner_training.data.panoptic import read_panoptic, read_segments

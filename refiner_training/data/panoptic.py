@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpr_service.core.masks import read_panoptic_png
 from bpr_service.errors import FormatError
+from bpr_service.masks.mask import read_panoptic_png
 from refiner_training.data.coco import ImageId, read_json
 from refiner_training.data.label_masks import compact
 from refiner_training.data.label_pngs import png_size

@@ -127,10 +127,10 @@ class PatchSet:
 
 
 def to_network_size(patches: U8, targets: U8, size: int) -> tuple[U8, U8]:
-    """Resize (N, c, c, 4) and (N, c, c) to S, as :func:`bpr_service.core.crops.crop_patches` resizes crops."""
+    """Resize (N, c, c, 4) and (N, c, c) to S, as :func:`bpr_service.refine.crops.crop_patches` resizes crops."""
     import cv2
 
-    from bpr_service.core.crops import resize_method
+    from bpr_service.refine.crops import resize_method
 
     count, side = targets.shape[:2]
     if side == size:

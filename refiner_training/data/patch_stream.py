@@ -1,7 +1,7 @@
 """An endless stream of training patches, with coarse masks simulated on the fly from a scene store.
 
 Shapes: N patches of S x S px (S the network size); channels are RGB and the mask, 0..255; targets are 0 background,
-1 foreground, 255 ignore. Patches are cut as the refiner cuts them (``bpr_service.core.patches``): centred on a
+1 foreground, 255 ignore. Patches are cut as the refiner cuts them (``bpr_service.refine.patches``): centred on a
 boundary pixel of the coarse mask, moved to stay inside the image, context repeated at the image's border.
 """
 

@@ -27,9 +27,9 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
-from bpr_service.core.images import read_image
-from bpr_service.core.masks import Mask
 from bpr_service.errors import FormatError, InputError
+from bpr_service.masks.images import read_image
+from bpr_service.masks.mask import Mask
 from refiner_training.data.label_pngs import png_size
 from refiner_training.metrics.boundary import mask_iou
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from bpr_service.core.masks import Mask, as_mask
-from bpr_service.core.polygons import check_polygons
 from bpr_service.errors import InputError
+from bpr_service.masks.mask import Mask, as_mask
+from bpr_service.masks.polygons import check_polygons
 from refiner_training.evaluation.common import Failure
 from refiner_training.metrics.change import TripleRow, measure_triple
 from refiner_training.metrics.instance import Cell, Instance, measure_image

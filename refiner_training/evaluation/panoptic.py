@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from bpr_service.core.masks import Mask
 from bpr_service.errors import FormatError, InputError
+from bpr_service.masks.mask import Mask
 from refiner_training.data.coco import ImageId
 from refiner_training.data.label_masks import masks_of
 from refiner_training.data.panoptic import PanopticFile, read_panoptic, read_segments

@@ -10,7 +10,7 @@ from bpr_service.errors import FormatError, ImageError
 from refiner_training.evaluation.common import Crop
 
 if TYPE_CHECKING:
-    from bpr_service.core.masks import Mask
+    from bpr_service.masks.mask import Mask
 
 MARGIN = 0.15  # of the box, on each side
 ZOOM_PX = 160  # a wider window is cut to this
@@ -58,7 +58,7 @@ def cut(path: Path | None, truth: Mask, prediction: Mask, before: Mask | None) -
 
     An image that cannot be read, or is of another size, is left out: the masks are shown without it.
     """
-    from bpr_service.core.images import read_image
+    from bpr_service.masks.images import read_image
 
     masks = [m for m in (truth, prediction, before) if m is not None and not m.is_empty]
     boxes = [m.box for m in masks] or [(0, 0, truth.width, truth.height)]

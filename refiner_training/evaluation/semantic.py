@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpr_service.core.masks import Mask, read_label_map
 from bpr_service.errors import FormatError, InputError
+from bpr_service.masks.mask import Mask, read_label_map
 from refiner_training.data.label_masks import compact, masks_of
 from refiner_training.data.label_pngs import match_label_pngs
 from refiner_training.evaluation.common import Crop, Evaluation, Example, Failure, in_parallel

@@ -22,7 +22,7 @@ from numba import njit
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from bpr_service.core.masks import Mask
+    from bpr_service.masks.mask import Mask
 
 AF_TOLERANCE_RATIO = 0.00088  # SegFix's: a share of the image diagonal, 3 px at 1024x2048
 

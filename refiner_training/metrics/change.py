@@ -23,7 +23,7 @@ from refiner_training.metrics.boundary import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from bpr_service.core.masks import Mask
+    from bpr_service.masks.mask import Mask
 
 CHANGE_IOU = 0.005  # a mask is better or worse when its IoU moved by more than this
 BAND_PX = 5  # half width of the band that pixel errors are counted in

@@ -33,7 +33,7 @@ from refiner_training.metrics.boundary import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from bpr_service.core.masks import Mask
+    from bpr_service.masks.mask import Mask
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 AF_TOLERANCE_PX = 1

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpr_service.core.masks import Mask
+from bpr_service.masks.mask import Mask
 from refiner_training.metrics.boundary import boundary_f
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bpr_service.core.masks import Mask
 from bpr_service.errors import ConfigError
+from bpr_service.masks.mask import Mask
 from refiner_training.heads.protocol import OwnRandom
 
 Target = dict[str, Tensor]

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from bpr_service.core.images import read_image
-from bpr_service.core.label_maps import read_label_map
-from bpr_service.core.masks import as_mask
 from bpr_service.errors import ConfigError, FormatError
+from bpr_service.masks.images import read_image
+from bpr_service.masks.label_maps import read_label_map
+from bpr_service.masks.mask import as_mask
 from refiner_training.segmenters.base import Target
 from refiner_training.segmenters.config import InstanceData, SemanticData
 

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bpr_service.core.images import read_image
-from bpr_service.core.label_maps import write_label_map, write_panoptic_png
 from bpr_service.errors import ConfigError, ConflictError, FormatError
+from bpr_service.masks.images import read_image
+from bpr_service.masks.label_maps import write_label_map, write_panoptic_png
 from refiner_training.segmenters.base import Detections, Segmenter
 from refiner_training.segmenters.data import image_files, read_json, to_tensor
 from refiner_training.segmenters.registry import kind_of

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bpr_service.core.label_maps import write_label_map
-from bpr_service.core.masks import Mask
+from bpr_service.masks.label_maps import write_label_map
+from bpr_service.masks.mask import Mask
 
 CLASSES = ("ellipse", "rectangle")
 

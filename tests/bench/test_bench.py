@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from bpr_service.bench import run
 from bpr_service.bench.workload import HEIGHT, WIDTH, workload
 from bpr_service.cli import app
-from bpr_service.core.images import read_image
-from bpr_service.core.masks import Mask
 from bpr_service.errors import FormatError
+from bpr_service.masks.images import read_image
+from bpr_service.masks.mask import Mask
 
 RATIOS = {
     "network_share_of_wall",

@@ -85,8 +85,8 @@ def test_everything_that_serves_imports_from_the_wheel(installed: Path, tmp_path
 
 KERNEL = """
 import numpy as np
-from bpr_service.core import boundary
-from bpr_service.core.masks import Mask
+from bpr_service.refine import boundary
+from bpr_service.masks.mask import Mask
 disc = np.zeros((40, 40), np.uint8); disc[9:30, 9:30] = 1
 print(boundary.boundary_pixels(Mask.from_array(disc)))
 """

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from bpr_service import storage
-from bpr_service.core.masks import Mask, write_panoptic_png
 from bpr_service.formats import FORMATS, InstancePrediction, Paths, PredictionFormat, Unit, open_predictions
+from bpr_service.masks.mask import Mask, write_panoptic_png
 
 H, W = 40, 52
 

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from bpr_service import storage
-from bpr_service.core.masks import Mask, write_panoptic_png
 from bpr_service.errors import ConfigError, FormatError, NotFoundError, UnknownName
 from bpr_service.formats import InstancePrediction, Paths, open_predictions
 from bpr_service.formats.images import ImageFolder
+from bpr_service.masks.mask import Mask, write_panoptic_png
 from tests.formats.samples import H, W, coco, disc, image, panoptic, sample, semantic
 
 

@@ -63,7 +63,7 @@ def test_untouched_units_come_back_byte_for_byte(kind: tuple[str, str], tmp_path
 
 @pytest.mark.parametrize("kind", kinds("instance"), ids="-".join)
 def test_changed_masks_are_written(kind: tuple[str, str], tmp_path: Path) -> None:
-    from bpr_service.core.masks import Mask
+    from bpr_service.masks.mask import Mask
 
     file = sample(kind, tmp_path)
     out = out_path(kind, tmp_path)
@@ -135,7 +135,7 @@ def test_changed_segments_have_new_areas_and_boxes(tmp_path: Path) -> None:
 
 
 def test_yolo_warns_of_holes_and_parts(tmp_path: Path) -> None:
-    from bpr_service.core.masks import Mask
+    from bpr_service.masks.mask import Mask
 
     file = sample(("instance", "yolo"), tmp_path)
     masks = [Mask.from_array(ring(3, 2)), Mask.from_array(disc(20, 25))]
@@ -147,7 +147,7 @@ def test_yolo_warns_of_holes_and_parts(tmp_path: Path) -> None:
 
 
 def test_a_polygon_that_gets_a_hole_becomes_an_rle(tmp_path: Path) -> None:
-    from bpr_service.core.masks import Mask
+    from bpr_service.masks.mask import Mask
 
     file = sample(("instance", "coco"), tmp_path)
     for hole, kind in ((ring(3, 2), dict), (disc(20, 20), list)):

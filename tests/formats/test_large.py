@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bpr_service.core.masks import Mask
+from bpr_service.masks.mask import Mask
 from tests.formats.samples import H, W, disc
 
 SCRIPT = """

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from bpr_service.config import PatchConfig
-from bpr_service.core.masks import Mask, write_panoptic_png
-from bpr_service.core.network import build_network
-from bpr_service.core.weights import ModelCard, NetworkCard, save_model
 from bpr_service.jobs.requests import RefineRequest
+from bpr_service.masks.mask import Mask, write_panoptic_png
+from bpr_service.network.registry import build_network
+from bpr_service.network.weights import ModelCard, NetworkCard, save_model
 
 H, W = 72, 96
 SETTINGS: dict[str, Any] = {"network_size_px": 16, "patch_size_px": 24, "padding_px": 4}

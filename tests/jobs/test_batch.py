@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from bpr_service import storage
-from bpr_service.core.masks import Mask, read_label_map, read_panoptic_png
 from bpr_service.errors import ConfigError, ConflictError, DeviceError, FormatError, NotFoundError
 from bpr_service.jobs.batch import Batch, run_batch
 from bpr_service.jobs.loaders import RefinerPool, RefinerSpec, _RemoteRefiner
 from bpr_service.jobs.plan import open_file
 from bpr_service.jobs.requests import RefineRequest
 from bpr_service.jobs.shards import ShardWriter, read_frames, sealed, shard_name
+from bpr_service.masks.mask import Mask, read_label_map, read_panoptic_png
 from tests.jobs.samples import SETTINGS, coco_set, panoptic_set, semantic_set
 
 IN_PROCESS = Batch(workers=0)

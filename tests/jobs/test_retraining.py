@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bpr_service.core.label_maps import write_panoptic_png
-from bpr_service.core.masks import Mask
 from bpr_service.jobs.engine import Job
+from bpr_service.masks.label_maps import write_panoptic_png
+from bpr_service.masks.mask import Mask
 from bpr_service.runtime.model_store import ModelStore
 from tests.jobs.fleet import Fleet
 from tests.jobs.samples import H, W, disc

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from bpr_service.config import PatchConfig
-from bpr_service.core.network import build_network
-from bpr_service.core.weights import ModelCard, NetworkCard, save_model
 from bpr_service.errors import ConfigError, ConflictError, ModelError, NotFoundError
+from bpr_service.network.registry import build_network
+from bpr_service.network.weights import ModelCard, NetworkCard, save_model
 from bpr_service.runtime.model_store import ModelStore
 
 NETWORK = "light_unet_s"
@@ -53,7 +53,7 @@ def test_the_same_weights_are_the_same_version(store: ModelStore, exports: tuple
 
 
 def test_a_quantised_network_goes_along(store: ModelStore, exports: tuple[str, str], tmp_path: Path) -> None:
-    from bpr_service.core.weights import INT8_FILES, Int8Files, load_model, read_int8
+    from bpr_service.network.weights import INT8_FILES, Int8Files, load_model, read_int8
 
     plain = store.add(exports[0], "mine")
     loaded, files = load_model(exports[0]), Int8Files(b"<net/>", b"weights")
@@ -88,7 +88,7 @@ def test_aliases_and_rollback(store: ModelStore, exports: tuple[str, str]) -> No
 
 
 def test_fetch_gives_files_that_load(store: ModelStore, exports: tuple[str, str]) -> None:
-    from bpr_service.core.weights import load_model
+    from bpr_service.network.weights import load_model
 
     version = store.add(exports[0], "mine")
     folder = store.fetch(version.ref)

@@ -17,7 +17,7 @@ import numpy as np
 import uvicorn
 from fastapi import FastAPI
 
-from bpr_service.core.masks import Mask
+from bpr_service.masks.mask import Mask
 from bpr_service.runtime.dummy import DummyModels
 from bpr_service.runtime.engine import Engine
 from bpr_service.server.app import create_app

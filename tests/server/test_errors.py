@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 
-from bpr_service.core.label_maps import panoptic_png
+from bpr_service.masks.label_maps import panoptic_png
 from bpr_service.runtime.dummy import DummyModels
 from bpr_service.server.auth import ApiKey, Keys, hash_key
 from tests.server.helpers import HEIGHT, WIDTH, Running, b64, body, coarse, disc, picture, png, serving

@@ -19,9 +19,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bpr_service.config import PatchConfig
-from bpr_service.core.network import build_network
-from bpr_service.core.weights import ModelCard, NetworkCard, save_model
 from bpr_service.errors import ConfigError
+from bpr_service.network.registry import build_network
+from bpr_service.network.weights import ModelCard, NetworkCard, save_model
 from bpr_service.runtime.model_store import ModelStore
 from bpr_service.server.fleet import share_of_cores
 from bpr_service.server.fleet_metrics import merge

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bpr_service.core.masks import Mask
 from bpr_service.errors import MaskError
+from bpr_service.masks.mask import Mask
 from bpr_service.server.brush_rle import decode_brush, encode_brush
 from tests.server.helpers import HEIGHT, WIDTH, Running, b64, disc, picture, png, serving
 

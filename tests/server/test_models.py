@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bpr_service.config import PatchConfig, Preset
-from bpr_service.core import weights
-from bpr_service.core.network import build_network
-from bpr_service.core.weights import ModelCard, NetworkCard, save_model
 from bpr_service.errors import ConflictError, ModelError, NotFoundError
+from bpr_service.network import weights
+from bpr_service.network.registry import build_network
+from bpr_service.network.weights import ModelCard, NetworkCard, save_model
 from bpr_service.runtime.engine import Engine, EngineConfig
 from bpr_service.runtime.model_store import ModelStore
 from bpr_service.server.models import StoreModels

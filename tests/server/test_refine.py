@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from bpr_service.core.label_maps import panoptic_png, read_label_map, read_panoptic_png
-from bpr_service.core.masks import Mask, as_mask
+from bpr_service.masks.label_maps import panoptic_png, read_label_map, read_panoptic_png
+from bpr_service.masks.mask import Mask, as_mask
 from bpr_service.server.openapi import examples
 from tests.server.helpers import HEIGHT, WIDTH, Running, b64, body, coarse, disc, picture, png
 

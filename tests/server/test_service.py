@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from bpr_service.core.masks import Mask
+from bpr_service.masks.mask import Mask
 from bpr_service.runtime.dummy import DummyModels
 from bpr_service.server.logs import JsonFormatter, request_id
 from tests.server.helpers import Running, b64, body, coarse, png, serving

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from bpr_service.core.masks import Mask, write_panoptic_png
+from bpr_service.masks.mask import Mask, write_panoptic_png
 
 SIZE = (70, 90)  # height, width, px
 

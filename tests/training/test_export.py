@@ -13,10 +13,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from bpr_service.core import candidates
-from bpr_service.core.pipeline import Refiner
-from bpr_service.core.weights import read_card
 from bpr_service.errors import BprError
+from bpr_service.network import candidates
+from bpr_service.network.weights import read_card
+from bpr_service.refine.refiner import Refiner
 from refiner_training.cli import app
 from refiner_training.config import load_config
 from refiner_training.train import train
@@ -66,7 +66,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "CANDIDATES", (("eager", "fp32"), ("eager", "bf16"), ("openvino", "int8")))
     monkeypatch.setattr(candidates, "ROUNDS", (1, 2))
     monkeypatch.setattr("refiner_training.export.MEASURED", 10)
-    monkeypatch.setattr("bpr_service.core.int8.CALIBRATION", 14)
+    monkeypatch.setattr("bpr_service.network.int8.CALIBRATION", 14)
 
 
 def test_a_training_does_not_measure_and_an_export_does(run: Path, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_no_measure(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_calibrated_on_the_recipe_s_own_data(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("nncf")
     seen: list[Any] = []
-    from bpr_service.core import int8
+    from bpr_service.network import int8
 
     measure, quantised_files = candidates.measure, int8.quantised_files
 

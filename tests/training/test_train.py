@@ -13,8 +13,8 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from bpr_service.core.weights import load_model
 from bpr_service.errors import BprError
+from bpr_service.network.weights import load_model
 from refiner_training.cli import app
 from refiner_training.config import load_config
 from refiner_training.progress import ProgressLines

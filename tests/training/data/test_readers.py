@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bpr_service.core.masks import Mask
 from bpr_service.errors import FormatError
+from bpr_service.masks.mask import Mask
 from refiner_training.data.instance_readers import CityscapesPairs, CocoPairs, RegionPairs
 from refiner_training.data.map_readers import LabelPairs, PanopticPairs
 from refiner_training.data.readers import Broken, PairReader, Sample, stream

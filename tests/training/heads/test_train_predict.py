@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from bpr_service.config import build
-from bpr_service.core.label_maps import read_label_map, read_panoptic_png
-from bpr_service.core.masks import Mask
 from bpr_service.errors import ConfigError, ConflictError, FormatError, ModelError
+from bpr_service.masks.label_maps import read_label_map, read_panoptic_png
+from bpr_service.masks.mask import Mask
 from refiner_training.config import parse_settings
 from refiner_training.segmenters.base import paste
 from refiner_training.segmenters.config import OptimConfig, SegmenterConfig

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bpr_service.core.masks import Mask
+from bpr_service.masks.mask import Mask
 from refiner_training.metrics import boundary as measures
 from tests.training import oracles
 

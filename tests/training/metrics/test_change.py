@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bpr_service.core.masks import Mask
 from bpr_service.errors import InputError
+from bpr_service.masks.mask import Mask
 from refiner_training.metrics.change import pair_change
 from tests.training import oracles
 from tests.training.synthetic import blob, disturb

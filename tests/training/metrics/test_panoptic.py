@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bpr_service.core.masks import read_panoptic_png
+from bpr_service.masks.mask import read_panoptic_png
 from refiner_training.data.label_masks import compact
 from refiner_training.evaluate import evaluate_panoptic
 from refiner_training.metrics.panoptic import Tally, measure_segments, tally

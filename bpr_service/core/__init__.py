@@ -1,1 +1,0 @@
-"""The refinement itself: numpy, OpenCV, torch; knows no web and no files of data sets."""

@@ -1,0 +1,1 @@
+"""What a mask is, and the pictures it is of."""

@@ -1,0 +1,1 @@
+"""The refinement networks, a model version, and what runs them."""

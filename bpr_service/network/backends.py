@@ -1,0 +1,255 @@
+"""What runs a refinement network: torch itself, its compiler, ONNX Runtime, OpenVINO or CUDA graphs; in float32,
+bfloat16 or int8.
+
+Letters: P patches of S x S px, C output maps.
+
+A backend is asked for by name and is there, or an error says so: nothing falls back in silence, and what ran is part
+of every answer's ``device``. On processors with bfloat16 matrix units (AMX) ``bf16`` is several times as fast.
+``int8`` runs the network that a model version holds in that form (:mod:`bpr_service.network.int8`).
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from bpr_service.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from bpr_service.config import RefineConfig
+    from bpr_service.network.weights import Int8Files, ModelCard
+
+Forward = Callable[["Tensor"], "Tensor"]
+"""(P, 4, S, S) float32 patches on the device -> (P, C, S, S) float32 logits there."""
+
+_CONVERTING = threading.Lock()
+"""Tracing a network is not safe in two threads at once."""
+
+
+def settle(config: RefineConfig, card: ModelCard, device: torch.device) -> RefineConfig:
+    """`config` with the backend and precision that the card chose, where it says ``backend="card"``.
+
+    Raises:
+        ConfigError: the card has no choice, or one for another kind of device; or the precision is given beside it.
+    """
+    if config.backend != "card":
+        return config
+    if config.precision != "fp32":
+        raise ConfigError(
+            "backend card",
+            expected="no precision beside it",
+            got=config.precision,
+            fix="the card names both: leave it out",
+        )
+    if device.type != "cpu":
+        raise ConfigError("backend card", expected="device cpu", got=str(device), fix="use backend eager")
+    if card.runtime is None:
+        raise ConfigError(
+            "backend card",
+            expected="a model that was measured at export",
+            got=f"{card.name}@{card.version}, which was not",
+            fix="measure it with bpr-train export --model FOLDER --out NEW_FOLDER, or name a backend",
+        )
+    return config.with_options(**card.runtime.chosen.model_dump())
+
+
+def open_backend(
+    backend: str,
+    precision: str,
+    network: nn.Module,
+    device: torch.device,
+    network_size_px: int,
+    int8: Int8Files | None = None,
+) -> Forward:
+    """The network as one function.
+
+    Args:
+        backend: ``eager``, ``compile``, ``onnxruntime``, ``openvino``, or ``graphs`` on a CUDA device.
+        precision: ``fp32``, ``bf16`` or ``int8``; what is computed in, inputs and logits are float32.
+        network: in evaluation mode, on `device`.
+        network_size_px: S; patches of another size are an error of the exported backends.
+        int8: the quantised network, for that precision.
+
+    Raises:
+        ConfigError: a backend that is not installed, or that cannot run on this device, in this precision or at
+            this size.
+    """
+    if precision == "int8" and backend != "openvino":
+        raise ConfigError(
+            f"precision of backend {backend}", expected="fp32 or bf16", got="int8", fix="use backend openvino"
+        )
+    if backend == "eager":
+        return _eager(network, precision, device)
+    if backend == "graphs" and device.type != "cuda":
+        raise ConfigError("backend graphs", expected="a CUDA device", got=str(device), fix="use backend openvino")
+    if device.type == "cuda" and backend in ("graphs", "compile"):
+        from bpr_service.network.cuda_graphs import graphed
+
+        return graphed(network, precision, device, network_size_px, compiled=backend == "compile")
+    if backend == "compile":
+        return _compiled(network, precision, device)
+    if device.type != "cpu":
+        raise ConfigError(f"backend {backend}", expected="device cpu", got=str(device), fix="use backend graphs")
+    if backend == "openvino":
+        return _openvino(network, precision, network_size_px, int8)
+    if precision != "fp32":
+        raise ConfigError(
+            "precision of backend onnxruntime", expected="fp32", got=precision, fix="use backend openvino or eager"
+        )
+    return _onnxruntime(network, network_size_px)
+
+
+def label(device: torch.device | str, backend: str, precision: str) -> str:
+    """What an answer says it was computed on: ``cpu``, or ``cpu, openvino bf16``."""
+    parts = [part for part, usual in ((backend, "eager"), (precision, "fp32")) if part != usual]
+    return ", ".join([str(device), " ".join(parts)]) if parts else str(device)
+
+
+def _eager(network: Forward, precision: str, device: torch.device) -> Forward:
+    import torch
+
+    if precision == "fp32":
+        return network
+
+    def forward(patches: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = network(patches)
+        return logits.float()
+
+    return forward
+
+
+def _compiled(network: nn.Module, precision: str, device: torch.device) -> Forward:
+    """torch.compile with one shape: a short batch is filled up, so that nothing is compiled twice."""
+    import torch
+
+    run = _eager(torch.compile(network), precision, device)
+    largest = 0
+
+    def forward(patches: Tensor) -> Tensor:
+        nonlocal largest
+        count = patches.shape[0]
+        largest = max(largest, count)
+        if count < largest:
+            filled = patches.new_zeros((largest, *patches.shape[1:])).contiguous(memory_format=torch.channels_last)
+            filled[:count] = patches
+            patches = filled
+        return run(patches)[:count]
+
+    return forward
+
+
+def _missing(backend: str, package: str) -> ConfigError:
+    extra = {"openvino": "openvino", "onnxruntime": "onnx"}[backend]
+    return ConfigError(
+        f"backend {backend}", expected=package, got="no such package", fix=f'install "bpr-service[{extra}]"'
+    )
+
+
+def _openvino(network: nn.Module, precision: str, size: int, int8: Int8Files | None) -> Forward:
+    if precision != "int8":
+        return from_openvino(openvino_model(network, size), precision)
+    if int8 is None:
+        raise ConfigError(
+            "precision int8", expected="a quantised network", got="none", fix="export one: bpr-train export --calibrate"
+        )
+    model = _import_openvino().Core().read_model(model=int8.xml, weights=int8.bin)
+    made_for = model.input(0).partial_shape[2]
+    if made_for != size:
+        raise ConfigError(
+            "network_size_px in int8", expected=str(made_for), got=str(size), fix="the quantised network has one size"
+        )
+    return from_openvino(model)
+
+
+def openvino_model(network: nn.Module, network_size_px: int) -> Any:
+    """An `openvino.Model` of a network on the CPU, for any number of patches. Raises ConfigError without openvino."""
+    import torch
+
+    openvino = _import_openvino()
+    shape = (-1, 4, network_size_px, network_size_px)
+    with _CONVERTING, torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing tells of shape checks that it does not repeat
+        return openvino.convert_model(
+            network.float(), example_input=torch.zeros(2, *shape[1:]), input=[openvino.PartialShape(shape)]
+        )
+
+
+def _import_openvino() -> Any:
+    send_nothing()  # before the import: that already reports
+    try:
+        import openvino
+    except ImportError:
+        raise _missing("openvino", "openvino") from None
+    return openvino
+
+
+def send_nothing() -> None:
+    """Decline the telemetry of OpenVINO's tools in this process: unless declined, they write an id to the home
+    folder, and each conversion reports to a server of their makers.
+    """
+    try:
+        from openvino_telemetry.utils.opt_in_checker import ConsentCheckResult, OptInChecker
+    except ImportError:
+        return  # where the package is missing, nothing is sent
+    OptInChecker.check = lambda *_: ConsentCheckResult.DECLINED
+
+
+def from_openvino(model: Any, precision: str = "fp32") -> Forward:
+    """An `openvino.Model` of a network, compiled for as many threads as torch uses; `precision` is of what the model
+    itself leaves open, so a quantised one stays in int8.
+    """
+    import openvino
+    import torch
+
+    settings = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # it would tie the calling thread to a core, the same one in every process
+    }
+    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    request = compiled.create_infer_request()
+
+    def forward(patches: Tensor) -> Tensor:
+        out = request.infer([patches.contiguous().numpy()], share_inputs=True)
+        return torch.from_numpy(out[compiled.output(0)].copy())
+
+    return forward
+
+
+def _onnxruntime(network: nn.Module, size: int) -> Forward:
+    import torch
+
+    try:
+        import onnxruntime
+    except ImportError:
+        raise _missing("onnxruntime", "onnxruntime, onnx and onnxscript") from None
+    example = torch.zeros(2, 4, size, size)
+    with _CONVERTING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's advice to its own developers
+        program: Any = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            input_names=["patches"],
+            dynamic_shapes=({0: torch.export.Dim("patches", min=1)},),
+            verbose=False,
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Between two calls its threads would go on spinning, on the cores that cut and put together patches.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(
+        program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+    def forward(patches: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"patches": patches.contiguous().numpy()})[0])
+
+    return forward

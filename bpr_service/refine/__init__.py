@@ -1,0 +1,1 @@
+"""Boundary Patch Refinement, one module a step of the paper."""

@@ -1,0 +1,131 @@
+"""Step 2, second half: cut the patches out of image and mask (Tang et al., CVPR 2021, section 3.2).
+
+Letters: H, W are the image's size; p is ``patch_size_px``, S ``network_size_px``, c = p + 2 ``padding_px``,
+all in px; P is the number of patches.
+
+What a crop reads outside the image repeats the image's border.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpr_service.config import PatchConfig
+from bpr_service.errors import ConfigError
+from bpr_service.kernel import kernel
+from bpr_service.masks.mask import Mask
+from bpr_service.refine.patches import Boxes
+
+
+@kernel
+def _pixel(row: NDArray[np.uint8], line: NDArray[np.uint8], column: int, x: int, scale: int) -> int:
+    """One pixel of `_gather` as a word: `row` is the image's, `line` the mask's, which begins at column `x`."""
+    level = int(line[column - x]) * scale if 0 <= column - x < line.size else 0
+    return int(row[3 * column]) | int(row[3 * column + 1]) << 8 | int(row[3 * column + 2]) << 16 | level << 24
+
+
+@kernel
+def _gather(
+    image: NDArray[np.uint8],
+    crop: NDArray[np.uint8],
+    x: int,
+    y: int,
+    scale: int,
+    boxes: Boxes,
+    padding: int,
+    out: NDArray[np.uint8],
+) -> None:
+    """out[i] = image and mask (crop at (x, y), times `scale`) over boxes[i] with its padding.
+
+    `image` is (H, 3 W) and `out` (n, h, 4 w), a row's bytes in a line: the form whose loops become vector code. As a
+    word, a pixel of `out` has red in its lowest byte (little-endian memory).
+    """
+    height, width = image.shape[0], image.shape[1] // 3
+    h, w = crop.shape
+    words = out.view(np.uint32)
+    rows, columns = words.shape[1], words.shape[2]
+    nothing = np.empty(0, np.uint8)
+    times = np.uint32(scale)
+    for i in range(boxes.shape[0]):
+        left, top = boxes[i, 0] - padding, boxes[i, 1] - padding
+        first = min(max(-left, 0), columns)  # columns of the patch before it lie left of the image
+        last = max(min(width - left, columns), first)  # those from it on lie right of the image
+        a, b = max(left + first, x), min(left + last, x + w)  # the mask's columns in it
+        for r in range(rows):
+            row = min(max(top + r, 0), height - 1)
+            source = image[row, 3 * (left + first) : 3 * (left + last)]
+            colours = out[i, r, 4 * first : 4 * last]
+            for k in range(last - first):
+                colours[4 * k] = source[3 * k]
+                colours[4 * k + 1] = source[3 * k + 1]
+                colours[4 * k + 2] = source[3 * k + 2]
+                colours[4 * k + 3] = 0
+        for r in range(rows):  # on its own: to read back what was written just now would wait for it
+            line = min(max(top + r, 0), height - 1) - y
+            if 0 <= line < h and a < b:
+                levels, target = crop[line, a - x : b - x], words[i, r, a - left : b - left]
+                for k in range(b - a):
+                    target[k] |= np.uint32(np.uint32(levels[k]) * times) << np.uint32(24)
+        if first == 0 and last == columns:
+            continue
+        for r in range(rows):
+            row = min(max(top + r, 0), height - 1)
+            levels = crop[row - y] if 0 <= row - y < h else nothing
+            words[i, r, :first] = _pixel(image[row], levels, 0, x, scale)
+            words[i, r, last:] = _pixel(image[row], levels, width - 1, x, scale)
+
+
+def crop_patches(
+    image: NDArray[np.uint8],
+    mask: Mask,
+    boxes: Boxes,
+    config: PatchConfig,
+    out: NDArray[np.uint8] | None = None,
+) -> NDArray[np.uint8]:
+    """Cut the patches, with their padding, at network size.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8 RGB
+    mask : of an (H, W) image; its probabilities are cut where it has them, else 0 and 255
+    boxes : (P, 4) int32, from `place_patches`
+    out : (P, S, S, 4) uint8 to write to, or None
+
+    Returns
+    -------
+    (P, S, S, 4) uint8: RGB and mask. Where c equals S the pixels are copied; else OpenCV resizes each patch
+    on its own (area when it shrinks, linear when it grows), so that none reads across its edge.
+    """
+    side, n = config.network_size_px, boxes.shape[0]
+    if out is None:
+        out = np.empty((n, side, side, 4), np.uint8)
+    elif out.shape != (n, side, side, 4) or out.dtype != np.uint8 or not out.flags.c_contiguous:
+        raise ConfigError(
+            "the batch to write to",
+            expected=f"C-contiguous uint8 {(n, side, side, 4)}",
+            got=f"{out.dtype} {out.shape}",
+            fix="allocate it with numpy.empty",
+        )
+    if n == 0:
+        return out
+    levels, scale = (mask.crop, 255) if mask.soft is None else (mask.soft, 1)
+    flat, padding = image.reshape(image.shape[0], -1), config.padding_px
+    if config.scheme != "instance" and config.crop_size_px == side:
+        _gather(flat, levels, mask.x, mask.y, scale, boxes, padding, out.reshape(n, side, 4 * side))
+        return out
+    import cv2
+
+    for target, box in zip(out, boxes, strict=True):  # one OpenCV call a patch: it resizes pictures, not batches
+        w, h = int(box[2] - box[0]) + 2 * padding, int(box[3] - box[1]) + 2 * padding
+        piece = np.empty((1, h, w, 4), np.uint8)
+        _gather(flat, levels, mask.x, mask.y, scale, box[None], padding, piece.reshape(1, h, 4 * w))
+        cv2.resize(piece[0], (side, side), dst=target, interpolation=resize_method(h, w, side, side))
+    return out
+
+
+def resize_method(h: int, w: int, to_h: int, to_w: int) -> int:
+    """OpenCV's interpolation for an (h, w) picture: area where it shrinks, linear where it grows."""
+    import cv2
+
+    return int(cv2.INTER_AREA if to_h <= h and to_w <= w else cv2.INTER_LINEAR)

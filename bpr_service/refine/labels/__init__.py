@@ -1,0 +1,1 @@
+"""The steps for label maps, whose labels compete for pixels."""

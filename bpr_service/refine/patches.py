@@ -1,0 +1,267 @@
+"""Step 2: patches along the boundary (Tang et al., CVPR 2021, section 3.2; the other schemes: Table 6 of the
+journal).
+
+Letters: H, W are the image's size, p is ``patch_size_px``, both in px; B is the number of boundary pixels, P of
+patches.
+
+A patch is the half-open box (x0, y0, x1, y1). Squares are moved to lie inside the image, so the last row and
+column are reached; along a side shorter than p the square starts at 0 and hangs over the end.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpr_service.config import PatchConfig
+from bpr_service.kernel import kernel
+from bpr_service.masks.mask import Mask
+from bpr_service.refine.boundary import Boundary, boundary_pixels
+
+Boxes = NDArray[np.int32]
+Positions = NDArray[np.int32]
+
+
+def place_patches(mask: Mask, config: PatchConfig) -> Boxes:
+    """Where the patches of `mask` lie: (P, 4) int32 boxes in image coordinates.
+
+    - ``dense``: a square centred on every boundary pixel, thinned by NMS in the order of `boundary_pixels`;
+    with
+      ``config.cover`` then more squares, in the same order, until every boundary pixel lies in one.
+    - ``sparse``: as few squares as a greedy pass needs for every boundary pixel to lie in one; see
+      `sparse_patches`.
+    - ``grid``: the squares of a fixed grid that hold a boundary pixel, row by row.
+    - ``instance``: one box, the mask's own, wider by half a patch on each side.
+
+    An empty or full mask has none.
+    """
+    boundary = boundary_pixels(mask)
+    if len(boundary) == 0:
+        return np.empty((0, 4), np.int32)
+    size = config.patch_size_px
+    if config.scheme == "instance":
+        x0, y0, x1, y1 = mask.box
+        grow = size // 2
+        box = (max(x0 - grow, 0), max(y0 - grow, 0), min(x1 + grow, mask.width), min(y1 + grow, mask.height))
+        return np.array([box], np.int32)
+    if config.scheme == "grid":
+        return grid_patches(boundary, mask.height, mask.width, size)
+    if config.scheme == "sparse":
+        return sparse_patches(boundary, mask.height, mask.width, size)
+    reach = stencil(size, config.nms_threshold)
+    boxes: Boxes = _dense(boundary.xs, boundary.ys, mask.height, mask.width, reach, config.cover)
+    return boxes
+
+
+def squares(xs: Positions, ys: Positions, size: int) -> Boxes:
+    """(P, 4) int32 boxes of the `size` squares whose left tops are `xs`, `ys`."""
+    return np.stack([xs, ys, xs + size, ys + size], axis=1).astype(np.int32)
+
+
+def window_positions(boundary: Boundary, height: int, width: int, size: int) -> tuple[Positions, Positions]:
+    """Left and top, (B,) int32 each, of the square centred on each boundary pixel and moved inside the
+    image.
+    """
+    xs = np.clip(boundary.xs - size // 2, 0, max(width - size, 0))
+    ys = np.clip(boundary.ys - size // 2, 0, max(height - size, 0))
+    return xs.astype(np.int32, copy=False), ys.astype(np.int32, copy=False)
+
+
+def grid_patches(boundary: Boundary, height: int, width: int, size: int) -> Boxes:
+    """The squares of a grid from (0, 0) that hold a boundary pixel; the last ones are moved inside the
+    image.
+    """
+    columns = -(-width // size)
+    cells = np.unique((boundary.ys // size).astype(np.int64) * columns + boundary.xs // size)
+    xs = np.minimum(cells % columns * size, max(width - size, 0))
+    ys = np.minimum(cells // columns * size, max(height - size, 0))
+    return squares(xs.astype(np.int32), ys.astype(np.int32), size)
+
+
+@kernel
+def _sparse(
+    px: Positions, py: Positions, height: int, width: int, size: int, x0: int, y0: int, left: NDArray[np.uint8]
+) -> Positions:
+    """(P, 2) left and top of the squares; `left` is 1 at every boundary pixel and 0 when its square is placed."""
+    h, w = left.shape
+    reach = size // 2 - 1  # the mean of pixels so near lies so near: the square around it holds the pixel itself
+    placed = np.empty((px.size, 2), np.int32)
+    n = 0
+    for i in range(px.size):
+        x, y = px[i] - x0, py[i] - y0
+        if not left[y, x]:
+            continue
+        sum_x, sum_y, count = 0, 0, 0
+        for row in range(max(y - reach, 0), min(y + reach + 1, h)):
+            for column in range(max(x - reach, 0), min(x + reach + 1, w)):
+                if left[row, column]:
+                    sum_x += column
+                    sum_y += row
+                    count += 1
+        a = min(max(sum_x // count + x0 - size // 2, 0), max(width - size, 0))
+        b = min(max(sum_y // count + y0 - size // 2, 0), max(height - size, 0))
+        placed[n, 0], placed[n, 1] = a, b
+        n += 1
+        for row in range(max(b - y0, 0), min(b - y0 + size, h)):
+            left[row, max(a - x0, 0) : min(a - x0 + size, w)] = 0
+    return placed[:n].copy()
+
+
+def sparse_patches(boundary: Boundary, height: int, width: int, size: int) -> Boxes:
+    """Few squares that leave no boundary pixel out: in the order of `boundary_pixels`, a pixel that lies in none
+    gets one, centred on the mean of the pixels around it that lie in none either.
+    """
+    x0, y0 = int(boundary.xs.min()), int(boundary.ys.min())
+    left = np.zeros((int(boundary.ys.max()) - y0 + 1, int(boundary.xs.max()) - x0 + 1), np.uint8)
+    left[boundary.ys - y0, boundary.xs - x0] = 1
+    placed = _sparse(boundary.xs, boundary.ys, height, width, size, x0, y0, left)
+    return squares(placed[:, 0], placed[:, 1], size)
+
+
+# ---- NMS of equal squares ----------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=64)
+def stencil(size: int, threshold: float) -> NDArray[np.int32]:
+    """Which squares a kept square suppresses: (2 size + 1,) int32, entry ``size + dy`` is the largest
+    ``|dx|``, or -1.
+
+    The IoU of equal squares depends on (dx, dy) alone. It is computed in float32 as torchvision's ``nms``
+    does, so that a square exactly on the threshold falls on the same side.
+    """
+    side = np.maximum(size - np.abs(np.arange(-size, size + 1)), 0).astype(np.float32)
+    inter = side[:, None] * side[None, :]
+    area = np.float32(size * size)
+    over = (inter / (area + area - inter)).astype(np.float64) > threshold
+    return np.asarray(over[:, size:].sum(axis=1) - 1, np.int32)
+
+
+@kernel
+def _extent(values: Positions) -> tuple[int, int]:
+    """Least value, and how many there are from it to the greatest."""
+    low = high = values[0]
+    for v in values:
+        low, high = min(low, v), max(high, v)
+    return int(low), int(high) - int(low) + 1
+
+
+@kernel
+def _fill(raster: NDArray[np.uint8], top: int, bottom: int, left: int, right: int) -> None:
+    """Ones in the part of the half-open rectangle that lies in the raster."""
+    h, w = raster.shape
+    for row in range(max(top, 0), min(bottom, h)):
+        raster[row, max(left, 0) : min(right, w)] = 1
+
+
+@kernel
+def _suppress(xs: Positions, ys: Positions, reach: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Greedy NMS on a raster of positions: keep what is not stamped, stamp what it suppresses."""
+    x0, w = _extent(xs)
+    y0, h = _extent(ys)
+    stamp = np.zeros((h, w), np.uint8)
+    size = reach.size // 2
+    kept = np.empty(xs.size, np.int64)
+    n = 0
+    for i in range(xs.size):
+        x, y = xs[i] - x0, ys[i] - y0
+        if stamp[y, x]:
+            continue
+        kept[n] = i
+        n += 1
+        for row in range(max(y - size, 0), min(y + size + 1, h)):
+            r = reach[row - y + size]
+            if r >= 0:
+                stamp[row, max(x - r, 0) : min(x + r + 1, w)] = 1
+    return kept[:n].copy()
+
+
+def suppress(xs: Positions, ys: Positions, size: int, threshold: float) -> NDArray[np.int64]:
+    """Greedy NMS of equal squares in the order given: the indices that are kept.
+
+    Equal to ``torchvision.ops.nms`` on the same boxes in the same order (falling scores, ties as listed).
+
+    Parameters
+    ----------
+    xs, ys : (B,) int32, left and top of each square, px
+    size : side of the squares, px
+    threshold : a square whose IoU with a kept one exceeds it is dropped
+    """
+    if xs.size == 0:
+        return np.empty(0, np.int64)
+    kept: NDArray[np.int64] = _suppress(xs, ys, stencil(size, threshold))
+    return kept
+
+
+@kernel
+def _cover(
+    px: Positions, py: Positions, xs: Positions, ys: Positions, kept: NDArray[np.int64], size: int
+) -> NDArray[np.int64]:
+    """`kept`, then the squares to add, in order, so that every boundary pixel (`px`, `py`) lies in one.
+
+    Below a threshold of 1/3 NMS leaves gaps: two 64 px squares 35 px apart have an IoU of 0.29, and the pixel
+    that the dropped one was centred on may lie in no other.
+    """
+    x0, w = _extent(px)
+    y0, h = _extent(py)
+    covered = np.zeros((h, w), np.uint8)
+    for k in kept:
+        _fill(covered, ys[k] - y0, ys[k] - y0 + size, xs[k] - x0, xs[k] - x0 + size)
+    every = np.empty(px.size + kept.size, np.int64)
+    every[: kept.size] = kept
+    n = kept.size
+    for i in range(px.size):
+        if covered[py[i] - y0, px[i] - x0]:
+            continue
+        every[n] = i
+        n += 1
+        _fill(covered, ys[i] - y0, ys[i] - y0 + size, xs[i] - x0, xs[i] - x0 + size)
+    return every[:n].copy()
+
+
+@kernel
+def _dense(px: Positions, py: Positions, height: int, width: int, reach: NDArray[np.int32], cover: bool) -> Boxes:
+    """(P, 4) boxes of the ``dense`` scheme for boundary pixels (`px`, `py`) in their order."""
+    size = reach.size // 2
+    last_x, last_y = max(width - size, 0), max(height - size, 0)
+    xs, ys = np.empty(px.size, np.int32), np.empty(px.size, np.int32)
+    for i in range(px.size):
+        xs[i] = min(max(px[i] - size // 2, 0), last_x)
+        ys[i] = min(max(py[i] - size // 2, 0), last_y)
+    kept = _suppress(xs, ys, reach)
+    if cover:
+        kept = _cover(px, py, xs, ys, kept, size)
+    boxes = np.empty((kept.size, 4), np.int32)
+    for n in range(kept.size):
+        x, y = xs[kept[n]], ys[kept[n]]
+        boxes[n, 0], boxes[n, 1], boxes[n, 2], boxes[n, 3] = x, y, x + size, y + size
+    return boxes
+
+
+def left_out(boundary: Boundary, boxes: Boxes) -> NDArray[np.bool_]:
+    """(B,) bool: which boundary pixels lie in none of the (P, 4) square `boxes`."""
+    if len(boundary) == 0 or boxes.shape[0] == 0:
+        return np.ones(len(boundary), np.bool_)
+    x0, y0 = int(boundary.xs.min()), int(boundary.ys.min())
+    h, w = int(boundary.ys.max()) - y0 + 1, int(boundary.xs.max()) - x0 + 1
+    ends = np.zeros((h + 1, w + 1), np.int32)  # summed twice, corners of boxes give how many lie over a pixel
+    xa, xb = np.clip(boxes[:, 0] - x0, 0, w), np.clip(boxes[:, 2] - x0, 0, w)
+    ya, yb = np.clip(boxes[:, 1] - y0, 0, h), np.clip(boxes[:, 3] - y0, 0, h)
+    for rows, columns, sign in ((ya, xa, 1), (ya, xb, -1), (yb, xa, -1), (yb, xb, 1)):
+        np.add.at(ends, (rows, columns), sign)
+    depth = ends.cumsum(axis=0).cumsum(axis=1)
+    out: NDArray[np.bool_] = depth[boundary.ys - y0, boundary.xs - x0] == 0
+    return out
+
+
+def drop_full(mask: Mask, boxes: Boxes) -> Boxes:
+    """Without the patches that touch the image's border and are all foreground (semantic: Hu et al., section
+    4.5).
+    """
+    at_border = (boxes[:, 0] <= 0) | (boxes[:, 1] <= 0) | (boxes[:, 2] >= mask.width) | (boxes[:, 3] >= mask.height)
+    keep = np.ones(boxes.shape[0], np.bool_)
+    for i in np.flatnonzero(at_border):
+        x0, y0, x1, y1 = boxes[i]
+        keep[i] = not mask.window(x0, y0, min(x1, mask.width), min(y1, mask.height)).all()
+    return boxes[keep]

@@ -1,0 +1,171 @@
+"""Step 4: average the overlapping patches, threshold, paste (Tang et al., CVPR 2021, section 3.4).
+
+Letters: H, W are the image's size; p is ``patch_size_px``, S ``network_size_px``, T the side of a tile, all
+in px; P is the number of patches, C of output maps (1: foreground; 2: foreground and an auxiliary map), K of
+tiles.
+
+The sums live in the tiles of `bpr_service.refine.tiles`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpr_service.config import RefineConfig
+from bpr_service.errors import ConfigError
+from bpr_service.masks.mask import Mask
+from bpr_service.refine.crops import resize_method
+from bpr_service.refine.patches import Boxes
+from bpr_service.refine.tiles import F32, F64, TILE_PX, accumulate, lay_out, paste, same_size, spread
+
+__all__ = [
+    "TILE_PX",
+    "Accumulator",
+    "Averaged",
+    "Change",
+    "Gate",
+    "sigmoid",
+    "window_weights",
+]
+
+_FLOOR = 0.02
+"""Weight of a "hann" window at its edge: above zero, so that a pixel under one patch only still has a
+value.
+"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Averaged:
+    """What the patches of one mask say together, over the box that holds them.
+
+    Attributes
+    ----------
+    x, y : left and top of the window in the image, px
+    covered : (h, w) bool, under a patch
+    probability : (h, w) float32 foreground probability; the coarse mask (0 or 1) where not covered
+    auxiliary : (h, w) float32 average of the network's second map, 0 where not covered; None when it has one
+        map
+    """
+
+    x: int
+    y: int
+    covered: NDArray[np.bool_]
+    probability: F32
+    auxiliary: F32 | None
+
+
+Gate = Callable[[Mask, Averaged], "str | None"]
+"""Do no harm: the reason to keep the coarse mask as it is, or None to take the refined one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How a refined mask differs from the coarse one, in px."""
+
+    added_px: int
+    removed_px: int
+
+
+@lru_cache(maxsize=64)
+def window_weights(name: str, height: int, width: int) -> F64:
+    """(height, width) float64 weight of each pixel of a patch: "flat" is 1, "hann" falls to 0.02 at the
+    edge.
+    """
+    if name == "flat":
+        return np.ones((height, width))
+
+    def side(n: int) -> F64:
+        return np.asarray(_FLOOR + (1.0 - _FLOOR) * np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2, np.float64)
+
+    return np.outer(side(height), side(width))
+
+
+def sigmoid(logits: F32) -> F32:
+    """``1 / (1 + exp(-x))`` in float32; torch has it in vector code."""
+    import torch
+
+    out: F32 = torch.sigmoid(torch.from_numpy(np.ascontiguousarray(logits))).numpy()
+    return out
+
+
+class Accumulator:
+    """The weighted sums of the patches of one mask; made for all of its boxes, filled in any order.
+
+    Sums are float64: the result equals a plain float64 loop in the order of `add`.
+    """
+
+    def __init__(self, boxes: Boxes, height: int, width: int, outputs: int, config: RefineConfig) -> None:
+        """For (P, 4) int32 `boxes` of an (H, W) image and a network of `outputs` maps."""
+        if boxes.shape[0] == 0:
+            raise ConfigError("nothing to reassemble", expected="one patch or more", got="none", fix="skip the mask")
+        self.boxes, self.height, self.width, self.config = boxes, height, width, config
+        self.x0, self.y0, self.x1, self.y1, self.index, n = lay_out(boxes, height, width)
+        self.sums = np.zeros((n, outputs, TILE_PX, TILE_PX))
+        self.total = np.zeros((n, TILE_PX, TILE_PX))
+        self.missing = int(boxes.shape[0])
+
+    def add(self, start: int, logits: F32) -> None:
+        """Add the (n, C, S, S) float32 `logits` of the patches from number `start` on, each patch once.
+
+        The padding is cut off; where S is not the size of the patch with its padding, the logits are resized
+        to it.
+        """
+        boxes = self.boxes[start : start + logits.shape[0]]
+        padding = self.config.patch.padding_px
+        side = logits.shape[-1]
+        if same_size(boxes, side - 2 * padding):
+            self._add(boxes, np.ascontiguousarray(logits), padding)
+        else:
+            crops = (boxes[:, 2:] - boxes[:, :2]) + 2 * padding
+            for box, crop, one in zip(boxes, crops.tolist(), logits, strict=True):  # OpenCV resizes one at a time
+                self._add(box[None], _resize(one, crop[1], crop[0])[None], padding)
+        self.missing -= boxes.shape[0]
+
+    def _add(self, boxes: Boxes, maps: F32, padding: int) -> None:
+        """Add the (n, C, h + 2 padding, w + 2 padding) logits of patches of (h, w) px."""
+        config = self.config
+        weights = window_weights(config.window, maps.shape[2] - 2 * padding, maps.shape[3] - 2 * padding)
+        accumulate(
+            maps, padding, config.average == "probability", boxes, weights, config.window == "flat",
+            self.height, self.width, self.x0, self.y0, self.index, self.sums, self.total,
+        )  # fmt: skip
+
+    @property
+    def threshold(self) -> float:
+        """What makes a pixel foreground: a probability of 0.5, or a logit of 0."""
+        return 0.5 if self.config.average == "probability" else 0.0
+
+    def paste(self, coarse: Mask) -> tuple[Mask, Change]:
+        """The refined mask: thresholded where a patch lies, the coarse mask elsewhere."""
+        h, w = coarse.crop.shape
+        x0, y0 = (min(self.x0, coarse.x), min(self.y0, coarse.y)) if h else (self.x0, self.y0)
+        x1, y1 = max(self.x1, coarse.x + w), max(self.y1, coarse.y + h)
+        window = coarse.window(x0, y0, x1, y1)
+        change = Change(*paste(self.index, self.sums, self.total, self.threshold, self.x0, self.y0, window, x0, y0))
+        return Mask.from_window(window, x0, y0, self.height, self.width), change
+
+    def averaged(self, coarse: Mask) -> Averaged:
+        """The averages as dense windows over the box of all patches."""
+        known = coarse.window(self.x0, self.y0, self.x1, self.y1).astype(np.float32)
+        covered = np.zeros(known.shape, np.bool_)
+        maps = [known.copy() if self.config.average == "probability" else np.zeros_like(known)]
+        maps += [np.zeros_like(known)] * (self.sums.shape[1] > 1)
+        for channel, out in enumerate(maps):
+            spread(self.index, self.sums, self.total, channel, out, covered)
+        probability = maps[0] if self.config.average == "probability" else np.where(covered, sigmoid(maps[0]), known)
+        auxiliary = maps[1] if len(maps) > 1 else None
+        return Averaged(self.x0, self.y0, covered, probability, auxiliary)
+
+
+def _resize(logits: F32, height: int, width: int) -> F32:
+    """(C, S, S) -> (C, height, width)."""
+    import cv2
+
+    side = logits.shape[-1]
+    method = resize_method(side, side, height, width)
+    return np.stack([cv2.resize(channel, (width, height), interpolation=method) for channel in logits])

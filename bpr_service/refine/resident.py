@@ -1,0 +1,303 @@
+"""Steps 2 and 4 in the device's memory: image, masks and sums stay there from the first copy to the last.
+
+Letters: H, W are the image's size; p is ``patch_size_px``, c = p + 2 ``padding_px``, S ``network_size_px``, T the
+side of a tile, all in px; P is the number of patches of all masks, n of those in a batch, M of masks, C of output
+maps, K of tiles.
+
+The same as `bpr_service.refine.crops.crop_patches` and `bpr_service.refine.reassemble.Accumulator`, as torch operations
+on whole batches. Where c equals S the crops are equal to a bit, else within one level of 255: the weights of OpenCV's
+resizing without its fixed point. Sums are integers (a weight of 1 is 2**32), so they do not depend on the order in
+which a device adds. Nothing waits for the device until the averages are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bpr_service.config import RefineConfig
+from bpr_service.errors import ModelError
+from bpr_service.masks.mask import Mask
+from bpr_service.refine.labels.planes import LabelRegions
+from bpr_service.refine.patches import Boxes
+from bpr_service.refine.reassemble import TILE_PX, Accumulator, window_weights
+
+GROUP_BYTES = 1 << 30
+"""Sums held on the device at once; the masks of a request that needs more are averaged group by group."""
+_ONE = float(1 << 32)
+
+
+def upload(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A copy on `device`; to an accelerator by way of pinned memory, so that the processor does not wait for it."""
+    host = torch.from_numpy(np.ascontiguousarray(array))
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+
+
+# ---- masks -------------------------------------------------------------------------------------------------
+
+
+class MaskLevels:
+    """Masks as boxes and crops, one behind the other in one buffer; 0 to 255."""
+
+    def __init__(self, masks: Sequence[Mask], device: torch.device) -> None:
+        crops = [mask.crop * np.uint8(255) if mask.soft is None else mask.soft for mask in masks]
+        ends = np.cumsum([0, *(crop.size for crop in crops)])
+        table = [(end, m.x, m.y, *m.crop.shape) for end, m in zip(ends.tolist(), masks, strict=False)]
+        flat = np.concatenate([crop.ravel() for crop in crops] + [np.zeros(1, np.uint8)])
+        self._flat = upload(flat, device)
+        self._table = upload(np.array(table, np.int64).reshape(-1, 5), device)
+
+    def at(self, rows: Tensor, columns: Tensor, which: Tensor) -> Tensor:
+        """(n, c, c) uint8 of masks `which` (n,) at image `rows` and `columns` (n, c), all int64."""
+        start, x, y, height, width = (part[:, None] for part in self._table[which].unbind(1))
+        r, k = rows - y, columns - x
+        inside = ((r >= 0) & (r < height))[:, :, None] & ((k >= 0) & (k < width))[:, None, :]
+        at = (start + r * width)[:, :, None] + k[:, None, :]
+        return self._flat[torch.where(inside, at, 0)] * inside
+
+
+class LabelLevels:
+    """The labels of a map as masks: 255 where the map has the label."""
+
+    def __init__(self, regions: LabelRegions, device: torch.device) -> None:
+        wide = regions.map if regions.map.dtype == np.uint8 else regions.map.astype(np.int32, copy=False)
+        self._map = upload(wide, device)
+        self._labels = upload(np.array(regions.labels, np.int32), device)
+
+    def at(self, rows: Tensor, columns: Tensor, which: Tensor) -> Tensor:
+        """As `MaskLevels.at`."""
+        found = self._map[rows[:, :, None], columns[:, None, :]] == self._labels[which][:, None, None]
+        return found.to(torch.uint8) * 255
+
+
+# ---- resizing ----------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=32)
+def resize_weights(size: int, to: int) -> NDArray[np.float32]:
+    """(to, size) float32: what each of `size` pixels adds to each of `to`; OpenCV's area where it shrinks, its linear
+    where it grows.
+    """
+    if to <= size:
+        step = size / to
+        low, high = np.arange(to)[:, None] * step, (np.arange(to)[:, None] + 1) * step
+        at = np.arange(size)[None]
+        shared = np.minimum(high, at + 1) - np.maximum(low, at)
+        return np.asarray(shared.clip(0) / step, np.float32)
+    centre = np.clip((np.arange(to) + 0.5) * size / to - 0.5, 0, size - 1)
+    first = np.minimum(centre.astype(np.int64), max(size - 2, 0))
+    out = np.zeros((to, size), np.float32)
+    out[np.arange(to), first] = 1 - (centre - first)
+    out[np.arange(to), np.minimum(first + 1, size - 1)] += (centre - first).astype(np.float32)
+    return out
+
+
+@lru_cache(maxsize=32)
+def _resize_weights(size: int, to: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return upload(resize_weights(size, to), device)
+
+
+def resize(planes: Tensor, to: int) -> Tensor:
+    """(..., s, s) float32 -> (..., to, to) float32."""
+    weights = _resize_weights(planes.shape[-1], to, planes.device)
+    return weights @ planes @ weights.T
+
+
+@lru_cache(maxsize=32)
+def _window(name: str, side: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return upload(window_weights(name, side, side) * _ONE, device)
+
+
+# ---- patches -----------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Group:
+    """Masks `first` to `stop` (exclusive), whose sums are on the device together."""
+
+    first: int
+    stop: int
+    tiles: int
+    missing: int
+    sums: Tensor | None = None
+    """(C + 1, K * T * T) int64; the last is the weight."""
+    averages: Tensor | None = None
+    """(K, C, T, T) float32, NaN where no patch lies; in host memory, perhaps still on its way."""
+
+
+class Resident:
+    """The patches of one image's masks on a device: `crops` out, logits back by `add`, averages at the end."""
+
+    def __init__(
+        self,
+        image: NDArray[np.uint8],
+        masks: Sequence[Mask],
+        boxes: Sequence[Boxes],
+        device: torch.device,
+        *,
+        outputs: int,
+        config: RefineConfig,
+    ) -> None:
+        """Start to copy the (H, W, 3) uint8 `image`, its `masks`, and where their patches lie: for each mask (P_i, 4)
+        int32 squares, maybe none.
+        """
+        self.device, self._config, self._outputs = device, config, outputs
+        self.height, self.width = image.shape[:2]
+        self._image = upload(image, device)
+        self._levels = LabelLevels(masks, device) if isinstance(masks, LabelRegions) else MaskLevels(masks, device)
+        counts = np.array([len(some) for some in boxes], np.int64)
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+        every = np.concatenate([np.empty((0, 4), np.int32), *boxes])
+        self._boxes = upload(every.astype(np.int64), device)
+        self._which = upload(np.repeat(np.arange(len(boxes)), counts), device)
+        self._patches = [
+            Accumulator(some, self.height, self.width, outputs, config) if len(some) else None for some in boxes
+        ]
+        self._groups = list(self._grouped(counts))
+        self._place_tiles()
+        side = config.patch.patch_size_px
+        self._offsets = upload(np.arange(side), device)
+        self._crop_offsets = upload(np.arange(config.patch.crop_size_px) - config.patch.padding_px, device)
+        self._wrong = torch.zeros((), device=device)
+
+    def _grouped(self, counts: NDArray[np.int64]) -> Iterator[_Group]:
+        """Masks in their order, as many to a group as `GROUP_BYTES` hold."""
+        room = max(GROUP_BYTES // (8 * TILE_PX * TILE_PX * (self._outputs + 1)), 1)
+        group = _Group(0, 0, 0, 0)
+        for i, patches in enumerate(self._patches):
+            tiles = 0 if patches is None else patches.total.shape[0]
+            if group.tiles and group.tiles + tiles > room:
+                yield group
+                group = _Group(i, i, 0, 0)
+            group.stop, group.tiles, group.missing = i + 1, group.tiles + tiles, group.missing + int(counts[i])
+        yield group
+
+    def _place_tiles(self) -> None:
+        """Copy what finds the tile of a pixel: all masks' tile numbers, counted on within a group, and their grids."""
+        numbers, table, at = [np.zeros(1, np.int32)], np.zeros((len(self._patches), 4), np.int64), 1
+        for group in self._groups:
+            base = 0
+            for i in range(group.first, group.stop):
+                patches = self._patches[i]
+                if patches is None:
+                    continue
+                table[i] = at, patches.index.shape[1], patches.x0, patches.y0
+                numbers.append(np.where(patches.index < 0, 0, patches.index + base).ravel())
+                at += patches.index.size
+                base += patches.total.shape[0]
+        self._tile_numbers = upload(np.concatenate(numbers), self.device)
+        self._tile_table = upload(table, self.device)
+
+    def crops(self, start: int, stop: int) -> Tensor:
+        """Patches `start` to `stop` (exclusive): (n, S, S, 4) uint8 RGB and mask, on the device."""
+        boxes, which = self._boxes[start:stop], self._which[start:stop]
+        rows = (boxes[:, 1:2] + self._crop_offsets).clamp(0, self.height - 1)
+        columns = (boxes[:, 0:1] + self._crop_offsets).clamp(0, self.width - 1)
+        colours = self._image[rows[:, :, None], columns[:, None, :]]
+        pieces = torch.cat([colours, self._levels.at(rows, columns, which)[..., None]], 3)
+        side = self._config.patch.network_size_px
+        if pieces.shape[1] == side:
+            return pieces
+        planes = resize(pieces.permute(0, 3, 1, 2).float(), side)
+        return (planes + 0.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    def add(self, start: int, logits: Tensor) -> None:
+        """Add the (n, C, S, S) float32 `logits` of the patches from number `start` on, each patch once."""
+        self._wrong += (~torch.isfinite(logits)).any()
+        stop = start + logits.shape[0]
+        for group in self._groups:
+            low, high = int(self._starts[group.first]), int(self._starts[group.stop])
+            first, last = max(start, low), min(stop, high)
+            if first < last:
+                self._add(group, first, logits[first - start : last - start])
+
+    def _add(self, group: _Group, start: int, logits: Tensor) -> None:
+        config, n = self._config, logits.shape[0]
+        padding, crop = config.patch.padding_px, config.patch.crop_size_px
+        maps = logits if logits.shape[-1] == crop else resize(logits, crop)
+        maps = maps[:, :, padding : crop - padding, padding : crop - padding]
+        if config.average == "probability":
+            maps = torch.cat([maps[:, :1].sigmoid(), maps[:, 1:]], 1)
+        boxes = self._boxes[start : start + n]
+        at, columns, x0, y0 = (part[:, None] for part in self._tile_table[self._which[start : start + n]].unbind(1))
+        row, column = boxes[:, 1:2] + self._offsets, boxes[:, 0:1] + self._offsets
+        inside = (row < self.height)[:, :, None] & (column < self.width)[:, None, :]
+        r, k = row - y0, column - x0
+        cell = (at + r // TILE_PX * columns)[:, :, None] + (k // TILE_PX)[:, None, :]
+        tile = self._tile_numbers[torch.where(inside, cell, 0)].long()
+        pixel = ((tile * TILE_PX + (r % TILE_PX)[:, :, None]) * TILE_PX + (k % TILE_PX)[:, None, :]).reshape(-1)
+        weights = _window(config.window, config.patch.patch_size_px, self.device) * inside
+        if group.sums is None:
+            shape = (self._outputs + 1, group.tiles * TILE_PX * TILE_PX)
+            group.sums = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        for channel in range(self._outputs):
+            values = (maps[:, channel] * weights).round().long()
+            group.sums[channel].index_add_(0, pixel, values.reshape(-1))
+        group.sums[-1].index_add_(0, pixel, weights.round().long().reshape(-1))
+        group.missing -= n
+        if group.missing == 0:
+            self._average(group)
+
+    def _average(self, group: _Group) -> None:
+        """Start to copy the averages back, and let the sums go."""
+        assert group.sums is not None
+        averages = (group.sums[:-1].double() / group.sums[-1]).float()
+        tiles = averages.view(self._outputs, group.tiles, TILE_PX, TILE_PX).transpose(0, 1).contiguous()
+        group.sums = None
+        if self.device.type == "cuda":
+            group.averages = torch.empty(tiles.shape, pin_memory=True)
+            group.averages.copy_(tiles, non_blocking=True)
+        else:
+            group.averages = tiles
+
+    def ready(self, *, all_in: bool = False) -> Iterator[tuple[int, Accumulator]]:
+        """Masks that are complete and not yet handed out, with their patches; waits for the device.
+
+        Until `all_in`, nothing is handed out where all masks are one group: the usual request waits once, at its end.
+
+        Raises:
+            ModelError: the network gave NaN or infinity.
+        """
+        if len(self._groups) == 1 and not all_in:
+            return
+        done = [group for group in self._groups if group.averages is not None]
+        if done and float(self._wrong):  # this read waits for everything before it, the copies too
+            raise not_finite()
+        for group in done:
+            assert group.averages is not None
+            averages = group.averages.numpy()
+            group.averages = None
+            yield from self._handed_out(group, averages)
+
+    def _handed_out(self, group: _Group, averages: NDArray[np.float32]) -> Iterator[tuple[int, Accumulator]]:
+        """Each mask of a group with its part of the (K, C, T, T) averages as sums of weight 1."""
+        held = [(i, patches) for i in range(group.first, group.stop) if (patches := self._patches[i]) is not None]
+        ends = np.cumsum([0, *(patches.total.shape[0] for _, patches in held)]).tolist()
+        for (i, patches), (low, high) in zip(held, pairwise(ends), strict=True):
+            part = averages[low:high].astype(np.float64)
+            seen = ~np.isnan(part[:, 0])
+            patches.total = seen.astype(np.float64)
+            patches.sums = np.where(seen[:, None], part, 0.0)
+            patches.missing = 0
+            self._patches[i] = None
+            yield i, patches
+
+
+def not_finite() -> ModelError:
+    """The network's answer cannot be used."""
+    return ModelError(
+        "the network's answer",
+        expected="finite logits",
+        got="NaN or infinity",
+        fix="check the weights, or run in float32",
+    )

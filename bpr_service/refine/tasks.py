@@ -1,0 +1,285 @@
+"""The three tasks: what may overlap, and who wins a pixel.
+
+Letters: H, W are the image's size, px; P patches of a mask.
+
+A task gives the masks to refine one by one and takes their averaged patches one by one, in any order, so that
+no more than a mask at a time is held beside the result. The masks of a large label map are its labels block by block,
+so that what is held at a time does not grow with the map either.
+
+Instance: masks may overlap, each is thresholded on its own. Semantic and panoptic: each pixel ends with one
+label, the one of the highest confidence. A label's confidence at a pixel is its averaged probability where
+one of its patches lies, else 1 where the coarse map has it and 0 where not. On a tie the coarse label wins,
+then the smallest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from numpy.typing import NDArray
+
+from bpr_service.config import PatchConfig
+from bpr_service.errors import MaskError
+from bpr_service.masks.mask import Mask
+from bpr_service.refine.labels.boundary import LabelBoundaries, drop_full_labels, place_label_patches
+from bpr_service.refine.labels.planes import LabelPlanes
+from bpr_service.refine.labels.regions import SPLIT_PX, LabelRegions, by_block, windows
+from bpr_service.refine.patches import Boxes, place_patches
+from bpr_service.refine.reassemble import Accumulator, Gate
+
+Labels = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class MaskReport:
+    """What became of one mask; `label` is its label or segment id in a semantic or panoptic task."""
+
+    index: int
+    status: Literal["refined", "unchanged"]
+    reason: str | None
+    patches: int
+    changed_px: int
+    added_px: int
+    removed_px: int
+    label: int | None = None
+
+
+def unchanged(index: int, reason: str, patches: int = 0, label: int | None = None) -> MaskReport:
+    """The report of a mask that was left as it is."""
+    return MaskReport(index, "unchanged", reason, patches, 0, 0, 0, label)
+
+
+def changed(index: int, patches: int, added: int, removed: int, label: int | None = None) -> MaskReport:
+    """The report of a mask that went through the network; unchanged when no pixel differs."""
+    if added + removed == 0:
+        return unchanged(index, "no pixel changed", patches, label)
+    return MaskReport(index, "refined", None, patches, added + removed, added, removed, label)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What every result says of how it was made. `timings_ms`: milliseconds of each step."""
+
+    model: str
+    device: str
+    timings_ms: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RefineResult(Run):
+    """Refined masks, in the order given, and a report for each."""
+
+    masks: list[Mask]
+    reports: list[MaskReport]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SemanticResult(Run):
+    """Refined (H, W) label map, of the dtype given; a report a label; labels that no pixel has any more."""
+
+    label_map: Labels
+    reports: list[MaskReport]
+    vanished: list[int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PanopticResult(Run):
+    """Refined (H, W) segment map; infos with new area and bbox; infos of segments no pixel has any more."""
+
+    segment_map: Labels
+    segments_info: list[dict[str, Any]]
+    vanished: list[dict[str, Any]]
+    reports: list[MaskReport]
+
+
+R = TypeVar("R", bound=Run, covariant=True)
+
+
+class Task(Protocol[R]):
+    """What a :class:`bpr_service.refine.prepared.Prepared` works through."""
+
+    masks: Sequence[Mask]
+    """What the patches are cut from; known once they are placed."""
+
+    def place(self, config: PatchConfig) -> list[Boxes]:
+        """For each mask, (P, 4) int32 boxes of its patches; one that has none stays as it is."""
+
+    def unite(self) -> list[Boxes]:
+        """From now on `masks` are whole instances, labels or segments, not pieces of them; their boxes."""
+
+    def take(self, index: int, patches: Accumulator) -> None:
+        """All patches of mask `index` are in `patches`."""
+
+    def result(self, run: Run) -> R:
+        """The result, once every mask was kept or taken."""
+
+
+@dataclass(eq=False)
+class InstanceTask:
+    """Each mask on its own."""
+
+    masks: Sequence[Mask]
+    gate: Gate | None = None
+    _boxes: list[Boxes] = field(default_factory=list)
+    _done: dict[int, tuple[Mask, MaskReport]] = field(default_factory=dict)
+
+    def place(self, config: PatchConfig) -> list[Boxes]:
+        self._boxes = [place_patches(mask, config) for mask in self.masks]
+        for i, mask in enumerate(self.masks):
+            if self._boxes[i].shape[0] == 0:
+                self._done[i] = (mask, unchanged(i, _why_none(mask.area, mask.height * mask.width)))
+        return self._boxes
+
+    def unite(self) -> list[Boxes]:
+        return self._boxes
+
+    def take(self, index: int, patches: Accumulator) -> None:
+        coarse, count = self.masks[index], patches.boxes.shape[0]
+        reason = self.gate(coarse, patches.averaged(coarse)) if self.gate else None
+        if reason is not None:
+            self._done[index] = (coarse, unchanged(index, reason, count))
+            return
+        mask, change = patches.paste(coarse)
+        report = changed(index, count, change.added_px, change.removed_px)
+        self._done[index] = (mask if report.status == "refined" else coarse, report)
+
+    def result(self, run: Run) -> RefineResult:
+        done = [self._done[i] for i in range(len(self.masks))]
+        return RefineResult([m for m, _ in done], [r for _, r in done], **_fields(run))
+
+
+class _LabelTask(Generic[R]):
+    """What semantic and panoptic share: the labels of a map compete for its pixels."""
+
+    def __init__(self, label_map: Labels, void: int | None, gate: Gate | None) -> None:
+        self.regions = LabelRegions(label_map, void)
+        self.masks: Sequence[Mask] = self.regions
+        self.gate = gate
+        self.planes = LabelPlanes(self.regions)
+        self._owners: list[int] = []  # of each mask, the number of its label
+        self._boxes: list[Boxes] = []  # of each label
+        self._reasons: dict[int, str] = {}  # of labels that stay as they are
+
+    def place(self, config: PatchConfig) -> list[Boxes]:
+        regions = self.regions
+        height, width = regions.map.shape
+        found = LabelBoundaries(regions)
+        for i, (x0, y0, x1, y1) in enumerate(regions.boxes.tolist()):
+            boxes = place_label_patches(found[i], (x0, y0, x1, y1), height, width, config)
+            self._boxes.append(drop_full_labels(regions, i, boxes))
+            if self._boxes[i].shape[0] == 0:
+                self._reasons[i] = _why_none(int(regions.areas[i]), height * width)
+        if self.gate or max(height, width) < SPLIT_PX:  # a gate judges a label as a whole
+            return self.unite()
+        self._owners, pieces = by_block(self._boxes, height, width)
+        self.masks = regions.cut(self._owners, windows(pieces, config.padding_px, height, width))
+        return self._expect(pieces)
+
+    def unite(self) -> list[Boxes]:
+        self._owners, self.masks = list(range(len(self.regions))), self.regions
+        return self._expect(self._boxes)
+
+    def _expect(self, pieces: list[Boxes]) -> list[Boxes]:
+        labels = (self.regions.labels[i] for i in self._owners)
+        self.planes.expect((label, boxes) for label, boxes in zip(labels, pieces, strict=True) if boxes.shape[0])
+        return pieces
+
+    def take(self, index: int, patches: Accumulator) -> None:
+        owner, reason = self._owners[index], None
+        if self.gate:
+            coarse = self.masks[index]
+            reason = self.gate(coarse, patches.averaged(coarse))
+        if reason is not None:
+            self._reasons[owner] = reason
+        self.planes.take(self.regions.labels[owner], patches, claim=reason is None)
+
+    def _settle(self) -> tuple[Labels, list[MaskReport]]:
+        """The final map, and what each label won and lost."""
+        reports = []
+        for i, label in enumerate(self.regions.labels):
+            count, reason = self._boxes[i].shape[0], self._reasons.get(i)
+            plus, minus = int(self.planes.added[label]), int(self.planes.removed[label])
+            if reason is not None and plus + minus == 0:
+                reports.append(unchanged(i, reason, count, label))
+            else:  # a label left out itself can still lose pixels to a neighbour that is surer of them
+                reports.append(changed(i, count, plus, minus, label))
+        return self.planes.result(), reports
+
+
+class SemanticTask(_LabelTask[SemanticResult]):
+    """Every label of the map but the ignore label, as a mask against the rest."""
+
+    def result(self, run: Run) -> SemanticResult:
+        label_map, reports = self._settle()
+        areas = self.regions.areas.tolist()
+        vanished = [
+            r.label
+            for r, px in zip(reports, areas, strict=True)
+            if r.label is not None and px + r.added_px == r.removed_px
+        ]
+        return SemanticResult(label_map, reports, vanished, **_fields(run))
+
+
+class PanopticTask(_LabelTask[PanopticResult]):
+    """Every segment, things and stuff together; 0 is void."""
+
+    def __init__(self, segment_map: Labels, segments_info: Sequence[dict[str, Any]], gate: Gate | None) -> None:
+        super().__init__(segment_map, 0, gate)
+        self.infos = _check_infos(self.regions, segments_info)
+
+    def result(self, run: Run) -> PanopticResult:
+        segment_map, reports = self._settle()
+        after = LabelRegions(segment_map, 0)
+        at = {label: i for i, label in enumerate(after.labels)}
+        kept, vanished = [], []
+        for info in self.infos:
+            if info["id"] not in at:
+                vanished.append(dict(info))
+                continue
+            i = at[info["id"]]
+            x0, y0, x1, y1 = (int(v) for v in after.boxes[i])
+            kept.append({**info, "area": int(after.areas[i]), "bbox": [x0, y0, x1 - x0, y1 - y0]})
+        return PanopticResult(segment_map, kept, vanished, reports, **_fields(run))
+
+
+def _check_infos(regions: LabelRegions, infos: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The infos, whose ids must be those of the map; :class:`MaskError` names the first that is not."""
+    ids = []
+    for i, info in enumerate(infos):
+        value = info.get("id") if isinstance(info, dict) else None
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise MaskError(
+                f"segments_info[{i}]",
+                expected="a dict with an integer id",
+                got=repr(info)[:60],
+                fix="write it as COCO panoptic does",
+            )
+        ids.append(value)
+    here, told = set(regions.labels), set(ids)
+    if len(told) != len(ids):
+        twice = next(n for n in ids if ids.count(n) > 1)
+        raise MaskError("segments_info", expected="each id once", got=f"{twice} twice", fix="merge the two entries")
+    if here != told:
+        odd = min(here ^ told)
+        where = "in the map and not in segments_info" if odd in here else "in segments_info and not in the map"
+        raise MaskError(
+            "segment map and segments_info disagree",
+            expected="the same ids in both (0 is void)",
+            got=f"segment {odd} {where}",
+            fix="read the PNG as R + 256 G + 65536 B, and check that the two belong together",
+        )
+    return [dict(info) for info in infos]
+
+
+def _why_none(area: int, pixels: int) -> str:
+    """Why a mask of `area` px has no patches."""
+    if area in (0, pixels):
+        return "the mask fills the image" if area else "the mask is empty"
+    return "no patch holds both foreground and background"
+
+
+def _fields(run: Run) -> dict[str, Any]:
+    run = replace(run, timings_ms={k: round(v, 3) for k, v in run.timings_ms.items()})
+    return {"model": run.model, "device": run.device, "timings_ms": run.timings_ms}
