@@ -9,7 +9,7 @@ SBOM_PYTHON ?= $(BIN)/python
 SBOM   ?= sbom.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check docs sbom audit clean
+.PHONY: help install demo test check architecture docs sbom audit clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -34,11 +34,14 @@ demo: $(STAMP)  ## refine the bundled example: pictures and JSON in demo/
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n logical --dist worksteal
 
-check: $(STAMP)  ## ruff, mypy --strict and the layer test
+check: $(STAMP)  ## ruff, mypy --strict and the contracts of the imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_layers.py
+	$(BIN)/lint-imports --no-logo
+
+architecture: $(STAMP)  ## write the list of modules in docs/architecture.md
+	$(BIN)/python docs/modules.py
 
 # Not with --quiet: it drops warnings before --strict counts them.
 docs: $(STAMP)  ## build the docs site in site/; a broken link is an error
