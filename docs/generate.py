@@ -130,7 +130,7 @@ def openapi() -> dict[str, Any]:
     from bpr_service.runtime.dummy import DummyModels
     from bpr_service.runtime.engine import Engine
     from bpr_service.server.app import create_app
-    from bpr_service.server.job_routes import create_router
+    from bpr_service.server.http.jobs import create_router
     from bpr_service.server.settings import ServerSettings
 
     settings = ServerSettings(dummy=True)

@@ -9,13 +9,15 @@ from starlette.responses import Response
 
 from bpr_service.errors import BprError
 from bpr_service.runtime.engine import Engine
-from bpr_service.server import health, label_studio, page, routes
-from bpr_service.server.auth import Keys, read_keys
+from bpr_service.server.http import health, routes
+from bpr_service.server.http.auth import Keys, read_keys
+from bpr_service.server.http.gate import Edge
+from bpr_service.server.http.openapi import install_openapi, problems
+from bpr_service.server.http.problems import problem_response
+from bpr_service.server.label_studio import routes as label_studio
 from bpr_service.server.metrics import Metrics
-from bpr_service.server.middleware import Edge
 from bpr_service.server.models import Catalogue, ServedModels
-from bpr_service.server.openapi import install_openapi, problems
-from bpr_service.server.problems import problem_response
+from bpr_service.server.page import routes as page
 from bpr_service.server.settings import ServerSettings
 
 
@@ -41,7 +43,7 @@ def create_app(
     if keys is None:
         keys = Keys(read_keys(settings.api_keys_file) if settings.api_keys_file else None)
     app.state.engine, app.state.settings, app.state.metrics, app.state.keys = engine, settings, metrics, keys
-    app.state.member = None  # of a fleet, where the process is one: see `bpr_service.server.fleet`
+    app.state.member = None  # of a fleet, where the process is one: see `bpr_service.server.process.fleet`
     app.state.catalogue = catalogue or ServedModels()
     for router in (health.router, routes.router, label_studio.router, page.router):
         app.include_router(router)

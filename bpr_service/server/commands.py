@@ -32,7 +32,6 @@ def serve(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Serve refinement over HTTP. Every setting also is a BPR_* variable; see docs/api.md."""
-    from bpr_service.server.process import run
     from bpr_service.server.settings import load_settings
 
     settings = load_settings(
@@ -53,6 +52,12 @@ def serve(
         otel=otel,
         log_level=log_level,
     )
+    if settings.devices:
+        from bpr_service.server.process.fleet import run_fleet
+
+        raise typer.Exit(run_fleet(settings))
+    from bpr_service.server.process.run import run
+
     raise typer.Exit(run(settings))
 
 
@@ -82,7 +87,7 @@ def keys(
     """Make an API key: it is shown once, and only its hash is kept."""
     from bpr_service.errors import ConflictError
     from bpr_service.masks.label_maps import write_atomic
-    from bpr_service.server.auth import new_key, read_keys
+    from bpr_service.server.http.auth import new_key, read_keys
 
     known = read_keys(file) if file.exists() else []
     if name in {key.name for key in known}:

@@ -20,8 +20,11 @@ from bpr_service.errors import BprError
 from bpr_service.jobs.dbos_setup import queues_of
 from bpr_service.jobs.engine import Load
 from bpr_service.jobs.settings import JobSettings, load_job_settings
-from bpr_service.server import health, job_routes, label_studio, page, routes
+from bpr_service.server.http import health, routes
+from bpr_service.server.http.jobs import job_router
+from bpr_service.server.label_studio import routes as label_studio
 from bpr_service.server.metrics import Metrics
+from bpr_service.server.page import routes as page
 from bpr_service.server.settings import ServerSettings, load_settings
 
 OTHERS = {
@@ -83,7 +86,7 @@ def command_problems(words: Sequence[str]) -> Iterator[str]:
 @cache
 def route_paths() -> frozenset[str]:
     """Paths of the application that answer to GET."""
-    jobs = job_routes.job_router(mock.Mock())
+    jobs = job_router(mock.Mock())
     routers = (health.router, routes.router, label_studio.router, page.router, jobs)
     found: Any = [route for router in routers for route in router.routes]
     return frozenset(route.path for route in found if "GET" in (route.methods or ()))

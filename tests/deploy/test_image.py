@@ -72,8 +72,8 @@ def test_the_commands_run_from_the_wheel(installed: Path, tmp_path: Path) -> Non
 
 def test_everything_that_serves_imports_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     names = (
-        "bpr_service.server.process",
-        "bpr_service.server.job_routes",
+        "bpr_service.server.process.run",
+        "bpr_service.server.http.jobs",
         "bpr_service.jobs.worker",
         "refiner_training.cli",
     )

@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from bpr_service.server.auth import new_key
+from bpr_service.server.http.auth import new_key
 from tests.deploy.dockerfile import ROOT
 
 FILES = ("Dockerfile", ".dockerignore", "pyproject.toml", "requirements.lock", "README.md", "LICENSE")

@@ -22,7 +22,7 @@ from bpr_service.runtime.dummy import DummyModels
 from bpr_service.runtime.engine import Engine
 from bpr_service.server.app import create_app
 from bpr_service.server.metrics import Metrics
-from bpr_service.server.process import warm_stages
+from bpr_service.server.process.build import warm_stages
 from bpr_service.server.settings import ServerSettings
 
 HEIGHT, WIDTH = 160, 200

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bpr_service.server.auth import ApiKey, Keys, hash_key
+from bpr_service.server.http.auth import ApiKey, Keys, hash_key
 from bpr_service.server.settings import ServerSettings
 from tests.server.helpers import coarse, serving
 

@@ -16,7 +16,7 @@ from bpr_service.network.weights import ModelCard, NetworkCard, save_model
 from bpr_service.runtime.engine import Engine, EngineConfig
 from bpr_service.runtime.model_store import ModelStore
 from bpr_service.server.models import StoreModels
-from bpr_service.server.process import warm_stages
+from bpr_service.server.process.build import warm_stages
 from tests.server.helpers import Running, body, serving
 
 PRESET = Preset("balanced", "tiny", {"network_size_px": 64})

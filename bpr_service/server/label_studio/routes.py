@@ -20,16 +20,16 @@ from starlette.concurrency import run_in_threadpool
 from bpr_service.errors import BprError, ForbiddenError, InputError, LimitError
 from bpr_service.masks.mask import Mask
 from bpr_service.runtime.work import Slot, Work
-from bpr_service.server.auth import require
-from bpr_service.server.brush_rle import decode_brush, encode_brush
-from bpr_service.server.health import check_ready, engine_of
-from bpr_service.server.limits import media_type
-from bpr_service.server.openapi import problems
-from bpr_service.server.parse import BYTES_PER_MASK_PIXEL, JSON, Call, decode_base64, decode_image, load_json
-from bpr_service.server.plans import InstancePlan, Plan
-from bpr_service.server.problems import invalid, located
-from bpr_service.server.routes import admitted, through_engine
-from bpr_service.server.schemas import Options
+from bpr_service.server.http.auth import require
+from bpr_service.server.http.health import check_ready, engine_of
+from bpr_service.server.http.limits import media_type
+from bpr_service.server.http.openapi import problems
+from bpr_service.server.http.parse import BYTES_PER_MASK_PIXEL, JSON, Call, decode_base64, decode_image, load_json
+from bpr_service.server.http.plans import InstancePlan, Plan
+from bpr_service.server.http.problems import invalid, located
+from bpr_service.server.http.routes import admitted, through_engine
+from bpr_service.server.http.schemas import Options
+from bpr_service.server.label_studio.brush_rle import decode_brush, encode_brush
 from bpr_service.server.settings import ServerSettings
 
 router = APIRouter(tags=["label studio"])

@@ -16,7 +16,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from bpr_service.server.fleet import Member
+from bpr_service.server.process.member import Member
 
 TIMEOUT_S = 2.0
 SHARED = "bpr_jobs_"

@@ -11,12 +11,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response
 
 from bpr_service.errors import NotFoundError
-from bpr_service.server.answer import base64_text
-from bpr_service.server.auth import require
-from bpr_service.server.openapi import problems
+from bpr_service.server.http.answer import base64_text
+from bpr_service.server.http.auth import require
+from bpr_service.server.http.openapi import problems
 
 router = APIRouter()
-FOLDER = Path(__file__).parent / "page"
+FOLDER = Path(__file__).parent
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 CACHE = {"Cache-Control": "no-cache"}
 

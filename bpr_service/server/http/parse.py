@@ -15,10 +15,10 @@ from bpr_service.errors import BodyError, BprError, InputError, LimitError, Mask
 from bpr_service.masks.images import read_image
 from bpr_service.masks.mask import Mask, as_mask
 from bpr_service.runtime.work import Slot
-from bpr_service.server.limits import check_runs, picture_size
-from bpr_service.server.multipart import Part, parse_multipart
-from bpr_service.server.problems import invalid, located
-from bpr_service.server.schemas import (
+from bpr_service.server.http.limits import check_runs, picture_size
+from bpr_service.server.http.multipart import Part, parse_multipart
+from bpr_service.server.http.problems import invalid, located
+from bpr_service.server.http.schemas import (
     EncodedFile,
     InstanceRequest,
     MaskIn,

@@ -18,7 +18,7 @@ import pytest
 
 from bpr_service.masks.label_maps import panoptic_png
 from bpr_service.runtime.dummy import DummyModels
-from bpr_service.server.auth import ApiKey, Keys, hash_key
+from bpr_service.server.http.auth import ApiKey, Keys, hash_key
 from tests.server.helpers import HEIGHT, WIDTH, Running, b64, body, coarse, disc, picture, png, serving
 
 SMALL = {"max_body_bytes": 200_000, "max_pixels": 50_000, "max_masks": 3, "max_runs": 400, "max_patches": 60}

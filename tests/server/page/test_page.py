@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bpr_service.runtime.dummy import DummyModels
-from bpr_service.server.auth import ApiKey, Keys, hash_key
+from bpr_service.server.http.auth import ApiKey, Keys, hash_key
 from tests.server.helpers import Running, coarse, picture, png, serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -21,7 +21,7 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-ARTIFACTS = Path(__file__).parents[2] / "artifacts"
+ARTIFACTS = Path(__file__).parents[3] / "artifacts"
 pytestmark = pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="needs Debian's chromium")
 
 

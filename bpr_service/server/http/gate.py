@@ -10,10 +10,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bpr_service.errors import BprError, CancelledError
-from bpr_service.server.limits import check_length
+from bpr_service.server.http.limits import check_length
+from bpr_service.server.http.problems import problem_response
 from bpr_service.server.logs import log, request_id
 from bpr_service.server.metrics import Metrics
-from bpr_service.server.problems import problem_response
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 

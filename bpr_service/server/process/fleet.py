@@ -21,36 +21,22 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from bpr_service.errors import ConfigError
 from bpr_service.server.logs import configure_logging, log
+from bpr_service.server.process.member import BACKLOG, Member
 from bpr_service.server.settings import ServerSettings
 
-BACKLOG = 2048
 LOOK_S = 0.1
 RESTART_S, RESTART_MAX_S = 0.5, 30.0
 """Pause before a process is replaced, doubled each time that it ends before it was ready."""
 KILL_AFTER_S = 10.0
 """A process that is still there so long after its drain should have ended is killed."""
-CHILD = "from bpr_service.server.fleet import child; raise SystemExit(child())"
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """What one process of a fleet knows of it."""
-
-    process: int
-    devices: tuple[str, ...]
-    folder: Path
-
-    def socket_path(self, process: int) -> Path:
-        return self.folder / f"{process}.sock"
+CHILD = "from bpr_service.server.process.child import child; raise SystemExit(child())"
 
 
 @dataclass(eq=False)
@@ -108,7 +94,7 @@ class Fleet:
         if device == "cpu":
             values["threads"] = threads = self.settings.threads or share_of_cores(self.settings.devices)
             environment |= {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
-        told = {
+        given = {
             "settings": values,
             "process": number,
             "devices": self.settings.devices,
@@ -124,7 +110,7 @@ class Fleet:
         )
         assert replica.running.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it ended at once; `_look` sees it
-            replica.running.stdin.write(json.dumps(told).encode() + b"\n")
+            replica.running.stdin.write(json.dumps(given).encode() + b"\n")
             replica.running.stdin.flush()
         log.info("process started", extra={"fields": {"process": number, "device": device, "pid": replica.running.pid}})
 
@@ -195,26 +181,3 @@ def share_of_cores(devices: tuple[str, ...]) -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     total = min(cores, int(asked)) if asked.isdigit() and int(asked) else cores
     return max(1, total // devices.count("cpu"))
-
-
-def child() -> int:
-    """One process of a fleet: what it serves comes as a line of JSON on standard input, from the parent."""
-    from bpr_service.errors import BprError
-    from bpr_service.server.process import run_member
-
-    told: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
-    member = Member(told["process"], tuple(told["devices"]), Path(told["folder"]))
-    threading.Thread(target=_leave_with_parent, name="parent", daemon=True).start()
-    listener = socket.socket(fileno=told["listener"])
-    own = socket.socket(socket.AF_UNIX)
-    try:
-        return run_member(ServerSettings(**told["settings"]), member, listener, own)
-    except BprError as error:
-        print(f"bpr: {error}", file=sys.stderr)
-        return 2
-
-
-def _leave_with_parent() -> None:
-    while os.read(0, 1024):  # not through sys.stdin: a reader that holds its lock makes the interpreter's end abort
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)

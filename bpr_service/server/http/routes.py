@@ -12,15 +12,13 @@ from starlette.responses import Response
 
 from bpr_service.runtime.engine import Engine
 from bpr_service.runtime.work import Lane, Slot, Stages, Work
-from bpr_service.server.answer import frame
-from bpr_service.server.auth import require
-from bpr_service.server.limits import disconnected, media_type, read_body
-from bpr_service.server.logs import request_id
-from bpr_service.server.metrics import Metrics
-from bpr_service.server.openapi import problems, refine_docs
-from bpr_service.server.parse import JSON, MULTIPART, decode_image, parse_call
-from bpr_service.server.plans import Plan, make_plan
-from bpr_service.server.schemas import (
+from bpr_service.server.http.answer import frame
+from bpr_service.server.http.auth import require
+from bpr_service.server.http.limits import disconnected, media_type, read_body
+from bpr_service.server.http.openapi import problems, refine_docs
+from bpr_service.server.http.parse import JSON, MULTIPART, decode_image, parse_call
+from bpr_service.server.http.plans import Plan, make_plan
+from bpr_service.server.http.schemas import (
     ActivateRequest,
     ActivateResponse,
     InstanceRequest,
@@ -31,6 +29,8 @@ from bpr_service.server.schemas import (
     SemanticRequest,
     Task,
 )
+from bpr_service.server.logs import request_id
+from bpr_service.server.metrics import Metrics
 from bpr_service.server.settings import ServerSettings
 from bpr_service.server.telemetry import record_steps
 

@@ -23,12 +23,12 @@ from bpr_service.errors import ConfigError
 from bpr_service.network.registry import build_network
 from bpr_service.network.weights import ModelCard, NetworkCard, save_model
 from bpr_service.runtime.model_store import ModelStore
-from bpr_service.server.fleet import share_of_cores
-from bpr_service.server.fleet_metrics import merge
-from bpr_service.server.process import leave_when_failed
+from bpr_service.server.process.fleet import share_of_cores
+from bpr_service.server.process.fleet_metrics import merge
+from bpr_service.server.process.run import leave_when_failed
 from bpr_service.server.settings import load_settings
 from tests.server.helpers import body
-from tests.server.test_process import ask, keep_asking, process
+from tests.server.process.test_run import ask, keep_asking, process
 
 TWO = {"BPR_DEVICES": '["cpu", "cpu"]', "OMP_NUM_THREADS": "2"}
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bpr_service.server.job_routes import job_router
+from bpr_service.server.http.jobs import job_router
 from tests.jobs.fleet import Fleet
 from tests.jobs.samples import coco_set
 from tests.server.helpers import serving

@@ -14,9 +14,9 @@ from bpr_service import __version__
 from bpr_service.errors import NotFoundError, NotReadyError
 from bpr_service.runtime.engine import Engine
 from bpr_service.runtime.work import Lane
-from bpr_service.server.auth import require
-from bpr_service.server.fleet_metrics import fleet_metrics
-from bpr_service.server.openapi import problems
+from bpr_service.server.http.auth import require
+from bpr_service.server.http.openapi import problems
+from bpr_service.server.process.fleet_metrics import fleet_metrics
 
 PLATFORM = "bpr_safetensors"
 

@@ -16,8 +16,8 @@ from bpr_service import storage
 from bpr_service.errors import ConflictError, NotFoundError
 from bpr_service.jobs.engine import Job, JobEngine
 from bpr_service.jobs.requests import RefineRequest, TrainRequest
-from bpr_service.server.auth import require
-from bpr_service.server.openapi import problems
+from bpr_service.server.http.auth import require
+from bpr_service.server.http.openapi import problems
 
 WATCH_S, KEEP_ALIVE_S = 0.5, 15.0
 Key = Annotated[str | None, Header(alias="Idempotency-Key", description="The job's id; the same id is done once.")]

@@ -1,0 +1,1 @@
+"""The page at ``/``: plain files, and the route that serves them."""

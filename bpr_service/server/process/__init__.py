@@ -1,0 +1,1 @@
+"""Processes: one for each device, and the one that looks after several."""

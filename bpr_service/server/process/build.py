@@ -1,0 +1,101 @@
+"""The parts of a server, put together from its settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bpr_service.errors import ConfigError
+from bpr_service.masks.images import read_image
+from bpr_service.masks.label_maps import encode_png
+from bpr_service.masks.mask import Mask
+from bpr_service.network.backends import label
+from bpr_service.runtime.device import bound_heap, choose_device
+from bpr_service.runtime.dummy import DummyModels
+from bpr_service.runtime.engine import Engine
+from bpr_service.runtime.work import Lane, Stages
+from bpr_service.server.app import create_app
+from bpr_service.server.metrics import Metrics
+from bpr_service.server.models import StoreModels
+from bpr_service.server.settings import ServerSettings
+
+CPU_BATCH_PATCHES = 32
+
+
+def build(settings: ServerSettings) -> tuple[Any, Engine, ServerSettings]:
+    """The application, its engine (to be started by `serve`), and the settings as the device wants them."""
+    device = choose_device(settings.device)
+    bound_heap()
+    if device == "cpu":
+        settings = for_cpu(settings)
+    metrics = Metrics()
+    models: Any = open_dummy(settings) if settings.dummy else open_models(settings, device)
+    named = label(device, settings.backend, settings.precision)
+    engine = Engine(models, settings.engine_config(), device=named, warm=warm_stages, events=metrics)
+    app = create_app(
+        engine,
+        settings,
+        catalogue=None if settings.dummy else models,
+        metrics=metrics,
+        job_router=job_router(metrics) if settings.jobs else None,
+    )
+    if not settings.dummy:
+        follow_store(engine, settings)
+    return app, engine, settings
+
+
+def follow_store(engine: Engine, settings: ServerSettings) -> None:
+    """Serve what retraining jobs, commands and other servers activate in the store; ends with the process."""
+    from bpr_service.runtime.follow import StoreFollower
+    from bpr_service.runtime.model_store import ModelStore
+
+    StoreFollower(engine, ModelStore(settings.model_store)).start()
+
+
+def for_cpu(settings: ServerSettings) -> ServerSettings:
+    """``settings`` with the batch that a CPU's caches like best, where none was asked for; sets torch's threads."""
+    import torch
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if "max_batch_patches" in settings.model_fields_set:
+        return settings
+    return settings.model_copy(update={"max_batch_patches": CPU_BATCH_PATCHES})
+
+
+def open_dummy(settings: ServerSettings) -> DummyModels:
+    """The network of load tests, with the cost that the settings give it."""
+    return DummyModels(settings.presets, call_ms=settings.dummy_call_ms, patch_ms=settings.dummy_patch_ms)
+
+
+def open_models(settings: ServerSettings, device: str) -> StoreModels:
+    """The bundled models, and those of the store."""
+    from bpr_service.runtime.model_store import ModelStore
+
+    store = ModelStore(settings.model_store)
+    return StoreModels(settings.presets, device, store, backend=settings.backend, precision=settings.precision)
+
+
+def job_router(metrics: Metrics) -> Any:
+    """The routes of ``/v1/jobs``, watched by ``metrics``; `ConfigError` where the extra is missing."""
+    try:
+        from bpr_service.jobs.engine import JobEngine
+        from bpr_service.server.http.jobs import create_router
+    except ImportError as error:
+        raise ConfigError(
+            "jobs", expected="the extra jobs", got=str(error), fix="pip install 'bpr-service[jobs]'"
+        ) from None
+    metrics.watch_jobs(JobEngine(patience_s=0.0))  # a scrape does not wait for a database that restarts
+    return create_router()
+
+
+def warm_stages(lane: Lane) -> Stages:
+    """A disc in noise: runs every CPU step, so that numba has compiled them before the first request."""
+    ys, xs = np.mgrid[:160, :160]
+    disc = ((ys - 80) ** 2 + (xs - 80) ** 2 < 48**2).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
+    image = read_image(encode_png(noise))
+    mask = Mask.from_rle(Mask.from_array(disc).to_rle())
+    stages: Stages = lane.refiner.prepare(image, [mask])
+    return stages
