@@ -21,9 +21,9 @@ LONG = {
     "refiner_training/segmenters/yolact.py": 376,
     "tests/deploy/checks.py": 719,
     "tests/runtime/test_engine.py": 463,
-    "tests/server/test_errors.py": 518,
+    "tests/server/http/test_errors.py": 518,
 }
-FULL = {"bpr_service/server": 28, "bpr_service/jobs": 21, "refiner_training/segmenters": 16}
+FULL = {"bpr_service/jobs": 21, "refiner_training/segmenters": 16}
 
 
 def sources(*folders: str) -> list[Path]:

@@ -43,7 +43,7 @@ def create_app(
     if keys is None:
         keys = Keys(read_keys(settings.api_keys_file) if settings.api_keys_file else None)
     app.state.engine, app.state.settings, app.state.metrics, app.state.keys = engine, settings, metrics, keys
-    app.state.member = None  # of a fleet, where the process is one: see `bpr_service.server.process.fleet`
+    app.state.fleet_text = None  # the metrics of all processes, where this one is of a fleet
     app.state.catalogue = catalogue or ServedModels()
     for router in (health.router, routes.router, label_studio.router, page.router):
         app.include_router(router)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -64,6 +64,10 @@ class Metrics(EngineEvents):
     def watch_jobs(self, jobs: JobEngine) -> None:
         """Also export how busy the installation of jobs is at the moment of a scrape."""
         self.registry.register(_JobsCollector(jobs))
+
+    def text(self) -> bytes:
+        """All of them in Prometheus's text format."""
+        return generate_latest(self.registry)
 
     def batch(self, patches: int, requests: int, room: int, seconds: float) -> None:
         self.patches.inc(patches)

@@ -6,7 +6,7 @@ import platform
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Request
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -16,7 +16,6 @@ from bpr_service.runtime.engine import Engine
 from bpr_service.runtime.work import Lane
 from bpr_service.server.http.auth import require
 from bpr_service.server.http.openapi import problems
-from bpr_service.server.process.fleet_metrics import fleet_metrics
 
 PLATFORM = "bpr_safetensors"
 
@@ -69,11 +68,8 @@ async def version(request: Request) -> dict[str, Any]:
 @router.get("/metrics", tags=["health"], response_class=Response)
 async def metrics(request: Request, only: Literal["this"] | None = None) -> Response:
     """Prometheus text format; of all processes where there are several, `only=this` of the one that answers."""
-    registry, member = request.app.state.metrics.registry, request.app.state.member
-    if member is None or only == "this":
-        text = await run_in_threadpool(generate_latest, registry)
-    else:
-        text = await run_in_threadpool(fleet_metrics, member, registry)
+    own, fleet = request.app.state.metrics.text, request.app.state.fleet_text
+    text = await run_in_threadpool(own if only == "this" or fleet is None else fleet)
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 

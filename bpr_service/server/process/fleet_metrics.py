@@ -6,7 +6,7 @@ installation and not a process (``bpr_jobs_*``) is told once, without it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,12 +22,12 @@ TIMEOUT_S = 2.0
 SHARED = "bpr_jobs_"
 
 
-def fleet_metrics(member: Member, own: CollectorRegistry) -> bytes:
+def fleet_metrics(member: Member, own: Callable[[], bytes]) -> bytes:
     """Prometheus text of every process that answers; ``bpr_process_up`` is 0 for one that does not."""
 
     def ask(process: int) -> str | None:
         if process == member.process:
-            return generate_latest(own).decode()
+            return own().decode()
         try:
             with httpx.Client(transport=httpx.HTTPTransport(uds=str(member.socket_path(process)))) as client:
                 return client.get("http://process/metrics?only=this", timeout=TIMEOUT_S).raise_for_status().text

@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -16,6 +17,7 @@ from bpr_service.errors import BprError, FatalDeviceError
 from bpr_service.runtime.engine import Engine
 from bpr_service.server.logs import configure_logging, log
 from bpr_service.server.process.build import build
+from bpr_service.server.process.fleet_metrics import fleet_metrics
 from bpr_service.server.process.member import BACKLOG, Member
 from bpr_service.server.settings import ServerSettings
 
@@ -46,7 +48,7 @@ def run_member(settings: ServerSettings, member: Member, listener: socket.socket
     """`run` for a process of a fleet: on the fleet's ``listener``, and for its siblings on the Unix socket ``own``."""
     configure_logging(settings.log_level, process=member.process)
     app, engine, settings = build(settings)
-    app.state.member = member
+    app.state.fleet_text = partial(fleet_metrics, member, app.state.metrics.text)
 
     def open_doors() -> list[socket.socket]:
         own.bind(str(member.socket_path(member.process)))
