@@ -134,7 +134,7 @@ def openapi() -> dict[str, Any]:
     from bpr_service.server.settings import ServerSettings
 
     settings = ServerSettings(dummy=True)
-    app = create_app(Engine(DummyModels(), settings.engine_config()), settings, job_router=create_router())
+    app = create_app(Engine(DummyModels(), settings), settings, job_router=create_router())
     return app.openapi()
 
 
@@ -224,7 +224,7 @@ def metrics_table() -> str:
     from bpr_service.server.settings import ServerSettings
 
     metrics = Metrics()
-    metrics.watch(Engine(DummyModels(), ServerSettings(dummy=True).engine_config()))
+    metrics.watch(Engine(DummyModels(), ServerSettings(dummy=True)))
     out = ["| metric | kind | labels | means |", "|---|---|---|---|"]
     labels = {c._name: c._labelnames for c in vars(metrics).values() if hasattr(c, "_labelnames")}
     for family in metrics.registry.collect():

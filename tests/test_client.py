@@ -76,8 +76,12 @@ def test_errors_come_back_as_exceptions(server: Running) -> None:
     with Client(server.url) as client:
         with pytest.raises(errors.ImageError, match="another type"):
             client.refine(b"no picture", [coarse()])
-        with pytest.raises(errors.MaskError, match="of another size"):
+        with pytest.raises(errors.MaskError, match="of another size") as caught:
             client.refine(picture()[:50], [coarse()])
+        error = caught.value
+        assert (error.expected, error.got) == ("50 x 200 (height x width)", "160 x 200")
+        assert error.fix
+        assert error.pointer == "/masks/0/segmentation"  # type: ignore[attr-defined]
         with pytest.raises(errors.UnknownName, match="balanced"):
             client.refine(picture(), [coarse()], preset="nope")
         with pytest.raises(errors.InputError):

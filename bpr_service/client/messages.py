@@ -175,11 +175,15 @@ def answer(response: httpx.Response) -> Any:
         problem = response.json()
         code, detail = str(problem["code"]), str(problem["detail"])
     except (ValueError, KeyError, TypeError):
-        code, detail = "", f"HTTP {response.status_code}"
+        problem, code, detail = {}, "", f"HTTP {response.status_code}"
     kind = _by_code().get(code, BprError)
     error = kind.__new__(kind)
     Exception.__init__(error, detail)
-    error.expected = error.got = error.fix = ""
+    for part in ("expected", "got", "fix"):
+        setattr(error, part, str(problem.get(part, "")))
+    for part in ("pointer", "faults", "request_id"):
+        if problem.get(part):
+            setattr(error, part, problem[part])
     if isinstance(error, errors.BusyError | NotReadyError):
         error.retry_after_s = retry_after(response)
     raise error

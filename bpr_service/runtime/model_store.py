@@ -267,6 +267,14 @@ class ModelStore:
             self._write_aliases(version.name, aliases)
         return self.get(version.ref)
 
+    def deactivate(self, name: str) -> None:
+        """Let no version of a name be active, so that the bundled one is served; the active one goes to the history."""
+        with self._lock(_checked(name)):
+            aliases = self.aliases(name)
+            if aliases["active"] is not None:
+                aliases["history"] = [aliases["active"], *aliases["history"]]
+                self._write_aliases(name, {**aliases, "active": None})
+
     def rollback(self, name: str) -> ModelVersion:
         """Make the version before the active one active again. Raises ``ConflictError`` when there is none."""
         with self._lock(_checked(name)):

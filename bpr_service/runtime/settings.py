@@ -1,16 +1,54 @@
-"""Bounds of the engine, and what it asks of those around it."""
+"""Settings from the environment, the bounds of the engine, and what it asks of those around it."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from bpr_service.config import Settings
+from bpr_service.errors import ConfigError
 from bpr_service.runtime.work import Lane
 
 
-class EngineConfig(Settings):
+class EnvironmentSettings(BaseSettings):
+    """Base of settings that variables or flags give: frozen, checked when built, never read at import.
+
+    A class names its variables by ``env_prefix``; values that are no text are JSON.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="BPR_", frozen=True, extra="forbid", protected_namespaces=())
+
+    @classmethod
+    def load(cls, **flags: Any) -> Self:
+        """Settings from the environment, overridden by the flags that are not None.
+
+        Raises:
+            ConfigError: a value is of the wrong type or out of range; the variable is named.
+        """
+        try:
+            return cls(**{name: value for name, value in flags.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = "_".join(str(part) for part in first["loc"])
+            got = repr(first["input"])[:80]
+        except SettingsError as error:  # a value that should be JSON
+            name, got = _field_of(error), str(error.__cause__)[:80]
+            first = {"msg": "JSON"}  # type: ignore[typeddict-item]
+        raise ConfigError(
+            f"setting {name} ({cls.model_config['env_prefix']}{name.upper()})",
+            expected=first["msg"],
+            got=got,
+            fix="see docs/api.md for the settings of the server, docs/jobs.md for those of jobs",
+        )
+
+
+def _field_of(error: SettingsError) -> str:
+    """The field in pydantic-settings' message ``error parsing value for field "devices" from source ...``."""
+    return [*str(error).split('"'), "", ""][1]
+
+
+class EngineConfig(EnvironmentSettings):
     """Bounds of the engine."""
 
     max_batch_patches: int = Field(default=64, ge=1, le=4096)

@@ -32,9 +32,9 @@ def serve(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Serve refinement over HTTP. Every setting also is a BPR_* variable; see docs/api.md."""
-    from bpr_service.server.settings import load_settings
+    from bpr_service.server.settings import ServerSettings
 
-    settings = load_settings(
+    settings = ServerSettings.load(
         host=host,
         port=port,
         device=device,

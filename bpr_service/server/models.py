@@ -114,6 +114,19 @@ class StoreModels:
             return read_card(find_model(name)).model_dump(mode="json")
         return self._store.card(f"{name}@{version}") if self._store is not None else None
 
+    def chosen(self, name: str) -> str:
+        """The version of a model that a start would serve: the store's active one, else the bundled one.
+
+        Raises:
+            NotFoundError: there is neither.
+        """
+        active = self._store.aliases(name)["active"] if self._store is not None else None
+        if active is not None:
+            return str(active)
+        if (bundled := self._bundled(name)) is None:
+            raise NotFoundError(f"model {name}", expected="an active version", got="none")
+        return bundled
+
     def activate(self, engine: Engine, name: str, version: str | None) -> list[Lane]:
         served = {lane.model for lane in engine.lanes()}
         if name not in served:
@@ -122,8 +135,12 @@ class StoreModels:
         target = version or (stored[-1] if stored else None)
 
         def commit() -> None:
-            if self._store is not None and target is not None and any(v.startswith(target) for v in stored):
+            if self._store is None or target is None:
+                return
+            if any(version.startswith(target) for version in stored):
                 self._store.activate(f"{name}@{target}")
+            else:  # the bundled one, which neither a start nor the follower would keep beside an active one
+                self._store.deactivate(name)
 
         return engine.activate(name, target, commit)
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field
 
 from bpr_service.config import PRESETS, Backend, Precision
-from bpr_service.errors import ConfigError
-from bpr_service.runtime.engine import EngineConfig
+from bpr_service.runtime.settings import EngineConfig
 
 
-class ServerSettings(BaseSettings):
-    """Every bound of the service. Built once, frozen, never read at import."""
-
-    model_config = SettingsConfigDict(env_prefix="BPR_", frozen=True, extra="ignore", protected_namespaces=())
+class ServerSettings(EngineConfig):
+    """Every bound of the service, those of the engine included."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -43,14 +39,6 @@ class ServerSettings(BaseSettings):
     drain_s: float = Field(default=30.0, ge=0.0)
     """How long requests in flight may go on after SIGTERM."""
 
-    max_batch_patches: int = Field(default=64, ge=1, le=4096)
-    max_batch_wait_ms: float = Field(default=5.0, ge=0.0, le=1000.0)
-    max_requests: int = Field(default=64, ge=1, le=65536)
-    max_queue_patches: int = Field(default=65536, ge=1)
-    max_queue_wait_s: float = Field(default=15.0, gt=0.0)
-    max_patches: int = Field(default=20_000, ge=1)
-    memory_mb: int = Field(default=4096, ge=64)
-    cpu_workers: int = Field(default=2, ge=1, le=256)
     threads: int = Field(default=0, ge=0)
     """Threads of the CPU device; 0 takes every core, or an equal share where several processes compute on the CPU."""
     backend: Backend = "eager"
@@ -73,23 +61,3 @@ class ServerSettings(BaseSettings):
     """Offer ``/v1/jobs`` (needs the extra ``jobs`` and a database)."""
     otel: bool = False
     """Send OpenTelemetry traces (needs the extra ``otel``; the exporter reads ``OTEL_*``)."""
-
-    def engine_config(self) -> EngineConfig:
-        return EngineConfig(**{name: getattr(self, name) for name in EngineConfig.model_fields})
-
-
-def load_settings(**flags: Any) -> ServerSettings:
-    """Settings from the environment, overridden by the flags that are not None; `ConfigError` names the
-    field.
-    """
-    try:
-        return ServerSettings(**{name: value for name, value in flags.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "_".join(str(part) for part in first["loc"])
-        raise ConfigError(
-            f"setting {name} (BPR_{name.upper()})",
-            expected=first["msg"],
-            got=repr(first["input"])[:80],
-            fix="see docs/api.md for the settings",
-        ) from None

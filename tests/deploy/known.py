@@ -25,7 +25,7 @@ from bpr_service.server.http.jobs import job_router
 from bpr_service.server.label_studio import routes as label_studio
 from bpr_service.server.metrics import Metrics
 from bpr_service.server.page import routes as page
-from bpr_service.server.settings import ServerSettings, load_settings
+from bpr_service.server.settings import ServerSettings
 
 OTHERS = {
     "HOME", "PATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR",
@@ -49,7 +49,7 @@ def settings_problems(values: Mapping[str, str]) -> Iterator[str]:
         yield f"no setting {name}"
     try:
         with mock.patch.dict("os.environ", {k: v for k, v in values.items() if k in server}, clear=True):
-            loaded = load_settings()
+            loaded = ServerSettings.load()
         if not DEVICE.fullmatch(loaded.device):
             yield f"BPR_DEVICE: {loaded.device}"
         load_job_settings(values)

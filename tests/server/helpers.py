@@ -44,7 +44,7 @@ def serving(
 ) -> Iterator[Running]:
     config = ServerSettings(**(settings or {}))
     metrics = Metrics()
-    engine = Engine(models or DummyModels(), config.engine_config(), warm=warm_stages, events=metrics)
+    engine = Engine(models or DummyModels(), config, warm=warm_stages, events=metrics)
     if start:
         engine.start()
     app = create_app(engine, config, metrics=metrics, **parts)

@@ -13,8 +13,11 @@ from bpr_service.errors import ConflictError, ModelError, NotFoundError
 from bpr_service.network import weights
 from bpr_service.network.registry import build_network
 from bpr_service.network.weights import ModelCard, NetworkCard, save_model
+from bpr_service.runtime.dummy import DummyModels
 from bpr_service.runtime.engine import Engine, EngineConfig
+from bpr_service.runtime.follow import StoreFollower
 from bpr_service.runtime.model_store import ModelStore
+from bpr_service.server import metrics
 from bpr_service.server.models import StoreModels
 from bpr_service.server.process.build import warm_stages
 from tests.server.helpers import Running, body, serving
@@ -71,6 +74,10 @@ def test_activation_over_http_is_kept_for_the_next_start(models: Any) -> None:
         missing = server.client.post(url, json={"version": "ffffffffffff"})
         assert missing.status_code == 404
         assert server.client.post("/v1/models/other/activate", json={}).status_code == 404
+        follower = StoreFollower(server.engine, source.chosen)
+        follower.look()
+        answered(server, bundled)  # the bundled version stays, though the store had an active one
+        assert source.open("balanced").version == bundled, "after a restart too"
         newest = server.client.post(url).json()["version"]
         assert newest == store.list("tiny")[-1].id
 
@@ -116,3 +123,13 @@ def test_a_store_that_cannot_keep_the_choice_rolls_it_back(models: Any, monkeypa
             source.activate(engine, "tiny", "eeeeeeeeeeee")
     finally:
         engine.stop()
+
+
+def test_metrics_ask_for_the_memory_of_the_device_and_not_of_its_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(metrics, "device_memory_bytes", lambda device: asked.append(device) or 5)
+    engine = Engine(DummyModels(), device="cuda:0", runs_on="cuda:0, graphs bf16")
+    exported = metrics.Metrics()
+    exported.watch(engine)
+    assert b"bpr_device_memory_bytes 5.0" in exported.text()
+    assert set(asked) == {"cuda:0"}

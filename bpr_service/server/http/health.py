@@ -60,7 +60,7 @@ async def version(request: Request) -> dict[str, Any]:
     return {
         "version": __version__,
         "python": platform.python_version(),
-        "device": engine.device,
+        "device": engine.runs_on,
         "presets": {lane.preset: {"model": lane.model, "version": lane.version} for lane in engine.lanes()},
     }
 

@@ -62,7 +62,7 @@ def _configured(refiner: Any, options: Options) -> Any:
     own = copy.copy(refiner)
     own.config = refiner.config.with_options(**changed)
     if not own.config.gate:
-        own.gate = None
+        own.gate = own.instance_gate = None
     return own
 
 
@@ -133,7 +133,7 @@ class SemanticPlan(MapPlan):
         labels = result.label_map
         masks = self.entries(labels, result)
         if self.background is not None:
-            ignore = max(self.options.ignore_label, 0)
+            ignore = _void(self.options)
             wide = np.uint16 if ignore > 255 else labels.dtype
             labels = np.where(labels == self.background, wide(ignore) if ignore > 255 else ignore, labels)
             labels = labels.astype(wide)
@@ -142,6 +142,11 @@ class SemanticPlan(MapPlan):
             "label_map": {"data": base64_text(encode_png(labels))},
             "vanished": [label for label in result.vanished if label != self.background],
         }
+
+
+def _void(options: Options) -> int:
+    """What pixels without a mask are answered as."""
+    return max(options.ignore_label, 0)
 
 
 def _semantic(call: Call, image: Image, size: tuple[int, int], settings: ServerSettings, slot: Slot) -> SemanticPlan:
@@ -164,6 +169,16 @@ def _semantic(call: Call, image: Image, size: tuple[int, int], settings: ServerS
                 f"/masks/{index}/category_id",
             )
         labels.append(item.category_id)
+    if _void(call.options) in labels:
+        raise located(
+            InputError(
+                "the label of the pixels without a mask",
+                expected="an ignore_label that no mask has",
+                got=f"{_void(call.options)}, the category_id of mask {labels.index(_void(call.options))}",
+                fix="set options.ignore_label to a label that is free",
+            ),
+            "/options/ignore_label",
+        )
     background = next(label for label in range(len(labels) + 1) if label not in labels)
     top = max([background, *labels])
     label_map = np.full(size, background, np.uint16 if top > 255 else np.uint8)

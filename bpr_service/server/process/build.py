@@ -32,7 +32,7 @@ def build(settings: ServerSettings) -> tuple[Any, Engine, ServerSettings]:
     metrics = Metrics()
     models: Any = open_dummy(settings) if settings.dummy else open_models(settings, device)
     named = label(device, settings.backend, settings.precision)
-    engine = Engine(models, settings.engine_config(), device=named, warm=warm_stages, events=metrics)
+    engine = Engine(models, settings, device=device, runs_on=named, warm=warm_stages, events=metrics)
     app = create_app(
         engine,
         settings,
@@ -40,17 +40,11 @@ def build(settings: ServerSettings) -> tuple[Any, Engine, ServerSettings]:
         metrics=metrics,
         job_router=job_router(metrics) if settings.jobs else None,
     )
-    if not settings.dummy:
-        follow_store(engine, settings)
+    if isinstance(models, StoreModels):
+        from bpr_service.runtime.follow import StoreFollower
+
+        StoreFollower(engine, models.chosen).start()  # ends with the process
     return app, engine, settings
-
-
-def follow_store(engine: Engine, settings: ServerSettings) -> None:
-    """Serve what retraining jobs, commands and other servers activate in the store; ends with the process."""
-    from bpr_service.runtime.follow import StoreFollower
-    from bpr_service.runtime.model_store import ModelStore
-
-    StoreFollower(engine, ModelStore(settings.model_store)).start()
 
 
 def for_cpu(settings: ServerSettings) -> ServerSettings:

@@ -89,7 +89,7 @@ def test_400_what_is_not_json(server: Running, content: bytes) -> None:
 )
 def test_400_broken_multipart(server: Running, content: bytes, kind: str, word: str) -> None:
     response = server.client.post("/v1/refine/instance", content=content, headers={"content-type": kind})
-    problem(response, 400, "malformed_body")
+    problem(response, 400, "malformed_body", word)
 
 
 def test_400_what_is_not_base64(server: Running) -> None:

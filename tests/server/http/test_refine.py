@@ -255,3 +255,23 @@ def test_the_examples_of_openapi_run(server: Running, task: str) -> None:
     assert example == examples()[task]
     answer = refine(server, example, task)
     assert any(m["status"] == "refined" for m in answer["masks"])
+
+
+@pytest.mark.parametrize(("ignore", "category"), [(255, 255), (-1, 0), (7, 7)])
+def test_pixels_without_a_mask_never_take_the_label_of_one(server: Running, ignore: int, category: int) -> None:
+    masks = [{"category_id": category, "segmentation": coarse().to_rle()}]
+    request = body(masks=masks, options={"ignore_label": ignore})
+    response = server.client.post("/v1/refine/semantic", json=request)
+    assert response.status_code == 422
+    assert response.json()["pointer"] == "/options/ignore_label"
+    request["options"]["ignore_label"] = 9
+    refined = read_label_map(base64.b64decode(refine(server, request, "semantic")["label_map"]["data"]))
+    assert set(np.unique(refined)) == {category, 9}
+
+
+def test_a_request_can_switch_the_gate_off(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    refiner = server.engine.lane(None).refiner
+    monkeypatch.setattr(refiner, "instance_gate", lambda *_: "the gate says no")
+    assert refine(server, body())["masks"][0]["reason"] == "the gate says no"
+    assert refine(server, body(options={"gate": True}))["masks"][0]["reason"] == "the gate says no"
+    assert refine(server, body(options={"gate": False}))["masks"][0]["status"] == "refined"

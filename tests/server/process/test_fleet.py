@@ -26,7 +26,7 @@ from bpr_service.runtime.model_store import ModelStore
 from bpr_service.server.process.fleet import share_of_cores
 from bpr_service.server.process.fleet_metrics import merge
 from bpr_service.server.process.run import leave_when_failed
-from bpr_service.server.settings import load_settings
+from bpr_service.server.settings import ServerSettings
 from tests.server.helpers import body
 from tests.server.process.test_run import ask, keep_asking, process
 
@@ -162,7 +162,7 @@ def test_a_process_whose_device_failed_leaves() -> None:
 @pytest.mark.parametrize("devices", [("gpu",), ("cpu", "cuda:x"), ("auto",)])
 def test_devices_are_named(devices: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="BPR_DEVICES"):
-        load_settings(devices=devices)
+        ServerSettings.load(devices=devices)
 
 
 def test_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:

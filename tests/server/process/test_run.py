@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from bpr_service.errors import ConfigError
-from bpr_service.server.settings import load_settings
+from bpr_service.server.settings import ServerSettings
 from tests.server.helpers import body
 
 SERVE = "import typer; from bpr_service.server.commands import serve; typer.run(serve)"
@@ -168,12 +168,12 @@ def test_a_model_that_cannot_be_loaded_stops_the_start(tmp_path: Path) -> None:
 def test_settings_come_from_variables_and_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BPR_MAX_REQUESTS", "7")
     monkeypatch.setenv("BPR_PORT", "1234")
-    settings = load_settings(port=4321, host=None)
+    settings = ServerSettings.load(port=4321, host=None)
     assert (settings.max_requests, settings.port, settings.host) == (7, 4321, "127.0.0.1")
-    assert settings.engine_config().max_requests == 7
+    assert settings.max_requests == 7
     monkeypatch.setenv("BPR_MAX_REQUESTS", "none")
     with pytest.raises(ConfigError, match="BPR_MAX_REQUESTS"):
-        load_settings()
+        ServerSettings.load()
 
 
 def test_answers_name_the_backend_that_was_asked_for(tmp_path: Path) -> None:
