@@ -8,8 +8,9 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,39 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def wait_for(what: str, until: Callable[[], Any], patience_s: float = 150.0, about: Callable[[], str] = str) -> Any:
+    """What ``until`` gives once it is true of another process; fails with ``what`` and ``about()`` if it never is."""
+    give_up = time.monotonic() + patience_s
+    while not (found := until()):
+        assert time.monotonic() < give_up, f"{what}: not within {patience_s:g} s\n{about()}"
+        time.sleep(0.05)
+    return found
+
+
+class Processes:
+    """Child processes whose output goes to ``folder/NAME.log``; they end with the test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.running = folder, list[subprocess.Popen[bytes]]()
+
+    def start(self, name: str, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.folder))
+        return self.running[-1]
+
+    def logs(self) -> str:
+        return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in self.folder.glob("*.log"))
+
+    def wait(self, what: str, until: Callable[[], Any]) -> Any:
+        return wait_for(what, until, about=self.logs)
+
+    def close(self) -> None:
+        for process in reversed(self.running):
+            if process.poll() is None:
+                process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="session")

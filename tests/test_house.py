@@ -19,7 +19,6 @@ LONG = {
     "refiner_training/segmenters/blendmask.py": 372,
     "refiner_training/segmenters/predict.py": 397,
     "refiner_training/segmenters/yolact.py": 376,
-    "tests/deploy/checks.py": 719,
     "tests/runtime/test_engine.py": 463,
     "tests/server/http/test_errors.py": 518,
 }

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from prometheus_client.core import Metric
 from typer.main import get_command
 
 from bpr_service.cli import app
@@ -27,13 +26,11 @@ from bpr_service.server.metrics import Metrics
 from bpr_service.server.page import routes as page
 from bpr_service.server.settings import ServerSettings
 
-OTHERS = {
-    "HOME", "PATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR",
-    "CUDA_CACHE_PATH", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION",
-}  # fmt: skip
+OTHERS = re.compile("HOME|PATH|PYTHON.*|XDG_CACHE_HOME|NUMBA_CACHE_DIR|CUDA_CACHE_PATH|NVIDIA_.*|AWS_.*")
 """Variables of others that our images read: Python's, numba's, CUDA's, botocore's."""
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+TARGET_LABELS = {"job", "instance", "namespace", "pod", "le"}
+"""Labels that Prometheus adds, and that of a histogram's buckets."""
 
 
 def settings() -> set[str]:
@@ -45,8 +42,7 @@ def settings() -> set[str]:
 def settings_problems(values: Mapping[str, str]) -> Iterator[str]:
     """Variables that nobody reads, and values that are refused."""
     server = {f"BPR_{name.upper()}" for name in ServerSettings.model_fields}
-    for name in values.keys() - settings() - OTHERS:
-        yield f"no setting {name}"
+    yield from (f"no setting {name}" for name in values.keys() - settings() if not OTHERS.fullmatch(name))
     try:
         with mock.patch.dict("os.environ", {k: v for k, v in values.items() if k in server}, clear=True):
             loaded = ServerSettings.load()
@@ -62,25 +58,31 @@ def drain_s(values: Mapping[str, str]) -> float:
     return float(values.get("BPR_DRAIN_S", ServerSettings.model_fields["drain_s"].default))
 
 
+def roots(values: Mapping[str, str]) -> list[str]:
+    """The addresses of ``BPR_JOBS_ROOTS``."""
+    given = json.loads(values.get("BPR_JOBS_ROOTS", "{}"))
+    return [root if isinstance(root, str) else root["path"] for root in given.values()]
+
+
+@cache
+def bpr() -> Any:
+    return get_command(app)
+
+
 def command_problems(words: Sequence[str]) -> Iterator[str]:
     """What is wrong with ``bpr WORDS``: parsed as the real command does it, and not run."""
-    command: Any = get_command(app)
-    rest = list(words)
+    command, rest = bpr(), list(words)
     try:
         with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
             while hasattr(command, "commands"):
-                if not rest or rest[0] not in command.commands:
-                    yield f"bpr {' '.join(words)}: no such command"
-                    return
                 command = command.commands[rest.pop(0)]
             context = command.make_context(command.name, rest)
         for kind in context.params.get("kind") or []:
             queues_of(kind)
-        device = context.params.get("device")
-        if device and not DEVICE.fullmatch(device):
-            yield f"bpr {' '.join(words)}: no device {device}"
+        if not DEVICE.fullmatch(context.params.get("device") or "auto"):
+            yield f"bpr {' '.join(words)}: no such device"
     except (Exception, SystemExit) as error:
-        yield f"bpr {' '.join(words)}: {getattr(error, 'message', None) or error}"
+        yield f"bpr {' '.join(words)}: {getattr(error, 'message', None) or error!r}"
 
 
 @cache
@@ -93,7 +95,7 @@ def route_paths() -> frozenset[str]:
 
 
 @cache
-def metrics() -> dict[str, frozenset[str]]:
+def metrics() -> dict[str, set[str]]:
     """Every series that the server exports, with the names of its labels."""
     exported = Metrics()
     engine: Any = SimpleNamespace(
@@ -103,43 +105,21 @@ def metrics() -> dict[str, frozenset[str]]:
     exported.watch(engine)
     jobs: Any = SimpleNamespace(load=lambda: Load({"shards": 0}, {"shards": 0}, 0))
     exported.watch_jobs(jobs)
-    labels = {c._name: tuple(c._labelnames) for c in vars(exported).values() if hasattr(c, "_labelnames")}
-    found = {}
-    for family in exported.registry.collect():
-        for series in _series(family):
-            own = set(labels.get(family.name, ())) | {key for sample in family.samples for key in sample.labels}
-            found[series] = frozenset(own | ({"le"} if series.endswith("_bucket") else set()))
-    return found
-
-
-def _series(family: Metric) -> list[str]:
-    if family.type == "histogram":
-        return [f"{family.name}_{part}" for part in ("bucket", "sum", "count")]
-    return [f"{family.name}_total" if family.type == "counter" else family.name]
-
-
-TARGET_LABELS = {"job", "instance", "namespace", "pod"}
-"""Labels that Prometheus adds."""
+    labels = {c._name: set(c._labelnames) for c in vars(exported).values() if hasattr(c, "_labelnames")}
+    parts = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",)}
+    return {
+        family.name + part: labels.get(family.name, set()) | {key for sample in family.samples for key in sample.labels}
+        for family in exported.registry.collect()
+        for part in parts.get(family.type, ("",))
+    }
 
 
 def query_problems(expression: str) -> Iterator[str]:
     """Series of ours in a PromQL expression that nobody exports, and labels that they have not."""
-    found = re.findall(r"\b(bpr_[a-z0-9_]+)\b(?:\{([^}]*)\})?", re.sub(r'"[^"]*"', '""', expression))
-    for name, selector in found:
-        if name not in metrics():
-            yield f"no metric {name} in {expression}"
-            continue
-        for label in re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", selector):
-            if label not in metrics()[name] | TARGET_LABELS:
-                yield f"{name} has no label {label}"
-    ours = [metrics()[name] for name, _ in found if name in metrics()]
-    for by in re.findall(r"\bby \(([^)]*)\)", expression) if ours else []:
-        for label in (part.strip() for part in by.split(",")):
-            if not any(label in labels | TARGET_LABELS for labels in ours):
-                yield f"nothing in {expression} has the label {label}"
-
-
-def roots(values: Mapping[str, str]) -> list[str]:
-    """The addresses of ``BPR_JOBS_ROOTS``."""
-    given = json.loads(values.get("BPR_JOBS_ROOTS", "{}"))
-    return [root if isinstance(root, str) else root["path"] for root in given.values()]
+    text = re.sub(r'"[^"]*"', '""', expression)
+    found = re.findall(r"\b(bpr_[a-z0-9_]+)\b(?:\{([^}]*)\})?", text)
+    yield from (f"no metric {name} in {expression}" for name, _ in found if name not in metrics())
+    known = set().union(TARGET_LABELS, *(metrics().get(name, set()) for name, _ in found))
+    asked = re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", ",".join(selector for _, selector in found))
+    asked += re.findall(r"\w+", ",".join(re.findall(r"\bby \(([^)]*)\)", text))) if found else []
+    yield from (f"nothing in {expression} has the label {label}" for label in asked if label not in known)
