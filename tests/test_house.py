@@ -22,7 +22,7 @@ LONG = {
     "tests/runtime/test_engine.py": 463,
     "tests/server/http/test_errors.py": 518,
 }
-FULL = {"bpr_service/jobs": 21, "refiner_training/segmenters": 16}
+FULL = {"bpr_service/server/http": 15, "bpr_service/jobs": 21, "refiner_training/segmenters": 16}
 
 
 def sources(*folders: str) -> list[Path]:
