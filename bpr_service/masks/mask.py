@@ -211,11 +211,12 @@ class Mask:
 
         Rasterised as pycocotools does on the full frame, in the polygons' box only.
         Raises :class:`MaskError` for fewer than three points, an odd number of values, NaN, or far
-        coordinates.
+        coordinates, :class:`LimitError` where the outlines are too ragged to be drawn in a second or so.
         """
         check_pixels(height, width, max_pixels, "mask")
         parts = check_polygons(polygons, height, width)
-        return cls(height, width, *rasterise(parts, height, width))
+        x, y, window = rasterise(parts, height, width)
+        return cls.from_window(window, x, y, height, width)
 
     @classmethod
     def from_png(cls, source: bytes | str | Path, *, soft: bool = False, max_pixels: int = MAX_PIXELS) -> Mask:

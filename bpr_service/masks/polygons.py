@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpr_service.errors import MaskError
+from bpr_service.errors import LimitError, MaskError
 from bpr_service.kernel import kernel
-from bpr_service.masks import rle
 
 Points = NDArray[np.float64]
 _GRID = 5.0  # pycocotools draws polygons on a grid of fifths of a pixel
+MAX_STEPS = 1 << 27
+"""Pixels of the boxes of one mask's polygons and columns that their outlines cross: about a second's work."""
 
 
 def check_polygons(polygons: Any, height: int, width: int) -> list[Points]:
@@ -60,30 +61,105 @@ def check_polygons(polygons: Any, height: int, width: int) -> list[Points]:
     return parts
 
 
+@kernel
+def _mark(x: int, va: int, vb: int, height: int, x0: int, y0: int, flips: NDArray[np.uint8]) -> None:
+    """Turn the fill of column ``x`` around where an edge crosses its middle between the grid rows ``va`` and ``vb``."""
+    low = (min(va, vb) + 0.5) / _GRID - 0.5
+    flips[int(np.ceil(min(max(low, 0.0), float(height)))) - y0, x - x0] ^= np.uint8(1)
+
+
+@kernel
+def _cross(points: NDArray[np.int64], height: int, width: int, x0: int, y0: int, flips: NDArray[np.uint8]) -> None:
+    """Mark in `flips` (h + 1, w), whose left top is pixel (x0, y0), where the outline crosses the middle of a column.
+
+    `points` (k + 1, 2) are its closed corners on pycocotools' grid of fifths of a pixel. The arithmetic is that of
+    ``rleFrPoly``, whose list of all grid points along the outline is never made: of a column, only the two grid points
+    left and right of its middle (5 x + 2 and 5 x + 3) are looked at.
+    """
+    for k in range(points.shape[0] - 1):
+        xs, ys, xe, ye = points[k, 0], points[k, 1], points[k + 1, 0], points[k + 1, 1]
+        dx, dy = abs(xe - xs), abs(ye - ys)
+        if (dx >= dy and xs > xe) or (dx < dy and ys > ye):
+            xs, ys, xe, ye = xe, ye, xs, ys
+        left, right = min(xs, xe), max(xs, xe)
+        first = max((left + 2) // 5, 0)
+        last = min((right - 3) // 5, width - 1)
+        if dx >= dy:
+            slope = (ye - ys) / dx if dx else 0.0
+            for x in range(first, last + 1):
+                t = 5 * x + 2 - xs
+                if t >= 0 and t < dx:
+                    _mark(x, int(ys + slope * t + 0.5), int(ys + slope * (t + 1) + 0.5), height, x0, y0, flips)
+        elif dx:
+            slope = (xe - xs) / dy
+            for x in range(first, last + 1):
+                goal = 5 * x + (3 if slope > 0 else 2)  # the grid column on the far side of the middle
+                t = min(max(int((goal - xs) / slope), 1), dy)
+                if slope > 0:
+                    while t > 1 and int(xs + slope * (t - 1) + 0.5) >= goal:
+                        t -= 1
+                    while t <= dy and int(xs + slope * t + 0.5) < goal:
+                        t += 1
+                else:
+                    while t > 1 and int(xs + slope * (t - 1) + 0.5) <= goal:
+                        t -= 1
+                    while t <= dy and int(xs + slope * t + 0.5) > goal:
+                        t += 1
+                if t <= dy:
+                    _mark(x, t - 1 + ys, t + ys, height, x0, y0, flips)
+
+
+@kernel
+def _fill(flips: NDArray[np.uint8], crop: NDArray[np.uint8]) -> None:
+    """Add to `crop` (h, w) what lies between an odd and an even mark of each column of `flips` (h + 1, w)."""
+    inside = np.zeros(crop.shape[1], np.uint8)
+    for y in range(crop.shape[0]):
+        for x in range(crop.shape[1]):
+            inside[x] ^= flips[y, x]
+            crop[y, x] |= inside[x]
+
+
 def rasterise(parts: Sequence[Points], height: int, width: int) -> tuple[int, int, NDArray[np.uint8]]:
     """Left, top and the tight (h, w) uint8 {0, 1} crop of the union of `parts`, as pycocotools draws it on the
     full frame.
 
-    The points are put on pycocotools' own grid before they are moved, so that moving them changes no
-    rounding.
+    What it takes is known before it is done: memory is twice the parts' box, time the parts' boxes and the columns
+    that their edges cross. Raises :class:`LimitError` over :data:`MAX_STEPS`.
     """
-    from pycocotools import mask as coco
+    grid = [np.trunc(_GRID * part + 0.5).astype(np.int64).reshape(-1, 2) for part in parts]
+    boxes = [_box(points, height, width) for points in grid]
+    steps = sum(
+        (x1 - x0) * (y1 - y0 + 1) + _crossings(points, width)
+        for points, (x0, y0, x1, y1) in zip(grid, boxes, strict=True)
+    )
+    if steps > MAX_STEPS:
+        raise LimitError(
+            "the polygons are too ragged",
+            expected=f"outlines that cross at most {MAX_STEPS} columns and pixels of their boxes",
+            got=f"{steps}",
+            fix="simplify the outlines, or send the mask as RLE",
+        )
+    x0, y0 = min(box[0] for box in boxes), min(box[1] for box in boxes)
+    x1, y1 = max(box[2] for box in boxes), max(box[3] for box in boxes)
+    crop = np.zeros((max(y1 - y0, 0), max(x1 - x0, 0)), np.uint8)
+    for points, (left, top, right, bottom) in zip(grid, boxes, strict=True):
+        flips = np.zeros((bottom - top + 1, right - left), np.uint8)
+        _cross(np.concatenate([points, points[:1]]), height, width, left, top, flips)
+        _fill(flips, crop[top - y0 : bottom - y0, left - x0 : right - x0])
+    return x0, y0, crop
 
-    grid = [np.trunc(_GRID * part + 0.5) for part in parts]
-    xs, ys = np.concatenate([g[0::2] for g in grid]), np.concatenate([g[1::2] for g in grid])
-    x0 = min(max(int(xs.min() / _GRID) - 1, 0), width - 1)
-    y0 = min(max(int(ys.min() / _GRID) - 1, 0), height - 1)
-    x1 = min(max(int(xs.max() / _GRID) + 2, x0 + 1), width)
-    y1 = min(max(int(ys.max() / _GRID) + 2, y0 + 1), height)
-    moved = []
-    for g in grid:
-        steps = g - np.resize(np.array([x0, y0]) * _GRID, g.size)
-        # it truncates 5 v + 1/2 towards zero; keep clear of the step on either side of zero
-        moved.append(np.where(steps >= 0, steps / _GRID, (steps - 0.7) / _GRID).tolist())
-    h, w = y1 - y0, x1 - x0
-    counts = coco.merge(coco.frPyObjects(moved, h, w))["counts"]
-    x, y, crop = rle.decode(rle.parse_counts(counts, h, w), h)
-    return (x0 + x, y0 + y, crop) if crop.size else (0, 0, crop)
+
+def _box(points: NDArray[np.int64], height: int, width: int) -> tuple[int, int, int, int]:
+    """(x0, y0, x1, y1), half-open, of the pixels that a part may fill; empty outside of the frame."""
+    (left, top), (right, bottom) = points.min(axis=0) // 5, points.max(axis=0) // 5
+    x0, y0 = min(max(int(left), 0), width), min(max(int(top), 0), height)
+    return x0, y0, max(min(int(right) + 1, width), x0), max(min(int(bottom) + 1, height), y0)
+
+
+def _crossings(points: NDArray[np.int64], width: int) -> int:
+    """About how many columns the closed outline crosses in a frame of ``width`` px."""
+    x = np.clip(points[:, 0], 0, 5 * width)
+    return int(np.abs(np.diff(x, append=x[:1])).sum()) // 5 + x.size
 
 
 @kernel
