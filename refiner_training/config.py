@@ -11,10 +11,14 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from bpr_service.config import PatchConfig, Settings, build
 from bpr_service.errors import ConfigError, FormatError
-from refiner_training.data.simulate import DEFAULT_MIX, KINDS
+from refiner_training.data.simulate import ALL_KINDS, DEFAULT_MIX
 
 Precision = Annotated[Literal["32", "bf16", "16"], BeforeValidator(lambda value: str(value))]
 """32 is a number in YAML, bf16 is text; both are taken."""
+
+
+UNSTATED = "none stated"
+"""How the note on a source's terms begins where its authors state none."""
 
 
 class NetworkConfig(Settings):
@@ -27,29 +31,70 @@ class NetworkConfig(Settings):
 
 
 class SimulatedData(Settings):
-    """Patches cut on the fly, their coarse masks simulated from the ground truth of a scene store."""
+    """Patches cut on the fly from a scene store, their coarse masks simulated from the ground truth, or real ones."""
 
     kind: Literal["simulated"] = "simulated"
     scenes: Path
     sources: dict[str, float]
     """Share of each source of the store."""
+    leave_out: tuple[str, ...] = ()
+    """Sources that are not trained on after all, to measure on what was never seen."""
+    stated_terms_only: bool = False
+    """Leave out the sources whose terms, in the recipe's notes, are "none stated"."""
     mix: dict[str, float] = Field(default_factory=lambda: dict(DEFAULT_MIX))
     """Share of each kind of coarse-mask error."""
     source_mix: dict[str, dict[str, float]] = Field(default_factory=dict)
     """Another mix for the masks of one source: label maps come from other models than instances do."""
     soft_share: float = Field(default=0.25, ge=0, le=1)
-    scale_share: float = Field(default=0.45, ge=0, le=1)
+    """Share of masks given to the network as probabilities."""
+    scale_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of masks whose patches are cut at another scale than 1."""
+    scales: tuple[float, float] = (0.25, 4.0)
+    """Least and greatest zoom of those: network px a picture px."""
+    real_share: float = Field(default=0.7, ge=0, le=1)
+    """Share of the masks that have a real network's mask for which it is taken."""
+    small_exact: float = Field(default=0.0, ge=0, le=1)
+    """Share of the masks under 32 x 32 px that are right already."""
+    fuzz_px: dict[str, float] = Field(default_factory=dict)
+    """Of sources whose annotated edge is a judgement: what is right within so many px is right."""
+    appearance_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of masks whose picture is made grey, inverted, of other colours, flat, blurred or noisy."""
+    plain_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of masks whose background is made plain."""
+    blank_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of masks whose picture shows nothing, and which are to stay as they are."""
 
     @model_validator(mode="after")
     def _known(self) -> Self:
         for name, mix in {"mix": self.mix, **{f"source_mix.{s}": m for s, m in self.source_mix.items()}}.items():
-            unknown = sorted(set(mix) - set(KINDS))
+            unknown = sorted(set(mix) - set(ALL_KINDS))
             if unknown:
-                raise ValueError(f"{name} holds {unknown[0]!r}; the known kinds are {', '.join(sorted(KINDS))}")
-        strange = sorted(set(self.source_mix) - set(self.sources))
-        if strange:
-            raise ValueError(f"source_mix names {strange[0]!r}; the sources are {', '.join(sorted(self.sources))}")
+                raise ValueError(f"{name} holds {unknown[0]!r}; the known kinds are {', '.join(sorted(ALL_KINDS))}")
+        for name in ("source_mix", "leave_out", "fuzz_px"):
+            strange = sorted(set(getattr(self, name)) - set(self.sources))
+            if strange:
+                raise ValueError(f"{name} names {strange[0]!r}; the sources are {', '.join(sorted(self.sources))}")
+        if not 0 < self.scales[0] <= 1 <= self.scales[1]:
+            raise ValueError(f"scales are {self.scales}; the least is above 0 and up to 1, the greatest 1 or more")
         return self
+
+    def used(self, notes: dict[str, str]) -> dict[str, float]:
+        """The sources that are drawn from, with their shares; `notes` hold the terms (``terms.NAME``).
+
+        Raises:
+            ConfigError: none is left.
+        """
+        unstated = {n for n in self.sources if notes.get(f"terms.{n}", UNSTATED).startswith(UNSTATED)}
+        out = {*self.leave_out, *(unstated if self.stated_terms_only else ())}
+        left = {name: share for name, share in self.sources.items() if name not in out and share > 0}
+        if not left:
+            raise ConfigError(
+                "data.sources",
+                expected="a source to train on",
+                got=f"{', '.join(sorted(self.sources)) or 'none'}, all left out",
+                fix="leave fewer out with data.leave_out and data.stated_terms_only, or write down the terms",
+            )
+        return left
 
 
 class PatchData(Settings):
@@ -82,6 +127,8 @@ class LossConfig(Settings):
     """What a pixel within ``band_px`` of the true or the coarse boundary weighs above one far from both."""
     padding_weight: float = Field(default=0.25, ge=0)
     """What a pixel of the context weighs, which is never pasted back."""
+    confidence_weight: float = Field(default=0.25, ge=0)
+    """What the second output's loss weighs beside the first's: the log-odds that the decision of a pixel is wrong."""
 
 
 class RunConfig(Settings):

@@ -257,7 +257,8 @@ def data_of(config: TrainConfig) -> list[dict[str, Any]]:
         return [{"patches": str(data.patches), **{k: manifest[k] for k in kept if k in manifest}}]
     manifest = _manifest(data.scenes)
     terms = manifest.get("terms", {})
-    total = sum(data.sources.values()) or 1.0
+    sources = data.used(config.notes)
+    total = sum(sources.values())
     return [
         {
             "source": source,
@@ -266,7 +267,7 @@ def data_of(config: TrainConfig) -> list[dict[str, Any]]:
             "terms": terms.get(source) or config.notes.get(f"terms.{source}", "not recorded"),
             "coarse_masks": "simulated from the ground truth",
         }
-        for source, share in data.sources.items()
+        for source, share in sources.items()
     ]
 
 

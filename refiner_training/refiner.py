@@ -20,6 +20,9 @@ from bpr_service.network.normalise import normalise
 from bpr_service.network.registry import build_network
 from refiner_training.config import LossConfig, OptimConfig, TrainConfig
 
+NEW_OUTPUT = 0.1
+"""What the random weights of an output that is added to a trained network are multiplied by."""
+
 
 def pixel_weights(patches: Tensor, targets: Tensor, padding: int, config: LossConfig) -> Tensor:
     """What each pixel weighs in the loss: (N, S, S) float32, 0 where the target is ignored.
@@ -47,9 +50,18 @@ def _widen(maps: Tensor, radius: int) -> Tensor:
 
 
 def boundary_loss(logits: Tensor, patches: Tensor, targets: Tensor, padding: int, config: LossConfig) -> Tensor:
-    """Weighted binary cross-entropy of (N, 1, S, S) logits: a scalar, 0 where everything is ignored."""
+    """Weighted binary cross-entropy of (N, C, S, S) logits: a scalar, 0 where everything is ignored.
+
+    Where C is 2 the second map learns whether the first's decision is wrong, by the same weights: its sigmoid is the
+    probability of an error. The decision is taken as it is, so that the second map's loss never bends the first.
+    """
     weights = pixel_weights(patches, targets, padding, config)
-    losses = F.binary_cross_entropy_with_logits(logits[:, 0].float(), (targets == 1).float(), reduction="none")
+    truth = (targets == 1).float()
+    losses = F.binary_cross_entropy_with_logits(logits[:, 0].float(), truth, reduction="none")
+    if logits.shape[1] > 1:
+        wrong = ((logits[:, 0].detach() > 0) != (targets == 1)).float()
+        own = F.binary_cross_entropy_with_logits(logits[:, 1].float(), wrong, reduction="none")
+        losses = losses + config.confidence_weight * own
     return (losses * weights).sum() / weights.sum().clamp_min(1.0)
 
 
@@ -81,12 +93,12 @@ class RefinerModule(L.LightningModule):
         with torch.no_grad():
             logits = self.network.eval()(torch.zeros(1, 4, size, size))
         self.network.train(training)
-        if logits.shape != (1, 1, size, size):
+        if logits.shape not in ((1, 1, size, size), (1, 2, size, size)):
             raise ConfigError(
                 f"network {self.config.network.name}",
-                expected=f"one logit a pixel: (1, 1, {size}, {size})",
+                expected=f"a logit a pixel, and one of an error where there are two maps: (1, 1 or 2, {size}, {size})",
                 got=str(tuple(logits.shape)),
-                fix="leave out the argument `outputs`",
+                fix="set the argument `outputs` to 1 or 2",
             )
 
     def on_fit_start(self) -> None:
@@ -132,6 +144,10 @@ class RefinerModule(L.LightningModule):
         wrong_before = ((patches[:, inner, inner, 3] > 127) != (truth == 1)) & known
         wrong_after = ((logits[:, 0, inner, inner] > 0) != (truth == 1)) & known
         removed = 1 - wrong_after.sum() / wrong_before.sum().clamp_min(1)
+        if logits.shape[1] > 1:
+            expected = logits[:, 1, inner, inner].sigmoid()[known].mean()
+            self.log("val/expected_wrong", expected, sync_dist=True)
+            self.log("val/wrong", wrong_after.sum() / known.sum().clamp_min(1), sync_dist=True)
         self.log("val/loss", loss, sync_dist=True)
         self.log("val/error_removed", removed, sync_dist=True)
 
@@ -149,20 +165,33 @@ class RefinerModule(L.LightningModule):
 
 
 def start_from(network: nn.Module, config: TrainConfig) -> None:
-    """Load the weights of a model version into a network; :class:`ConfigError` when it is of another one."""
+    """Load the weights of a model version into a network; a second output that the model lacks begins anew.
+
+    Raises:
+        ConfigError: the model is of another network.
+    """
     from bpr_service.network.weights import load_model
 
     path = config.network.start_from
     loaded = load_model(str(path))
     found, wanted = loaded.card.network, config.network
-    if found.name != wanted.name or found.arguments != wanted.arguments:
+    arguments = [{**n.arguments, "outputs": 1} for n in (found, wanted)]
+    more = wanted.arguments.get("outputs", 1) >= loaded.card.outputs
+    if found.name != wanted.name or arguments[0] != arguments[1] or not more:
         raise ConfigError(
             f"network.start_from {path}",
             expected=f"a model of {wanted.name} {wanted.arguments}",
             got=f"{found.name} {found.arguments}",
             fix="change network.name and network.arguments to the model's",
         )
-    network.load_state_dict(loaded.network.state_dict())
+    state = network.state_dict()
+    for name, values in loaded.network.state_dict().items():
+        if values.shape == state[name].shape:
+            state[name] = values
+        else:  # the head, whose first rows are the first output's
+            state[name][: values.shape[0]] = values
+            state[name][values.shape[0] :] *= NEW_OUTPUT
+    network.load_state_dict(state)
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:

@@ -85,11 +85,8 @@ def open_data(
         patch_size_px=patch.patch_size_px,
         padding_px=patch.padding_px,
         batch_size=config.run.batch_size,
-        sources=dict(data.sources),
-        mix=dict(data.mix),
-        source_mix=dict(data.source_mix),
-        soft_share=data.soft_share,
-        scale_share=data.scale_share,
+        sources=data.used(config.notes),
+        **data.model_dump(exclude={"kind", "scenes", "sources", "leave_out", "stated_terms_only"}),
     )
     return PatchStream(SceneStore(data.scenes), stream, seed, first, rank, ranks)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bpr_service.errors import ConfigError, UnknownName
 
+if TYPE_CHECKING:
+    from refiner_training.data.scenes import Scene
+
 FORMATS = ("coco", "cityscapes", "labels", "panoptic", "regions")
-SCENES = ("coco", "labels", "regions")
+SCENES = ("coco", "ids", "videos", "labels", "regions")
 
 Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
 
@@ -20,37 +24,47 @@ def scenes(
     source: Annotated[
         list[str],
         typer.Option(
-            metavar="NAME=FORMAT:TRUTH:IMAGES",
-            help="A source: coco (annotation JSON), labels (folder of label PNGs) or regions (STEM_K.png); repeatable.",
+            metavar="NAME=FORMAT:TRUTH:IMAGES[:COARSE]",
+            help="A source: coco (annotation JSON), ids (PNGs of object ids, 0 none), videos (the same, named "
+            "VIDEO_FRAME.png), labels (PNGs of classes) or regions (STEM_K.png). COARSE: a real network's masks, for "
+            "coco a results JSON with the key gt, for ids and videos a folder of PNGs. Repeatable.",
         ),
     ],
     ignore_label: Annotated[int, typer.Option(help="Label that is no class.")] = 255,
 ) -> None:
-    """Store images and ground truth for training on simulated coarse masks."""
+    """Store images and ground truth for training on simulated or on real coarse masks."""
     from itertools import chain
 
-    from refiner_training.data.scenes import coco_scenes, label_scenes, region_scenes, write_scenes
+    from refiner_training.data.scenes import write_scenes
 
-    streams = []
-    for text in source:
-        name, _, rest = text.partition("=")
-        parts = rest.split(":")
-        if len(parts) != 3 or not name:
-            raise ConfigError("--source", expected="NAME=FORMAT:TRUTH:IMAGES", got=repr(text), fix="give all four")
-        kind, truth, images = parts[0], Path(parts[1]), Path(parts[2])
-        if kind not in SCENES:
-            raise UnknownName("format of a source", kind, SCENES)
-        for path in (truth, images):
-            if not path.exists():
-                raise ConfigError(f"--source {name}", expected=f"{path}", got="no such file or folder", fix="check it")
-        if kind == "coco":
-            streams.append(coco_scenes(truth, images, name))
-        elif kind == "labels":
-            streams.append(label_scenes(truth, images, name, ignore_label))
-        else:
-            streams.append(region_scenes(truth, images, name))
+    streams = [_scenes_of(text, ignore_label) for text in source]
     manifest = write_scenes(out, chain(*streams))
     typer.echo(f"{manifest['images']} images, {manifest['masks']} masks in {out}")
+
+
+def _scenes_of(text: str, ignore_label: int) -> Iterator[Scene]:
+    """The scenes of one ``--source``, checked as far as it goes without reading them."""
+    from refiner_training.data.scene_sources import coco_scenes, id_scenes, label_scenes, region_scenes
+
+    name, _, rest = text.partition("=")
+    kind, *places = rest.split(":")
+    if len(places) not in (2, 3) or not name:
+        raise ConfigError("--source", expected="NAME=FORMAT:TRUTH:IMAGES", got=repr(text), fix="give all four")
+    if kind not in SCENES:
+        raise UnknownName("format of a source", kind, SCENES)
+    paths = [Path(place) for place in places]
+    for path in paths:
+        if not path.exists():
+            raise ConfigError(f"--source {name}", expected=f"{path}", got="no such file or folder", fix="check it")
+    if kind in ("labels", "regions") and len(paths) == 3:
+        raise ConfigError(f"--source {name}", expected=f"{kind}:TRUTH:IMAGES", got=rest, fix="leave out the third path")
+    if kind == "coco":
+        return coco_scenes(paths[0], paths[1], name, *paths[2:])
+    if kind in ("ids", "videos"):
+        return id_scenes(paths[0], paths[1], name, *paths[2:], videos=kind == "videos")
+    if kind == "labels":
+        return label_scenes(paths[0], paths[1], name, ignore_label)
+    return region_scenes(paths[0], paths[1], name)
 
 
 def patches(

@@ -37,6 +37,52 @@ def photometric(image: U8, rng: Generator) -> U8:
     return image
 
 
+def appearance(image: U8, rng: Generator) -> U8:
+    """(h, w, 3) as another camera or stain might show it: grey, inverted, other colours, flat, blurred, noisy."""
+    kind = str(rng.choice(["grey", "inverted", "colours", "flat", "blur", "noise"]))
+    if kind == "blur":
+        return np.asarray(cv2.GaussianBlur(image, (0, 0), rng.uniform(1.2, 4.0)), np.uint8)
+    if kind == "noise":
+        noise = rng.normal(0, rng.uniform(8, 28), (*image.shape[:2], 1 if rng.random() < 0.5 else 3))
+        return np.asarray(np.clip(image + noise, 0, 255), np.uint8)
+    if kind == "grey" or (kind == "inverted" and rng.random() < 0.5):
+        image = np.asarray(cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8)
+    if kind == "inverted":
+        image = 255 - image
+    if kind == "colours":
+        turn = rng.dirichlet(np.ones(3), 3) * rng.uniform(0.7, 1.3, (3, 1))
+        return np.asarray(cv2.transform(image, turn), np.uint8)
+    if kind == "flat":
+        contrast, centre = np.exp(rng.uniform(np.log(0.08), np.log(0.6))), rng.uniform(40, 215)
+        return np.asarray(np.clip((image - image.mean()) * contrast + centre, 0, 255), np.uint8)
+    return image
+
+
+def plain(shape: tuple[int, int], rng: Generator) -> U8:
+    """(h, w, 3) without any edge: white, grey, one colour, a gradient, or noise."""
+    height, width = shape
+    kind = str(rng.choice(["white", "grey", "colour", "gradient", "noise"]))
+    if kind == "white":
+        return np.full((height, width, 3), 255, np.uint8)
+    if kind in ("grey", "colour"):
+        level = rng.integers(0, 256, 3 if kind == "colour" else 1)
+        return np.broadcast_to(level.astype(np.uint8), (height, width, 3)).copy()
+    if kind == "gradient":
+        corners = rng.uniform(0, 255, (2, 2, 3)).astype(np.float32)
+        return np.asarray(cv2.resize(corners, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+    noise = rng.normal(rng.uniform(60, 200), rng.uniform(4, 60), (height, width, 1 if rng.random() < 0.5 else 3))
+    noise = np.repeat(noise, 3 // noise.shape[2], axis=2)
+    if rng.random() < 0.5:
+        noise = np.asarray(cv2.GaussianBlur(noise, (0, 0), rng.uniform(0.6, 3.0)), np.float64)
+    return np.asarray(np.clip(noise, 0, 255), np.uint8)
+
+
+def on_plain(image: U8, inside: NDArray[np.bool_], rng: Generator) -> U8:
+    """The object (h, w) bool of an image (h, w, 3) before a plain background, its edge blended over a pixel or so."""
+    alpha = cv2.GaussianBlur(inside.astype(np.float32), (0, 0), rng.uniform(0.4, 1.0))[..., None]
+    return np.asarray(image * alpha + plain(inside.shape, rng) * (1 - alpha), np.uint8)
+
+
 def flips(patches: U8, targets: U8, rng: Generator) -> tuple[U8, U8]:
     """One of the square's eight symmetries for a batch: (N, S, S, 4) and (N, S, S) uint8."""
     if rng.random() < 0.5:

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,18 +24,34 @@ U8 = NDArray[np.uint8]
 IGNORED, IGNORED_INSIDE = 255, 254
 """Crop values that are no ground truth: outside and inside of the mask, as far as the nearest label tells."""
 
+FORMAT = 2
+"""Of a store's files."""
+
 IGNORE_MARGIN_PX = 32
 """How far around a mask of a label map its crop keeps what is ignored."""
 
 
+Placed = tuple[int, int, U8]
+"""Left, top (px) and a crop (h, w)."""
+
+
 @dataclass(frozen=True)
 class Scene:
-    """One image with its ground-truth masks: image (H, W, 3) uint8 RGB; masks as (x, y, crop (h, w) uint8)."""
+    """One image with its ground-truth masks.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        masks: crops of 0, 1 and what is ignored.
+        coarse: a real network's mask of the mask of the same number: crops of 0 to 255, probabilities; may be empty.
+        group: what the picture's look comes from: its own name, or its video's, whose frames resemble each other.
+    """
 
     name: str
     source: str
     image: U8
-    masks: list[tuple[int, int, U8]]
+    masks: list[Placed]
+    coarse: dict[int, Placed] = field(default_factory=dict)
+    group: str = ""
 
 
 def write_scenes(folder: Path, scenes: Iterable[Scene]) -> dict[str, object]:
@@ -48,32 +62,47 @@ def write_scenes(folder: Path, scenes: Iterable[Scene]) -> dict[str, object]:
     folder.mkdir(parents=True, exist_ok=True)
     images: list[tuple[int, int, int]] = []
     masks: list[tuple[int, int, int, int, int, int]] = []
+    coarse: list[tuple[int, int, int, int, int, int]] = []
     names: list[str] = []
     sources: list[str] = []
+    groups: list[str] = []
     image_at = mask_at = 0
     with open(folder / "images.bin", "wb") as image_file, open(folder / "masks.bin", "wb") as mask_file:
         for scene in scenes:
-            for x, y, crop in scene.masks:
+            for number, (x, y, crop) in enumerate(scene.masks):
                 masks.append((len(images), x, y, crop.shape[1], crop.shape[0], mask_at))
                 mask_file.write(np.ascontiguousarray(crop).tobytes())
                 mask_at += crop.size
+                if number in scene.coarse:
+                    x, y, crop = scene.coarse[number]
+                    coarse.append((len(masks) - 1, x, y, crop.shape[1], crop.shape[0], mask_at))
+                    mask_file.write(np.ascontiguousarray(crop).tobytes())
+                    mask_at += crop.size
             images.append((scene.image.shape[0], scene.image.shape[1], image_at))
             image_file.write(np.ascontiguousarray(scene.image).tobytes())
             image_at += scene.image.size
             names.append(scene.name)
             sources.append(scene.source)
+            groups.append(scene.group or scene.name)
     np.savez(
         folder / "index.npz",
         images=np.array(images, np.int64).reshape(-1, 3),
         masks=np.array(masks, np.int64).reshape(-1, 6),
+        coarse=np.array(coarse, np.int64).reshape(-1, 6),
         names=np.array(names),
         sources=np.array(sources),
+        groups=np.array(groups),
     )
+    of_source: dict[str, set[str]] = {source: set() for source in sorted(set(sources))}
+    for source, group in zip(sources, groups, strict=True):
+        of_source[source].add(group)
     manifest: dict[str, object] = {
-        "format": 1,
+        "format": FORMAT,
         "images": len(images),
         "masks": len(masks),
-        "sources": {source: sources.count(source) for source in sorted(set(sources))},
+        "real_coarse_masks": len(coarse),
+        "sources": {source: sources.count(source) for source in of_source},
+        "groups": {source: len(found) for source, found in of_source.items()},
     }
     temporary = folder / "manifest.json.tmp"
     temporary.write_text(json.dumps(manifest, indent=1))
@@ -93,9 +122,18 @@ class SceneStore:
                 fix="build it with `bpr-train scenes`",
             )
         self.manifest = json.loads((folder / "manifest.json").read_text())
+        if self.manifest.get("format") != FORMAT:
+            raise FormatError(
+                str(folder),
+                expected=f"a scene store of format {FORMAT}",
+                got=f"format {self.manifest.get('format')}",
+                fix="build it again with `bpr-train scenes`",
+            )
         index = np.load(folder / "index.npz")
         self.images, self.masks = index["images"], index["masks"]
-        self.names, self.sources = index["names"], index["sources"]
+        self.names, self.sources, self.groups = index["names"], index["sources"], index["groups"]
+        self._coarse = {int(row[0]): row for row in index["coarse"]}
+        self._first = np.searchsorted(self.masks[:, 0], np.arange(len(self.images) + 1))
         self._pixels = np.memmap(folder / "images.bin", np.uint8, "r")
         self._crops = np.memmap(folder / "masks.bin", np.uint8, "r")
 
@@ -109,114 +147,31 @@ class SceneStore:
         image, x, y, width, height, at = (int(v) for v in self.masks[index])
         return image, x, y, np.asarray(self._crops[at : at + width * height]).reshape(height, width)
 
+    def coarse(self, index: int) -> Placed | None:
+        """A real network's mask of a mask: left, top (px) and the crop (h, w) uint8 of 0 to 255; None without one."""
+        if index not in self._coarse:
+            return None
+        x, y, width, height, at = (int(v) for v in self._coarse[index][1:])
+        return x, y, np.asarray(self._crops[at : at + width * height]).reshape(height, width)
+
+    def beside(self, index: int) -> range:
+        """Indices of all masks of a mask's image."""
+        image = int(self.masks[index, 0])
+        return range(int(self._first[image]), int(self._first[image + 1]))
+
     def masks_of(self, source: str, min_area_px: int = 64) -> NDArray[np.int64]:
         """Indices of the masks of one source."""
         of_source = self.sources[self.masks[:, 0]] == source
         return np.flatnonzero(of_source & (self.masks[:, 3] * self.masks[:, 4] >= min_area_px))
 
+    def shares(self, masks: NDArray[np.int64]) -> NDArray[np.float64]:
+        """How often each of the masks of one source is drawn, summing to 1.
 
-def _tight(mask: U8) -> tuple[int, int, U8]:
-    x, y, width, height = cv2.boundingRect((mask == 1).astype(np.uint8))
-    return x, y, mask[y : y + height, x : x + width]
-
-
-def coco_scenes(annotations: Path, images: Path, source: str) -> Iterator[Scene]:
-    """Scenes of a COCO instances file; crowds are left out."""
-    from pycocotools import mask as rle
-
-    data = json.loads(annotations.read_text())
-    by_image: dict[int, list[dict[str, object]]] = {}
-    for annotation in data["annotations"]:
-        if not annotation.get("iscrowd"):
-            by_image.setdefault(annotation["image_id"], []).append(annotation)
-    for entry in data["images"]:
-        image = _read_rgb(images / entry["file_name"])
-        masks = []
-        for annotation in by_image.get(entry["id"], []):
-            segmentation = annotation["segmentation"]
-            if isinstance(segmentation, list):
-                segmentation = rle.merge(rle.frPyObjects(segmentation, entry["height"], entry["width"]))
-            elif isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
-                segmentation = rle.frPyObjects(segmentation, entry["height"], entry["width"])
-            masks.append(_tight(rle.decode(segmentation)))
-        yield Scene(entry["file_name"], source, image, [m for m in masks if m[2].size])
-
-
-def label_scenes(labels: Path, images: Path, source: str, ignore_label: int = 255) -> Iterator[Scene]:
-    """Scenes of a folder of label PNGs: every label is a mask, and so is each of its larger connected pieces."""
-    for path in sorted(labels.glob("*.png")):
-        label_map = _read_ids(path)
-        ignored = label_map == ignore_label
-        whole = _nearest_label(label_map, ignored)
-        masks = []
-        for label in np.unique(whole):
-            if label == ignore_label:
-                continue
-            binary = (whole == label).astype(np.uint8)
-            count, pieces, stats, _ = cv2.connectedComponentsWithStats(binary, connectivity=8)
-            wanted = [binary] if count > 2 else []
-            wanted += [(pieces == k).astype(np.uint8) for k in range(1, count) if stats[k, 4] >= 100]
-            masks += [_with_ignored(mask, ignored) for mask in wanted]
-        yield Scene(path.stem, source, _read_rgb(_image_of(images, path.stem)), masks)
-
-
-def _nearest_label(label_map: NDArray[np.integer[Any]], ignored: NDArray[np.bool_]) -> NDArray[np.integer[Any]]:
-    """The label map (H, W) with each ignored pixel given the label of the nearest pixel that has one."""
-    if not ignored.any() or ignored.all():
-        return label_map
-    _, nearest = cv2.distanceTransformWithLabels(
-        ignored.astype(np.uint8), cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    label_of = np.zeros(int(nearest.max()) + 1, label_map.dtype)
-    label_of[nearest[~ignored]] = label_map[~ignored]
-    return np.asarray(label_of[nearest])
-
-
-def _with_ignored(mask: U8, ignored: NDArray[np.bool_]) -> tuple[int, int, U8]:
-    """Left, top and crop of a binary mask (H, W), the ignored pixels marked within a margin around it."""
-    x, y, width, height = cv2.boundingRect(mask)
-    x0, y0 = max(x - IGNORE_MARGIN_PX, 0), max(y - IGNORE_MARGIN_PX, 0)
-    window = np.s_[y0 : y + height + IGNORE_MARGIN_PX, x0 : x + width + IGNORE_MARGIN_PX]
-    crop = mask[window].copy()
-    crop[ignored[window]] += IGNORED_INSIDE - 1
-    crop[crop == IGNORED_INSIDE - 1] = IGNORED
-    return x0, y0, crop
-
-
-def region_scenes(regions: Path, images: Path, source: str, min_area_px: int = 200) -> Iterator[Scene]:
-    """Scenes of region maps ``STEM_K.png`` (16-bit ids of annotator K): every region of every annotator is a mask."""
-    maps: dict[str, list[Path]] = {}
-    for path in sorted(regions.glob("*_*.png")):
-        maps.setdefault(path.stem.rsplit("_", 1)[0], []).append(path)
-    for stem, paths in maps.items():
-        masks = []
-        for path in paths:
-            ids = _read_ids(path)
-            for region in np.unique(ids):
-                binary = (ids == region).astype(np.uint8)
-                if min_area_px <= int(binary.sum()) <= 0.7 * binary.size:
-                    masks.append(_tight(binary))
-        yield Scene(stem, source, _read_rgb(_image_of(images, stem)), masks)
-
-
-def _image_of(images: Path, stem: str) -> Path:
-    for suffix in (".jpg", ".png", ".jpeg"):
-        if (images / (stem + suffix)).is_file():
-            return images / (stem + suffix)
-    raise FormatError(str(images), expected=f"an image {stem}.jpg or {stem}.png", got="none", fix="add it")
-
-
-def _read_rgb(path: Path) -> U8:
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise FormatError(str(path), expected="a readable image", got="none or a damaged file", fix="replace it")
-    return np.asarray(image[:, :, ::-1], np.uint8)
-
-
-def _read_ids(path: Path) -> NDArray[np.integer[Any]]:
-    """(H, W) ids of a one-channel PNG."""
-    ids = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if ids is None or ids.ndim != 2:
-        got = "none or a damaged file" if ids is None else f"{ids.shape[2]} channels"
-        raise FormatError(str(path), expected="a PNG with one channel of ids", got=got, fix="replace it")
-    return np.asarray(ids)
+        Alike, unless the source has groups of several images (videos): then each group alike.
+        """
+        images = self.masks[masks, 0]
+        groups = self.groups[images]
+        if len(np.unique(groups)) == len(np.unique(images)):
+            return np.full(len(masks), 1.0 / max(len(masks), 1))
+        _, which, counts = np.unique(groups, return_inverse=True, return_counts=True)
+        return np.asarray(1.0 / (len(counts) * counts[which]), np.float64)

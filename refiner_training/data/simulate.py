@@ -17,14 +17,17 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from bpr_service.errors import UnknownName
-
-Soft = NDArray[np.float32]
-
-
-def smooth_noise(shape: tuple[int, ...], sigma: float, reach: float, rng: Generator) -> Soft:
-    """Gaussian noise of standard deviation ``sigma``, correlated over ``reach`` cells."""
-    noise = cv2.GaussianBlur(rng.normal(0, 1, shape).astype(np.float32), (0, 0), reach)
-    return np.asarray(noise * np.float32(sigma / max(float(noise.std()), 1e-6)), np.float32)
+from refiner_training.data.simulate_network import (
+    Around,
+    Soft,
+    leaks,
+    limbs,
+    merged,
+    object_size_px,
+    smooth_noise,
+    staircase,
+    swollen,
+)
 
 
 def roi_grid(soft: Soft, rng: Generator, sizes: tuple[int, ...] = (14, 28, 28, 28, 56)) -> Soft:
@@ -87,7 +90,7 @@ def polygon(soft: Soft, rng: Generator) -> Soft:
     """An annotator's clicks: the contours simplified, each corner a little off."""
     binary = (soft > 0.5).astype(np.uint8)
     contours, _ = cv2.findContours(binary, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    size = float(np.sqrt(max(int(binary.sum()), 1)))
+    size = object_size_px(soft)
     epsilon = min(rng.uniform(0.8, 4.0), 0.04 * size + 0.5)
     parts = []
     for contour in contours:
@@ -101,7 +104,7 @@ def polygon(soft: Soft, rng: Generator) -> Soft:
 
 def morphology(soft: Soft, rng: Generator) -> Soft:
     """A mask a little too fat, too thin, or with details opened or closed away."""
-    size = float(np.sqrt(max(int((soft > 0.5).sum()), 1)))
+    size = object_size_px(soft)
     radius = int(np.clip(round(rng.uniform(1, 5)), 1, max(1, 0.06 * size)))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
     kind = rng.choice([cv2.MORPH_DILATE, cv2.MORPH_ERODE, cv2.MORPH_OPEN, cv2.MORPH_CLOSE])
@@ -111,7 +114,7 @@ def morphology(soft: Soft, rng: Generator) -> Soft:
 def warp(soft: Soft, rng: Generator) -> Soft:
     """A boundary that wanders: a smooth random displacement of up to a few pixels."""
     height, width = soft.shape
-    size = float(np.sqrt(max(int((soft > 0.5).sum()), 1)))
+    size = object_size_px(soft)
     amplitude = rng.uniform(0.5, min(5.0, 0.08 * size + 0.8))
     cell = rng.uniform(6, 40)
     grid = (max(int(width / cell), 2) + 1, max(int(height / cell), 2) + 1)
@@ -128,7 +131,7 @@ def lumps(soft: Soft, rng: Generator) -> Soft:
     edge = np.argwhere(cv2.morphologyEx((soft > 0.5).astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)))
     if not len(edge):
         return soft
-    size = float(np.sqrt(max(int((soft > 0.5).sum()), 1)))
+    size = object_size_px(soft)
     changed = soft.copy()
     for y, x in edge[rng.integers(0, len(edge), int(rng.integers(1, 5)))]:
         axes = np.maximum(rng.uniform(0.03, 0.12, 2) * size, 1.5).astype(int)
@@ -160,9 +163,17 @@ KINDS: dict[str, Callable[[Soft, Generator], Soft]] = {
     "morphology": morphology,
     "warp": warp,
     "lumps": lumps,
+    "staircase": staircase,
+    "swollen": swollen,
+    "limbs": limbs,
     "exact": exact,
     "blocks": blocks,
 }
+
+SEEING_KINDS: dict[str, Callable[[Soft, Generator, Around], Soft]] = {"merged": merged, "leaks": leaks}
+"""Kinds that depend on what is around the mask."""
+
+ALL_KINDS = (*KINDS, *SEEING_KINDS)
 
 DEFAULT_MIX: dict[str, float] = {
     "roi_grid": 0.42,
@@ -174,17 +185,36 @@ DEFAULT_MIX: dict[str, float] = {
     "exact": 0.14,
 }
 
-LEAST_IOU: dict[str, float] = {"stride": 0.05}
+LEAST_IOU: dict[str, float] = {"stride": 0.05, "staircase": 0.3}
 """IoU with the ground truth that a coarse mask needs: 0.5 where not named, as the paper trains on matched instances
 only (section 3.4). A label map's masks are not matched, and what a coarse stride leaves of a pole is little."""
 
 
-def coarse_mask(mask: NDArray[np.uint8], rng: Generator, mix: dict[str, float] = DEFAULT_MIX) -> tuple[Soft, str]:
+def draw_kind(mix: dict[str, float], rng: Generator) -> str:
+    """A kind of error, by the weights of a mix.
+
+    Raises:
+        UnknownName: a kind that does not exist.
+    """
+    unknown = set(mix) - set(ALL_KINDS)
+    if unknown:
+        raise UnknownName("coarse-mask error", sorted(unknown)[0], ALL_KINDS)
+    weights = np.array(list(mix.values()), np.float64)
+    return str(rng.choice(list(mix), p=weights / weights.sum()))
+
+
+def coarse_mask(
+    mask: NDArray[np.uint8],
+    rng: Generator,
+    mix: dict[str, float] = DEFAULT_MIX,
+    around: Around | None = None,
+) -> tuple[Soft, str]:
     """Draw a kind of error and apply it; sometimes a second, light one on top.
 
     Args:
         mask: (h, w) uint8, 1 foreground, in a window with some margin around the object.
         mix: weight of each kind.
+        around: the picture and the other masks of the window, for the kinds that depend on them.
 
     Returns:
         The soft coarse mask (h, w) float32 in [0, 1], and the kind's name. Where an error would leave too low an IoU
@@ -193,18 +223,11 @@ def coarse_mask(mask: NDArray[np.uint8], rng: Generator, mix: dict[str, float] =
     Raises:
         UnknownName: a kind that does not exist.
     """
-    unknown = set(mix) - set(KINDS)
-    if unknown:
-        raise UnknownName("coarse-mask error", sorted(unknown)[0], KINDS)
-    names = list(mix)
-    weights = np.array([mix[name] for name in names], np.float64)
-    kind = str(rng.choice(names, p=weights / weights.sum()))
+    kind = draw_kind(mix, rng)
     truth = (mask == 1).astype(np.float32)
-    soft = KINDS[kind](truth, rng)
+    soft = KINDS[kind](truth, rng) if kind in KINDS else SEEING_KINDS[kind](truth, rng, around or Around())
     if kind not in ("exact", "blocks") and rng.random() < 0.2:
-        second = str(rng.choice(["warp", "morphology"]))
-        if second in mix:
-            soft = KINDS[second](soft, rng)
+        soft = (warp if rng.random() < 0.5 else morphology)(soft, rng)
     coarse = soft > 0.5
     union = int((coarse | (truth > 0)).sum())
     if union == 0 or int((coarse & (truth > 0)).sum()) / union <= LEAST_IOU.get(kind, 0.5):

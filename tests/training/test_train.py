@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 from bpr_service.errors import BprError
 from bpr_service.network.weights import load_model
 from refiner_training.cli import app
-from refiner_training.config import load_config
+from refiner_training.config import LossConfig, SimulatedData, load_config
 from refiner_training.progress import ProgressLines
+from refiner_training.refiner import RefinerModule, boundary_loss
 from refiner_training.train import train
 
 CONFIGS = sorted((Path(__file__).parents[2] / "refiner_training/configs").glob("*.yaml"))
@@ -127,6 +128,11 @@ def test_every_recipe_is_valid(path: Path) -> None:
         ({"run.steps": "many"}, "steps"),
         ({"data.scenes": "nowhere"}, "nowhere"),
         ({"data.sources": {"other": 1.0}}, "other"),
+        ({"data.sources": {"a": 1.0, "other": 0.1}}, "other"),
+        ({"data.leave_out": ["a"]}, "all left out"),
+        ({"data.leave_out": ["b"]}, "leave_out names 'b'"),
+        ({"data.stated_terms_only": True}, "all left out"),
+        ({"data.scales": [2.0, 4.0]}, "scales"),
         ({"data.mix": {"odd": 1.0}}, "odd"),
         ({"patch.network_size_px": 64}, "network_size_px"),
         ({"network.name": "light_unet_x"}, "light_unet_s"),
@@ -145,3 +151,47 @@ def test_a_checkpoint_of_another_network_is_refused(recipe: Path, tmp_path: Path
     train(load_config(recipe, {"run.steps": 3}), tmp_path / "run", json_progress=True)
     with pytest.raises(BprError, match="light_unet_s"):
         train(load_config(recipe, {"network.arguments": {"widths": [8, 8, 8, 16]}}), tmp_path / "run")
+
+
+def test_a_source_is_left_out_by_name_or_for_its_terms() -> None:
+    path = next(p for p in CONFIGS if p.stem == "corpus_wide_balanced")
+    config = load_config(path)
+    assert isinstance(config.data, SimulatedData)
+    used = config.data.used(config.notes)
+    assert set(used) == set(config.data.sources) == {n.removeprefix("terms.") for n in config.notes}
+    free = config.data.with_options(stated_terms_only=True, leave_out=("davis",)).used(config.notes)
+    assert set(used) - set(free) == {"davis", "penn", "penn_deeplab", "penn_selfie", "carparts", "rock_ct"}
+
+
+def test_a_second_output_joins_a_trained_network_and_learns_where_it_errs(recipe: Path, tmp_path: Path) -> None:
+    first = train(load_config(recipe, {"run.steps": 60, "run.checkpoint_every": 60}), tmp_path / "one")
+    widths = {"widths": [8, 8, 8, 8], "outputs": 2}
+    change = {"network.arguments": widths, "network.start_from": str(first)}
+    module = RefinerModule(load_config(recipe, change))
+    patches = torch.rand(2, 4, 48, 48)
+    with torch.no_grad():
+        before, after = load_model(first).network.eval()(patches), module.network.eval()(patches)
+    assert after.shape == (2, 2, 48, 48)
+    assert torch.equal(before[:, 0], after[:, 0])
+    card = load_model(train(load_config(recipe, change), tmp_path / "two")).card
+    assert card.outputs == 2
+    with pytest.raises(BprError, match="start_from"):
+        RefinerModule(load_config(recipe, {"network.start_from": str(tmp_path / "two" / "model")}))
+
+
+def test_the_second_output_alone_pays_for_a_wrong_confidence() -> None:
+    patches, targets = torch.zeros(1, 16, 16, 4, dtype=torch.uint8), torch.zeros(1, 16, 16, dtype=torch.uint8)
+    patches[:, 4:12, 4:12, 3] = 255
+    targets[:, 4:12, 4:12] = 1
+    logits = torch.full((1, 2, 16, 16), -3.0)  # all background: wrong inside the square
+    logits[:, 1] = 0
+    logits.requires_grad_()
+    boundary_loss(logits, patches, targets, 0, LossConfig()).backward()
+    gradient = logits.grad
+    assert gradient is not None
+    assert (gradient[0, 1][targets[0] == 1] < 0).all()
+    assert (gradient[0, 1][targets[0] == 0] > 0).all()
+    alone = logits.detach()[:, :1].clone().requires_grad_()
+    boundary_loss(alone, patches, targets, 0, LossConfig()).backward()
+    assert alone.grad is not None
+    assert torch.allclose(alone.grad[:, 0], gradient[:, 0])
