@@ -137,7 +137,8 @@ def train_row(row: Row, data: Path, out: Path, *, steps: int, images: int, threa
 
 def measure_row(row: Row, model: Path, data: Path, subset: int) -> dict[str, float]:
     """Boundary error removed, masks worsened, and patches of a model on val."""
-    from quality_sets import corpus_items, pairs
+    from quality_measure import pairs
+    from quality_sets import corpus_items
 
     from bpr_service.masks.images import read_image
     from bpr_service.refine.refiner import Refiner

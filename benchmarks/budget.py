@@ -19,7 +19,8 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from quality_sets import Item, corpus_items, pairs
+from quality_measure import pairs
+from quality_sets import Item, corpus_items
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 REFERENCE = "balanced"

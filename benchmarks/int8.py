@@ -44,7 +44,7 @@ def calibration(refiner: Any, data: Path, patches: int) -> Any:
 
 def measure(refiner: Any, items: list[Any]) -> tuple[list[Any], dict[str, float], float, int]:
     """Refined masks, the summary of their boundaries, processor seconds in the network, patches."""
-    from quality_sets import pairs
+    from quality_measure import pairs
 
     from bpr_service.masks.images import read_image
     from refiner_training.metrics.change import collect, measure_triple

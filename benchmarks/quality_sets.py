@@ -1,4 +1,4 @@
-"""The val splits of the corpus with their fixed coarse masks, image by image, and what is measured of each image.
+"""The val splits of the corpus with their fixed coarse masks, image by image.
 
 An item is all that a worker process needs to measure one image with every method: paths and undecoded masks.
 """
@@ -10,17 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
-from bpr_service.masks.mask import Mask, as_mask
-
-CLASSES = 11
-"""Of CamVid; 255 is void."""
-BLOCKS_SEED = 20_210_613
 
 
 @dataclass(frozen=True)
@@ -31,6 +21,7 @@ class Item:
     kind: str  # "instance", "semantic", "panoptic"
     image: Path
     payload: dict[str, Any] = field(default_factory=dict)
+    group: str = ""  # of images that resemble each other: a video; drawn together by the bootstrap
 
 
 def instance_items(
@@ -41,7 +32,8 @@ def instance_items(
     Args:
         source: ``predictions``: matched by the key ``gt``, or where it is absent by IoU > 0.5 within a category, the
             best score first. ``truth``: the ground truth itself is the coarse mask. ``blocks``: the ground truth as a
-            coarse grid enlarged by nearest neighbour, a kind of error that no recipe trains on.
+            coarse grid enlarged by nearest neighbour, a kind of error that no recipe trains on. ``soft``: simulated
+            probabilities.
     """
     truth = json.loads(dataset.read_text())
     sizes = {e["id"]: (e["height"], e["width"], e["file_name"]) for e in truth["images"]}
@@ -110,149 +102,3 @@ def corpus_items(data: Path, sets: list[str], subset: int) -> list[Item]:
 
 
 SETS = ("ccp", "bsds", "camvid", "panoptic", "exact", "blocks")
-
-
-# ---- the pairs of an item -------------------------------------------------------------------------------------------
-
-
-def pairs(item: Item) -> tuple[list[Mask], list[Mask]]:
-    """Coarse and true masks of an instance item, in step."""
-    p = item.payload
-    height, width = p["height"], p["width"]
-    truth = {a["id"]: as_mask(a["segmentation"], height, width) for a in p["truth"]}
-    if p["source"] == "truth":
-        return list(truth.values()), list(truth.values())
-    if p["source"] == "blocks":
-        kept = [(blocks_mask(mask, key), mask) for key, mask in truth.items()]
-        kept = [(c, t) for c, t in kept if _iou(c, t) > 0.5]
-        return [c for c, _ in kept], [t for _, t in kept]
-    coarse = [(c, as_mask(c["segmentation"], height, width)) for c in p["coarse"]]
-    if all("gt" in c for c, _ in coarse):
-        return [m for _, m in coarse], [truth[c["gt"]] for c, _ in coarse]
-    free = {a["id"]: a["category_id"] for a in p["truth"] if not a.get("iscrowd")}
-    matched: tuple[list[Mask], list[Mask]] = ([], [])
-    for entry, mask in sorted(coarse, key=lambda pair: -float(pair[0].get("score", 0))):
-        rivals = [(_iou(mask, truth[key]), key) for key, cat in free.items() if cat == entry["category_id"]]
-        overlap, key = max(rivals, default=(0.0, 0))
-        if overlap > 0.5:
-            del free[key]
-            matched[0].append(mask)
-            matched[1].append(truth[key])
-    return matched
-
-
-def blocks_mask(mask: Mask, key: int) -> Mask:
-    """The held-out kind of error of one mask: the same whenever it is asked for."""
-    from refiner_training.data.simulate import blocks
-
-    margin = 24
-    x0, y0, x1, y1 = mask.box
-    x0, y0 = max(x0 - margin, 0), max(y0 - margin, 0)
-    x1, y1 = min(x1 + margin, mask.width), min(y1 + margin, mask.height)
-    soft = blocks(mask.window(x0, y0, x1, y1).astype(np.float32), np.random.default_rng([BLOCKS_SEED, key]))
-    return Mask.from_window((soft > 0.5).astype(np.uint8), x0, y0, mask.height, mask.width)
-
-
-def _iou(a: Mask, b: Mask) -> float:
-    from refiner_training.metrics.boundary import mask_iou
-
-    return mask_iou(a, b)
-
-
-# ---- what is measured of one image ----------------------------------------------------------------------------------
-
-
-def measure_item(item: Item, methods: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Run every method on one image: for each, ``seconds``, ``masks`` and the rows that `summarise_set` gathers."""
-    from bpr_service.masks.images import read_image
-
-    image = read_image(item.image)
-    run = {"instance": _instances, "semantic": _semantic, "panoptic": _panoptic}[item.kind]
-    return run(item, image, methods)
-
-
-def _timed(call: Any, *arguments: Any) -> tuple[Any, float]:
-    start = perf_counter()
-    return call(*arguments), perf_counter() - start
-
-
-def _instances(item: Item, image: NDArray[np.uint8], methods: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    from refiner_training.metrics.change import measure_triple
-
-    coarse, truth = pairs(item)
-    out = {}
-    for name, method in methods.items():
-        refined, seconds = _timed(method.instances, image, coarse)
-        rows = [measure_triple(*triple) for triple in zip(coarse, refined, truth, strict=True)]
-        out[name] = {"seconds": seconds, "masks": len(coarse), "rows": rows}
-    return out
-
-
-def _semantic(item: Item, image: NDArray[np.uint8], methods: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    from bpr_service.masks.label_maps import read_label_map
-    from refiner_training.data.label_masks import compact, masks_of
-    from refiner_training.metrics.semantic import class_f, confusion
-
-    classes = range(CLASSES)
-    label_map = read_label_map(item.payload["truth"])
-    truth = compact(label_map, classes)
-    truth_masks = masks_of(truth, CLASSES)
-    coarse = read_label_map(item.payload["coarse"])
-    out = {}
-    for name, method in methods.items():
-        refined, seconds = _timed(method.semantic, image, coarse)
-        prediction = np.where(truth >= 0, compact(refined, classes), -1).astype(np.int32)
-        masks = masks_of(prediction, CLASSES)
-        present = [not (a.is_empty and b.is_empty) for a, b in zip(truth_masks, masks, strict=True)]
-        row = (confusion(truth, prediction, CLASSES), class_f(truth_masks, masks, 1), np.array(present))
-        out[name] = {"seconds": seconds, "masks": len(np.unique(coarse)), "rows": [row]}
-    return out
-
-
-def _panoptic(item: Item, image: NDArray[np.uint8], methods: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    from bpr_service.masks.label_maps import read_panoptic_png
-    from refiner_training.data.label_masks import compact
-    from refiner_training.metrics.boundary import boundary_distance_px
-    from refiner_training.metrics.panoptic import measure_segments, tally
-
-    true_map = read_panoptic_png(item.payload["truth"])
-    coarse = read_panoptic_png(item.payload["coarse"])
-    infos, true_infos = item.payload["coarse_infos"], item.payload["truth_infos"]
-    truth = compact(true_map, [info["id"] for info in true_infos])
-    distance = boundary_distance_px(*true_map.shape)
-    out = {}
-    for name, method in methods.items():
-        refined, seconds = _timed(method.panoptic, image, coarse, infos)
-        present = set(np.unique(refined).tolist())
-        left = [info for info in infos if info["id"] in present]
-        prediction = compact(refined, [info["id"] for info in left])
-        overlaps = measure_segments(truth, prediction, len(true_infos), len(left), distance)
-        row = tuple(tally(overlaps, true_infos, left, boundary) for boundary in (False, True))
-        out[name] = {"seconds": seconds, "masks": len(infos), "rows": [row]}
-    return out
-
-
-# ---- sums -----------------------------------------------------------------------------------------------------------
-
-
-def summarise_set(kind: str, rows: list[Any]) -> dict[str, float]:
-    """The measures of a set from the rows of all its images."""
-    if kind == "instance":
-        from refiner_training.metrics.change import collect
-
-        return {k: float(v) for k, v in collect(rows)["summary"].items()}
-    if kind == "semantic":
-        from refiner_training.metrics.semantic import summarise
-
-        counts = np.sum([row[0] for row in rows], axis=0)
-        overall, _ = summarise(counts, np.array([row[1] for row in rows]), np.array([row[2] for row in rows]))
-        return {k: float(v) for k, v in overall.items()}
-    from refiner_training.metrics.panoptic import Tally
-
-    means = []
-    for k in range(2):
-        total = Tally()
-        for row in rows:
-            total.merge(row[k])
-        means.append(total.mean(range(CLASSES)))
-    return {"PQ": float(means[0]["PQ"] or 0), "boundary_PQ": float(means[1]["PQ"] or 0)}
