@@ -71,8 +71,8 @@ def open_data(
         return PatchSetStream(
             patches, config.run.batch_size, seed, first, network_size_px=size, rank=rank, ranks=ranks, augment=augment
         )
-    from refiner_training.data.patch_stream import PatchStream, StreamConfig
-    from refiner_training.data.scenes import SceneStore
+    from refiner_training.data.scenes.store import SceneStore
+    from refiner_training.data.scenes.stream import PatchStream, StreamConfig
 
     if patch.network_size_px != patch.crop_size_px or patch.scheme == "instance":
         raise ConfigError(

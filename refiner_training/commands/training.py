@@ -11,7 +11,7 @@ import typer
 from bpr_service.errors import ConfigError, UnknownName
 
 if TYPE_CHECKING:
-    from refiner_training.data.scenes import Scene
+    from refiner_training.data.scenes.store import Scene
 
 FORMATS = ("coco", "cityscapes", "labels", "panoptic", "regions")
 SCENES = ("coco", "ids", "videos", "labels", "regions")
@@ -35,7 +35,7 @@ def scenes(
     """Store images and ground truth for training on simulated or on real coarse masks."""
     from itertools import chain
 
-    from refiner_training.data.scenes import write_scenes
+    from refiner_training.data.scenes.store import write_scenes
 
     streams = [_scenes_of(text, ignore_label) for text in source]
     manifest = write_scenes(out, chain(*streams))
@@ -44,7 +44,7 @@ def scenes(
 
 def _scenes_of(text: str, ignore_label: int) -> Iterator[Scene]:
     """The scenes of one ``--source``, checked as far as it goes without reading them."""
-    from refiner_training.data.scene_sources import coco_scenes, id_scenes, label_scenes, region_scenes
+    from refiner_training.data.scenes.sources import coco_scenes, id_scenes, label_scenes, region_scenes
 
     name, _, rest = text.partition("=")
     kind, *places = rest.split(":")

@@ -9,9 +9,9 @@ import pytest
 from pycocotools import mask as rle
 
 from bpr_service.errors import FormatError
-from refiner_training.data.patch_stream import PatchStream, StreamConfig
-from refiner_training.data.scene_sources import coco_scenes, id_scenes, label_scenes
-from refiner_training.data.scenes import IGNORED, IGNORED_INSIDE, Scene, SceneStore, write_scenes
+from refiner_training.data.scenes.sources import coco_scenes, id_scenes, label_scenes
+from refiner_training.data.scenes.store import IGNORED, IGNORED_INSIDE, Scene, SceneStore, write_scenes
+from refiner_training.data.scenes.stream import PatchStream, StreamConfig
 
 
 def label_folder(folder: Path) -> Path:

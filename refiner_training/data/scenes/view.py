@@ -12,7 +12,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from refiner_training.data.scenes import IGNORED, IGNORED_INSIDE, Placed, SceneStore
+from refiner_training.data.scenes.store import IGNORED, IGNORED_INSIDE, Placed, SceneStore
 
 U8 = NDArray[np.uint8]
 Box = tuple[int, int, int, int]

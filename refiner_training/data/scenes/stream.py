@@ -22,8 +22,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from bpr_service.errors import ConfigError
 from bpr_service.refine.crops import resize_method
 from refiner_training.data.augment import appearance, flips, on_plain, photometric, plain
-from refiner_training.data.scene_view import View, ViewConfig, view_of
-from refiner_training.data.scenes import IGNORED, IGNORED_INSIDE, SceneStore
+from refiner_training.data.scenes.store import IGNORED, IGNORED_INSIDE, SceneStore
+from refiner_training.data.scenes.view import View, ViewConfig, view_of
 from refiner_training.data.simulate import DEFAULT_MIX, SEEING_KINDS, coarse_mask, draw_kind
 from refiner_training.data.simulate_network import Around, signed_distance_px
 

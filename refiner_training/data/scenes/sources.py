@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpr_service.errors import FormatError
-from refiner_training.data.scenes import IGNORE_MARGIN_PX, IGNORED, IGNORED_INSIDE, U8, Placed, Scene
+from refiner_training.data.scenes.store import IGNORE_MARGIN_PX, IGNORED, IGNORED_INSIDE, U8, Placed, Scene
 
 LEAST_PIECE_PX = 100
 """Connected pieces of a mask from this area on are masks of their own."""

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from bpr_service.errors import ConfigError
-from refiner_training.data.patch_stream import PatchStream, StreamConfig
-from refiner_training.data.scenes import Scene, SceneStore, write_scenes
+from refiner_training.data.scenes.store import Scene, SceneStore, write_scenes
+from refiner_training.data.scenes.stream import PatchStream, StreamConfig
 
 
 @pytest.fixture(scope="module")
