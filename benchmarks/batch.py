@@ -147,7 +147,7 @@ class Watch:
 def busy(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from bpr_service.jobs.batch import Batch, run_batch, spec_of
+    from bpr_service.jobs.refine.batch import Batch, run_batch, spec_of
 
     torch.set_num_threads(args.threads)
     request, watch = photographs(root, args.images, args.preset), Watch()
@@ -186,7 +186,7 @@ def busy(root: Path, args: argparse.Namespace) -> dict[str, Any]:
 def scale(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from bpr_service.jobs.batch import Batch, run_batch
+    from bpr_service.jobs.refine.batch import Batch, run_batch
 
     torch.set_num_threads(args.threads)
     request, watch = crowded(root, args.images, args.preset), Watch()
@@ -237,12 +237,12 @@ def workers(root: Path, args: argparse.Namespace) -> dict[str, Any]:
                 os.sched_setaffinity(worker.pid, {core})
             fleet.wait_ready(count)
             warm_up = {"predictions": few(root / name / "pred.json", 8), "out": f"data:{name}/warm.json"}
-            warm = fleet.engine.submit({"kind": "refine", **request, **values, **warm_up, "shard_images": 2})
+            warm = fleet.engine.submit({"kind": "refine", **request, **values, **warm_up, "part_images": 2})
             fleet.wait(warm.id, s=1800)
             pids = [worker.pid for worker in fleet.workers]
             before = [per_thread(pid) for pid in pids]
             begun = time.monotonic()
-            job = fleet.engine.submit({"kind": "refine", **request, **values, "shard_images": 5})
+            job = fleet.engine.submit({"kind": "refine", **request, **values, "part_images": 5})
             fleet.wait(job.id, s=1800)
             wall = time.monotonic() - begun
             lost = [without_a_core(was, per_thread(pid)) for was, pid in zip(before, pids, strict=True)]

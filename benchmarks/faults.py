@@ -37,7 +37,7 @@ def refine(root: Path, database: str, workers: int, args: argparse.Namespace) ->
         for _ in range(workers):
             fleet.start()
         begun = time.monotonic()
-        job = fleet.submit(images=args.images, shard_images=16)
+        job = fleet.submit(images=args.images, part_images=16)
         kill_at_random(fleet, job.id, args.kills, args.seed)
         kills = len(fleet.workers) - workers
         done = fleet.wait(job.id, s=1800)
@@ -94,7 +94,7 @@ def disk(root: Path, database: str, workers: int, args: argparse.Namespace) -> d
     try:
         for _ in range(workers):
             fleet.start()
-        job = fleet.submit(images=args.images, shard_images=16)
+        job = fleet.submit(images=args.images, part_images=16)
         fleet.wait(job.id, lambda job: sum(fleet.refined(job.id).values()) >= 5, s=600)
         fill(filler)
         time.sleep(10)

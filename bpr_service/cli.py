@@ -14,7 +14,7 @@ import typer
 
 from bpr_service import __version__
 from bpr_service.errors import BprError
-from bpr_service.jobs import commands as job_commands
+from bpr_service.jobs import batch_commands, job_commands
 from bpr_service.runtime import model_commands
 from bpr_service.server import commands as server_commands
 
@@ -134,7 +134,7 @@ healthcheck.command("server")(server_commands.check_server)
 healthcheck.command("worker")(job_commands.check_worker)
 
 app.add_typer(healthcheck, name="healthcheck")
-app.add_typer(job_commands.batch, name="batch")
+app.add_typer(batch_commands.batch, name="batch")
 app.add_typer(job_commands.jobs, name="jobs")
 app.command("worker")(job_commands.worker)
 app.add_typer(model_commands.app, name="models")

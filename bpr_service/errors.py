@@ -21,6 +21,7 @@
     ├── ConflictError       409  the thing exists in a state that does not allow this
     ├── BusyError           429  the queue is full, or a rate is exceeded (.retry_after_s)
     ├── NotReadyError       503  starting, draining, or the engine has stopped (.retry_after_s)
+    ├── StorageError        503  a folder or object store that refuses, or cannot be reached
     ├── DeadlineError       504  the deadline passed before the work was done
     └── CancelledError      499  the caller went away or cancelled
 
@@ -139,6 +140,10 @@ class NotReadyError(BprError):
     def __init__(self, message: str = "", *, retry_after_s: float = 1.0, **parts: str) -> None:
         super().__init__(message, **parts)
         self.retry_after_s = retry_after_s
+
+
+class StorageError(BprError):
+    code, http_status = "storage", 503
 
 
 class DeadlineError(BprError):

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
-from bpr_service.errors import FormatError, NotFoundError
+from bpr_service.errors import BprError, FormatError, NotFoundError, StorageError
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -94,7 +94,7 @@ def open_read(address: str) -> BinaryIO:
             return open(address, "rb")
         fs, path = filesystem(address)
         return cast(BinaryIO, fs.open(path, "rb"))
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise NotFoundError(
             "cannot read", expected="a file", got=f"{address} ({type(error).__name__})", fix="check the path"
         ) from error
@@ -211,3 +211,84 @@ def remove_tree(address: str) -> None:
     fs, path = filesystem(address)
     with suppress(FileNotFoundError):
         fs.rm(path, recursive=True)
+
+
+# --- object stores ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def reaching(address: str) -> Iterator[None]:
+    """Turn what an object store raises into an error that says so; local addresses keep the system's own errors.
+
+    Raises:
+        StorageError: the store refuses, or cannot be reached.
+    """
+    try:
+        yield
+    except (BprError, FileNotFoundError, FileExistsError, IsADirectoryError):
+        raise
+    except Exception as error:
+        if not is_remote(address):
+            raise
+        raise StorageError(
+            f"{address}: the store refuses",
+            expected="an object store that answers",
+            got=f"{type(error).__name__}: {error}",
+            fix="check the address, the credentials and the network",
+        ) from error
+
+
+def read_range(address: str, start: int, length: int) -> bytes:
+    """``length`` bytes from ``start`` on, in one request on an object store.
+
+    Raises:
+        NotFoundError: there is no such file.
+        StorageError: the store refuses.
+    """
+    if is_remote(address) and length:
+        with reaching(address):
+            fs, path = filesystem(address)
+            try:
+                return bytes(fs.cat_file(path, start=start, end=start + length))
+            except FileNotFoundError:
+                raise NotFoundError("cannot read", expected="a file", got=address, fix="check the address") from None
+    with open_read(address) as file:
+        file.seek(start)
+        return file.read(length)
+
+
+def put_if_absent(source: str, address: str) -> bool:
+    """Upload a local file unless the address has one; False when it had.
+
+    Raises:
+        StorageError: the store refuses.
+    """
+    with reaching(address):
+        fs, path = filesystem(address)
+        try:
+            fs.put_file(source, path, mode="create")
+        except FileExistsError:
+            return False
+        except FileNotFoundError as error:
+            raise StorageError(f"{address}: the store refuses", got=str(error), fix="make the bucket") from error
+        return True
+
+
+def list_names(folder: str, prefix: str) -> list[str]:
+    """Sorted names of the files of a folder that begin with ``prefix``; none where there is no folder.
+
+    Raises:
+        StorageError: the store refuses.
+    """
+    if not is_remote(folder):
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.name.startswith(prefix) and entry.is_file())
+        return []
+    with reaching(folder):
+        fs, path = filesystem(folder)
+        try:
+            found = fs.ls(path, detail=False)
+        except FileNotFoundError:
+            return []
+    names = (name.rsplit("/", 1)[1] for name in found)
+    return sorted(name for name in names if name.startswith(prefix))

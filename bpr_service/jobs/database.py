@@ -1,4 +1,4 @@
-"""The engine's own tables: jobs, the progress of their shards, workers. Execution is DBOS's own business.
+"""The engine's own tables: jobs, the progress of their parts, workers. Execution is DBOS's own business.
 
 All times are seconds since 1970 on the database's clock, so machines need not agree on the time.
 """
@@ -40,11 +40,11 @@ jobs = sa.Table(
     sa.Column("started", sa.Float),
     sa.Column("ended", sa.Float),
 )
-shards = sa.Table(
-    "bpr_shards",
+parts = sa.Table(
+    "bpr_parts",
     meta,
     sa.Column("job", sa.Text, primary_key=True),
-    sa.Column("shard", sa.Integer, primary_key=True),
+    sa.Column("part", sa.Integer, primary_key=True),
     sa.Column("units", sa.Integer, nullable=False, default=0),
     sa.Column("done", sa.Integer, nullable=False, default=0),
     sa.Column("failed", sa.Integer, nullable=False, default=0),
@@ -211,33 +211,33 @@ class Database:
         with self.engine.begin() as c:
             return bool(c.execute(statement).rowcount)
 
-    # --- shards --------------------------------------------------------------------------------------------------
+    # --- parts --------------------------------------------------------------------------------------------------
 
     @patiently
-    def start_shard(self, job_id: str, shard: int, units: int, done: int) -> int:
-        """Note that a worker begins a shard with ``done`` units done; how often in a row none was added before."""
-        values = {"job": job_id, "shard": shard, "units": units, "done": done, "failed": 0, "stalls": 0}
-        insert = self._insert(shards).values(**values, done_at_start=done)
-        stalls = sa.case((shards.c.done_at_start == done, shards.c.stalls + 1), else_=0)
+    def start_part(self, job_id: str, part: int, units: int, done: int) -> int:
+        """Note that a worker begins a part with ``done`` units done; how often in a row none was added before."""
+        values = {"job": job_id, "part": part, "units": units, "done": done, "failed": 0, "stalls": 0}
+        insert = self._insert(parts).values(**values, done_at_start=done)
+        stalls = sa.case((parts.c.done_at_start == done, parts.c.stalls + 1), else_=0)
         update = insert.on_conflict_do_update(
-            index_elements=["job", "shard"],
+            index_elements=["job", "part"],
             set_={"units": units, "done": done, "stalls": stalls, "done_at_start": done},
         )
-        query = sa.select(shards.c.stalls).where(shards.c.job == job_id, shards.c.shard == shard)
+        query = sa.select(parts.c.stalls).where(parts.c.job == job_id, parts.c.part == part)
         with self.engine.begin() as c:
             c.execute(update)
             return int(c.execute(query).scalar_one())
 
     @patiently
-    def update_shard(self, job_id: str, shard: int, done: int, failed: int) -> None:
+    def update_part(self, job_id: str, part: int, done: int, failed: int) -> None:
         with self.engine.begin() as c:
-            where = (shards.c.job == job_id, shards.c.shard == shard)
-            c.execute(sa.update(shards).where(*where).values(done=done, failed=failed))
+            where = (parts.c.job == job_id, parts.c.part == part)
+            c.execute(sa.update(parts).where(*where).values(done=done, failed=failed))
 
     @patiently
-    def sum_shards(self, job_id: str) -> tuple[int, int]:
-        """Units done and units with failures, over all shards of a job."""
-        query = sa.select(sa.func.sum(shards.c.done), sa.func.sum(shards.c.failed)).where(shards.c.job == job_id)
+    def sum_parts(self, job_id: str) -> tuple[int, int]:
+        """Units done and units with failures, over all parts of a job."""
+        query = sa.select(sa.func.sum(parts.c.done), sa.func.sum(parts.c.failed)).where(parts.c.job == job_id)
         with self.engine.connect() as c:
             done, failed = c.execute(query).one()
         return int(done or 0), int(failed or 0)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NAME = "bpr"
 VERSION = "1"
 """Of the workflows' shape. DBOS's default, a hash of the source, would strand running jobs at every release."""
-WORK_QUEUES: dict[str, tuple[str, ...]] = {"refine": ("jobs", "shards"), "train": ("train",)}
+WORK_QUEUES: dict[str, tuple[str, ...]] = {"refine": ("jobs", "parts"), "train": ("train",)}
 """The queues of each kind of job."""
 KINDS = tuple(WORK_QUEUES)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bpr_service.errors import ConfigError, ConflictError, NotFoundError, NotReadyError
 from bpr_service.jobs.database import Database, JobRow
-from bpr_service.jobs.plan import fingerprint
+from bpr_service.jobs.refine.plan import fingerprint
 from bpr_service.jobs.requests import RefineRequest, TrainRequest, canonical, digest, parse_request
 from bpr_service.jobs.roots import Roots
 from bpr_service.jobs.settings import JobSettings, load_job_settings
@@ -71,7 +71,7 @@ def _iso(seconds: float | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How busy an installation is: work by queue (``jobs``, ``shards``, ``train``), and workers that are alive."""
+    """How busy an installation is: work by queue (``jobs``, ``parts``, ``train``), and workers that are alive."""
 
     queued: dict[str, int]
     running: dict[str, int]
@@ -180,7 +180,7 @@ class JobEngine:
     # --- beside them: what a person looks at ---------------------------------------------------------------------
 
     def folder(self, job_id: str) -> Path:
-        """Where a job keeps plan, shards and log."""
+        """Where a job keeps plan, parts and log."""
         self._row(job_id)
         return self.settings.job_folder(job_id)
 
@@ -262,7 +262,7 @@ class JobEngine:
             state = "cancelled"
         progress = row.progress
         if row.kind == "refine" and "total" in progress:
-            done, failed = self.database.sum_shards(row.id)
+            done, failed = self.database.sum_parts(row.id)
             progress = {**progress, "done": done, "failed": failed}
         same = ("id", "kind", "request", "message", "result", "created", "started", "ended", "attempt")
         return Job(state=state, progress=progress, **{name: getattr(row, name) for name in same})
@@ -270,14 +270,14 @@ class JobEngine:
     def _check(self, request: RefineRequest | TrainRequest) -> None:
         """What can be said at once: unknown names and settings."""
         from bpr_service.config import RefineConfig, build, get_preset
-        from bpr_service.jobs.plan import open_file
+        from bpr_service.jobs.refine.plan import open_file
 
         get_preset(request.preset)
         if isinstance(request, RefineRequest):
             build(RefineConfig, request.settings)
             open_file(request)
         else:
-            from bpr_service.jobs.train import check_recipe
+            from bpr_service.jobs.train.steps import check_recipe
 
             check_recipe(request, self.settings)
 

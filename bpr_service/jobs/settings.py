@@ -27,7 +27,7 @@ class JobSettings(Settings):
     database: str = ""
     """SQLAlchemy URL; ``postgresql://...`` where several machines work; default: SQLite in the folder."""
     folder: str = ""
-    """Plans, unfinished shards, logs and training runs; several machines need a shared file system here."""
+    """Plans, unfinished parts, logs and training runs; several machines need a shared file system here."""
     roots: dict[str, Root] = Field(default_factory=dict)
     """What jobs may read and write, by name."""
     models: str | None = None
@@ -37,12 +37,14 @@ class JobSettings(Settings):
     """A worker that has been silent for this long is dead, and its work goes to others."""
     poll_s: float = Field(default=1.0, gt=0)
     """How often queues are looked at and a cancellation is noticed."""
-    shard_timeout_s: float = Field(default=1800.0, gt=0)
+    part_timeout_s: float = Field(default=1800.0, gt=0)
     """A worker that has got no unit done for this long is taken for hung and starts again."""
     retry_s: float = Field(default=5.0, gt=0)
     """Pause before storage that failed (a full disk, a lost connection) is tried again."""
+    drain_s: float = Field(default=30.0, ge=0)
+    """How long after SIGTERM the unit under way may still take; then it is left to the next worker."""
     parallel_jobs: int = Field(default=8, ge=1, le=256)
-    """Refine jobs that one worker keeps under way; their shards are worked on one at a time."""
+    """Refine jobs that one worker keeps under way; their parts are worked on one at a time."""
     trainer: tuple[str, ...] = ()
     """The command that trains; default ``bpr-train``."""
     log_units: bool = False

@@ -1,4 +1,4 @@
-"""A worker: takes shards and training runs from the queues, gives signs of life, and buries the dead.
+"""A worker: takes parts and training runs from the queues, gives signs of life, and buries the dead.
 
 On PostgreSQL any number of workers share the work; each start has an id of its own. A worker that is silent too long is
 declared dead by the others, one at a time under a lock, and its workflows go back to their queues; it learns of that at
@@ -23,15 +23,16 @@ from typing import Any
 from dbos import DBOS, SetWorkflowID
 
 from bpr_service.errors import BprError, CancelledError, ConflictError
-from bpr_service.jobs import compare, refine, train
+from bpr_service.jobs import refine_steps
+from bpr_service.jobs.context import Context
 from bpr_service.jobs.database import Database, JobRow
 from bpr_service.jobs.dbos_setup import KINDS, VERSION, queues_of, worker_config
-from bpr_service.jobs.refine import Context
 from bpr_service.jobs.settings import JobSettings
+from bpr_service.jobs.train import compare, steps
 
 log = logging.getLogger(__name__)
 MAX_STARTS = 1000
-"""Starts of a workflow that DBOS counts; a unit that kills its worker is found long before, shard by shard."""
+"""Starts of a workflow that DBOS counts; a unit that kills its worker is found long before, part by part."""
 _context: Context | None = None
 
 
@@ -61,26 +62,26 @@ def _step(name: str, job_id: str, attempt: str, work: Callable[[Context, JobRow]
 
 @DBOS.step(name="plan")
 def _plan(job_id: str, attempt: str) -> str:
-    return _step("plan", job_id, attempt, refine.plan_job)
+    return _step("plan", job_id, attempt, refine_steps.plan_job)
 
 
-@DBOS.step(name="shard")
-def _shard(job_id: str, attempt: str, shard: str) -> str:
-    return _step(f"shard {shard}", job_id, attempt, lambda c, row: refine.run_shard(c, row, int(shard)))
+@DBOS.step(name="part")
+def _part(job_id: str, attempt: str, part: str) -> str:
+    return _step(f"part {part}", job_id, attempt, lambda c, row: refine_steps.run_part(c, row, int(part)))
 
 
 @DBOS.step(name="merge")
 def _merge(job_id: str, attempt: str) -> str:
-    return _step("merge", job_id, attempt, refine.merge_job)
+    return _step("merge", job_id, attempt, refine_steps.merge_job)
 
 
 @DBOS.workflow(name="refine", max_recovery_attempts=MAX_STARTS)
 def refine_job(job_id: str, attempt: str) -> str:
-    """Plan, then one child workflow a shard, then merge."""
+    """Plan, then one child workflow a part, then merge."""
     handles = []
-    for shard in range(int(_plan(job_id, attempt))):
-        with SetWorkflowID(f"{job_id}:{attempt}.{shard}"):
-            handles.append(DBOS.enqueue_workflow("shards", refine_shard, job_id, attempt, str(shard)))
+    for part in range(int(_plan(job_id, attempt))):
+        with SetWorkflowID(f"{job_id}:{attempt}.{part}"):
+            handles.append(DBOS.enqueue_workflow("parts", refine_part, job_id, attempt, str(part)))
     failed = []
     for handle in handles:
         try:
@@ -88,25 +89,25 @@ def refine_job(job_id: str, attempt: str) -> str:
         except Exception as error:  # the others go on, so that a resume finds as much as possible done
             failed.append(str(error))
     if failed:
-        raise RuntimeError(f"{len(failed)} of {len(handles)} shards failed; the first: {failed[0]}")
+        raise RuntimeError(f"{len(failed)} of {len(handles)} parts failed; the first: {failed[0]}")
     return _merge(job_id, attempt)
 
 
-@DBOS.workflow(name="refine-shard", max_recovery_attempts=MAX_STARTS)
-def refine_shard(job_id: str, attempt: str, shard: str) -> str:
-    """One shard, as one step."""
-    return _shard(job_id, attempt, shard)
+@DBOS.workflow(name="refine-part", max_recovery_attempts=MAX_STARTS)
+def refine_part(job_id: str, attempt: str, part: str) -> str:
+    """One part, as one step."""
+    return _part(job_id, attempt, part)
 
 
 @DBOS.step(name="train")
 def _train(job_id: str, attempt: str) -> str:
-    return _step("training", job_id, attempt, train.train)
+    return _step("training", job_id, attempt, steps.train)
 
 
 @DBOS.step(name="register")
 def _register(job_id: str, attempt: str, exported: str) -> str:
     def work(context: Context, row: JobRow) -> str:
-        done = train.register(context, row, exported, compare.compare(context, row, exported))
+        done = steps.register(context, row, exported, compare.compare(context, row, exported))
         return str(done["version"])
 
     return _step("measuring and registering", job_id, attempt, work)
@@ -139,7 +140,10 @@ class Worker:
         self._lock_file: Any = None
 
     def run(self) -> None:
-        """Work until SIGTERM or SIGINT; then the unit under way is finished and the process ends with 0."""
+        """Work until SIGTERM or SIGINT; then finish the unit under way and end the process with 0.
+
+        A unit that takes longer than ``drain_s`` after the signal is left to the worker that comes next.
+        """
         global _context
         self._be_single()
         self.settings.home.mkdir(parents=True, exist_ok=True)
@@ -157,17 +161,17 @@ class Worker:
         print(f"bpr worker {self.id}: ready", file=sys.stderr, flush=True)
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         self._asked.wait()
-        threading.Timer(30.0, self._leave).start()
+        threading.Timer(self.settings.drain_s, self._leave).start()
         while self._under_way():  # a unit between two checks; it calls _leave_if_asked when it is done
             time.sleep(0.1)
         self._leave()
 
     def _queues(self) -> None:
         poll = self.settings.poll_s
-        # A shard more than is worked on, and looked for more often, so that the device does not wait for the next.
+        # A part more than is worked on, and looked for more often, so that the device does not wait for the next.
         for name, limit, every_s in (
             ("jobs", self.settings.parallel_jobs, poll),
-            ("shards", 2, poll / 4),
+            ("parts", 2, poll / 4),
             ("train", 1, poll),
         ):
             DBOS.register_queue(
@@ -207,8 +211,8 @@ class Worker:
                 log.exception("worker %s: a beat failed", self.id)
             if not self._under_way():
                 self._note_alive()
-            if time.monotonic() - self._alive_at > self.settings.shard_timeout_s:
-                self._start_afresh(f"no unit done for {self.settings.shard_timeout_s:g} s")
+            if time.monotonic() - self._alive_at > self.settings.part_timeout_s:
+                self._start_afresh(f"no unit done for {self.settings.part_timeout_s:g} s")
             time.sleep(self.settings.beat_s)
 
     def _recover(self, gone: list[str]) -> None:
@@ -217,11 +221,11 @@ class Worker:
         DBOS._recover_pending_workflows(gone)
 
     def _under_way(self) -> bool:
-        """A shard or training run is being worked on here."""
+        """A part or training run is being worked on here."""
         pending = DBOS.list_workflows(
             status="PENDING", executor_id=self.id, app_version=VERSION, load_input=False, load_output=False
         )
-        return any(status.queue_name in ("shards", "train") for status in pending)
+        return any(status.queue_name in ("parts", "train") for status in pending)
 
     def _start_afresh(self, why: str) -> None:
         """Become a new process with a new id; what was done is in the journals."""

@@ -103,7 +103,7 @@ def metrics() -> dict[str, set[str]]:
         device="cpu",
     )  # fmt: skip
     exported.watch(engine)
-    jobs: Any = SimpleNamespace(load=lambda: Load({"shards": 0}, {"shards": 0}, 0))
+    jobs: Any = SimpleNamespace(load=lambda: Load({"parts": 0}, {"parts": 0}, 0))
     exported.watch_jobs(jobs)
     labels = {c._name: set(c._labelnames) for c in vars(exported).values() if hasattr(c, "_labelnames")}
     parts = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",)}

@@ -17,7 +17,7 @@ import httpx
 import pytest
 import yaml
 
-from bpr_service.jobs.batch import Batch, run_batch
+from bpr_service.jobs.refine.batch import Batch, run_batch
 from tests.deploy import deployment
 from tests.deploy.deployment import ROOT
 from tests.jobs.samples import coco_set
@@ -159,7 +159,7 @@ def test_a_job_outlives_its_worker_and_prometheus_sees_it(host: Host) -> None:
         """Counts and gauges arrive with the next scrape."""
         submitted = host.query('sum(bpr_requests_total{route="/v1/jobs/refine",status="202"})')
         queued = host.query("max by (queue) (bpr_jobs_queued)")
-        return submitted == {"": 1.0} and queued == {"jobs": 0.0, "shards": 0.0, "train": 0.0}
+        return submitted == {"": 1.0} and queued == {"jobs": 0.0, "parts": 0.0, "train": 0.0}
 
     host.wait("the request is counted and the queues are empty", settled)
     assert host.query('up{job="bpr"}') == {"": 1.0}

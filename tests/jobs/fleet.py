@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bpr_service.jobs.batch import Batch, run_batch
 from bpr_service.jobs.engine import Job, JobEngine
+from bpr_service.jobs.refine.batch import Batch, run_batch
 from bpr_service.jobs.requests import RefineRequest
 from bpr_service.jobs.settings import JobSettings
 from tests.jobs.samples import coco_set

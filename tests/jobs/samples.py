@@ -62,7 +62,7 @@ def coco_set(root: Path, images: int, per_image: int = 2) -> RefineRequest:
         out=str(root / "out.json"),
         model=tiny_model(root / "model"),
         settings=SETTINGS,
-        shard_images=4,
+        part_images=4,
     )
 
 
@@ -81,7 +81,7 @@ def semantic_set(root: Path, images: int) -> RefineRequest:
         out=str(root / "out"),
         model=tiny_model(root / "model"),
         settings=SETTINGS,
-        shard_images=2,
+        part_images=2,
     )
 
 
@@ -106,5 +106,5 @@ def panoptic_set(root: Path, images: int) -> RefineRequest:
         out=str(root / "out"),
         model=tiny_model(root / "model"),
         settings=SETTINGS,
-        shard_images=2,
+        part_images=2,
     )

@@ -15,11 +15,13 @@ import pytest
 
 from bpr_service import storage
 from bpr_service.errors import ConfigError, ConflictError, DeviceError, FormatError, NotFoundError
-from bpr_service.jobs.batch import Batch, run_batch
-from bpr_service.jobs.loaders import RefinerPool, RefinerSpec, _RemoteRefiner
-from bpr_service.jobs.plan import open_file
+from bpr_service.jobs.refine.batch import Batch, run_batch
+from bpr_service.jobs.refine.journal import PartWriter, part_name, read_frames, sealed
+from bpr_service.jobs.refine.loader_process import RefinerSpec, RemoteRefiner
+from bpr_service.jobs.refine.loaders import RefinerPool
+from bpr_service.jobs.refine.place import Place
+from bpr_service.jobs.refine.plan import open_file
 from bpr_service.jobs.requests import RefineRequest
-from bpr_service.jobs.shards import ShardWriter, read_frames, sealed, shard_name
 from bpr_service.masks.mask import Mask, read_label_map, read_panoptic_png
 from tests.jobs.samples import SETTINGS, coco_set, panoptic_set, semantic_set
 
@@ -139,7 +141,7 @@ def test_resume_after_kill(tmp_path: Path) -> None:
     expected = tree(request.out)
     other = request.with_options(out=str(tmp_path / "again.json"))
     script = (
-        "import sys; from bpr_service.jobs.batch import *; from bpr_service.jobs.requests import *\n"
+        "import sys; from bpr_service.jobs.refine.batch import *; from bpr_service.jobs.requests import *\n"
         "run_batch(parse_request(json.loads(sys.argv[1])), Batch(workers=1))"
     )
     command = [sys.executable, "-c", f"import json; {script}", other.model_dump_json()]
@@ -159,7 +161,7 @@ def test_resume_after_kill(tmp_path: Path) -> None:
 
 def count_done(work: Path) -> int:
     count = 0
-    for path in [*work.glob("*.part"), *work.glob("*.bprs")]:
+    for path in [*work.glob("*.journal"), *work.glob("*.bprs")]:
         try:
             with path.open("rb") as file:
                 count += sum(1 for _ in read_frames(file))
@@ -170,7 +172,7 @@ def count_done(work: Path) -> int:
 
 def test_resume_with_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = coco_set(tmp_path, 3)
-    monkeypatch.setattr("bpr_service.jobs.batch.merge", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("bpr_service.jobs.refine.batch.merge", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run_batch(request, IN_PROCESS)
     monkeypatch.undo()
@@ -230,24 +232,24 @@ def test_a_damaged_journal_loses_only_its_tail(tmp_path: Path) -> None:
     with RefinerPool(RefinerSpec(request.preset, request.model, request.settings)) as pool:
         file = open_file(request)
         outcomes = list(pool.run(file, file.scan()))
-    (tmp_path / "run").mkdir()
-    writer = ShardWriter(tmp_path / "run", 0)
+    place = Place(str(tmp_path / "run"))
+    writer = PartWriter(place, 0)
     for outcome in outcomes[:3]:
         writer.add(outcome)
     writer.close()
     data = writer.path.read_bytes()
     writer.path.write_bytes(data[:-10])  # killed in the middle of a write
-    again = ShardWriter(tmp_path / "run", 0)
+    again = PartWriter(place, 0)
     assert again.done == {0, 1}
     for outcome in outcomes[2:]:
         again.add(outcome)
     again.finish()
-    path = tmp_path / "run" / shard_name(0)
-    assert sealed(path)
+    path = tmp_path / "run" / part_name(0)
+    assert sealed(place, 0)
     whole = bytearray(path.read_bytes())
     whole[len(whole) // 2] ^= 1
     path.write_bytes(whole)
-    assert not sealed(path)
+    assert not sealed(place, 0)
 
 
 def test_images_and_result_on_s3(tmp_path: Path, s3: str) -> None:
@@ -290,7 +292,7 @@ def test_figures_before_and_after(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from bpr_service.jobs.commands import batch
+    from bpr_service.jobs.batch_commands import batch
 
     request = coco_set(tmp_path, 2)
     arguments = ["instance", "--images", request.images, "--predictions", request.predictions, "--workers", "0"]
@@ -311,6 +313,6 @@ def test_loaders_open_no_backend() -> None:
     spec = RefinerSpec("fast", settings={"backend": "graphs", "precision": "bf16"})
     with pytest.raises(ConfigError, match="CUDA device"):
         spec.load()
-    refiner = spec.load(_RemoteRefiner)
+    refiner = spec.load(RemoteRefiner)
     refiner.exchange = lambda crops: np.zeros((len(crops), 1, *crops.shape[1:3]), np.float32)  # type: ignore[attr-defined]
     assert refiner.predict(np.zeros((2, 96, 96, 4), np.uint8)).shape == (2, 1, 96, 96)

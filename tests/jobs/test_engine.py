@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
-import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,22 +12,7 @@ import pytest
 from bpr_service.errors import ConfigError, ConflictError, ForbiddenError, NotFoundError, UnknownName
 from bpr_service.jobs.engine import JobEngine
 from bpr_service.jobs.settings import load_job_settings
-from tests.jobs.fleet import Fleet, kill_at_random
-from tests.services import Postgres
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fleet]:
-    fleet = Fleet(tmp_path, request.getfixturevalue("postgres_url") if request.param == "postgres" else "")
-    yield fleet
-    fleet.close()
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> Iterator[Fleet]:
-    fleet = Fleet(tmp_path, "")
-    yield fleet
-    fleet.close()
+from tests.jobs.fleet import Fleet
 
 
 def test_a_job_is_done_once(fleet: Fleet) -> None:
@@ -52,24 +34,12 @@ def test_a_job_is_done_once(fleet: Fleet) -> None:
     with pytest.raises(ConflictError, match="cannot be cancelled"):
         fleet.engine.cancel(job.id)
     with pytest.raises(ConflictError, match="another request"):
-        fleet.engine.submit({**job.request, "shard_images": 3}, job.id)
-
-
-def test_kill_three_times(fleet: Fleet) -> None:
-    for _ in range(1 if fleet.settings.on_sqlite else 2):
-        fleet.start()
-    job = fleet.submit(images=16)
-    kill_at_random(fleet, job.id, 3, seed=1)
-    assert fleet.wait(job.id).state == "done"
-    counts = fleet.refined(job.id)
-    assert len(counts) == 16
-    assert max(counts.values()) <= 2
-    assert (fleet.root / "out.json").read_bytes() == fleet.expected()
+        fleet.engine.submit({**job.request, "part_images": 3}, job.id)
 
 
 def test_cancel_and_resume(fleet: Fleet) -> None:
     fleet.start()
-    job = fleet.submit(images=24, shard_images=6)
+    job = fleet.submit(images=24, part_images=6)
     fleet.wait(job.id, lambda job: sum(fleet.refined(job.id).values()) >= 2)
     assert fleet.engine.cancel(job.id).state == "cancelled"
     time.sleep(1.0)
@@ -81,173 +51,6 @@ def test_cancel_and_resume(fleet: Fleet) -> None:
     assert fleet.wait(job.id).state == "done"
     assert max(fleet.refined(job.id).values()) == 1  # nothing of the first attempt was lost
     assert (fleet.root / "out.json").read_bytes() == fleet.expected()
-
-
-def test_a_lost_worker_s_shards_go_to_another(tmp_path: Path, postgres_url: str) -> None:
-    fleet = Fleet(tmp_path, postgres_url)
-    first = fleet.start()
-    job = fleet.submit(images=12)
-    fleet.wait(job.id, lambda job: sum(fleet.refined(job.id).values()) >= 2)
-    fleet.start()
-    first.kill()  # and not started again
-    assert fleet.wait(job.id).state == "done"
-    assert (fleet.root / "out.json").read_bytes() == fleet.expected()
-    fleet.close()
-
-
-def test_a_worker_that_hangs_and_comes_back(tmp_path: Path, postgres_url: str) -> None:
-    fleet = Fleet(tmp_path, postgres_url)
-    first = fleet.start()
-    job = fleet.submit(images=12)
-    fleet.wait(job.id, lambda job: sum(fleet.refined(job.id).values()) >= 1)
-    first.send_signal(signal.SIGSTOP)
-    fleet.start()
-    assert fleet.wait(job.id).state == "done"
-    first.send_signal(signal.SIGCONT)
-    give_up = time.monotonic() + 120
-    while "starting again" not in (tmp_path / "workers.log").read_text() and time.monotonic() < give_up:
-        time.sleep(0.1)
-    assert "declared dead by another worker; starting again" in (tmp_path / "workers.log").read_text()
-    assert fleet.engine.get(job.id).state == "done"
-    assert max(fleet.refined(job.id).values()) <= 2
-    assert (fleet.root / "out.json").read_bytes() == fleet.expected()
-    fleet.close()
-
-
-def test_a_slow_but_living_worker_is_left_alone(tmp_path: Path, postgres_url: str) -> None:
-    fleet = Fleet(tmp_path, postgres_url)
-    fleet.settings = fleet.settings.with_options(dead_after_s=20.0)  # on a busy machine a beat may come late
-    fleet.start()
-    job = fleet.submit(images=8, shard_images=8)
-    fleet.wait(job.id, lambda job: sum(fleet.refined(job.id).values()) >= 1)
-    fleet.start()  # another one that would take over what is not done
-    assert fleet.wait(job.id).state == "done"
-    assert max(fleet.refined(job.id).values()) == 1
-    assert "taking over" not in (tmp_path / "workers.log").read_text()
-    fleet.close()
-
-
-def test_a_database_that_restarts(tmp_path: Path) -> None:
-    server = Postgres(tmp_path / "pg")
-    fleet = Fleet(tmp_path, server.url())
-    try:
-        fleet.start()
-        job = fleet.submit(images=16)
-        fleet.wait(job.id, lambda job: sum(fleet.refined(job.id).values()) >= 2)
-        server.stop()
-        time.sleep(1.5)
-        server.start()
-        assert fleet.wait(job.id).state == "done"
-        assert max(fleet.refined(job.id).values()) <= 2
-        assert (fleet.root / "out.json").read_bytes() == fleet.expected()
-    finally:
-        fleet.close()
-        server.stop()
-
-
-def test_a_disk_that_fills(local: Fleet) -> None:
-    """The disk of the jobs is full while a shard is under way: the job says so, waits, and goes on."""
-    flag = local.root / "full"
-    site = local.root / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(
-        "import errno, os, pathlib\n"
-        "real = pathlib.Path.open\n"
-        "class Full:\n"
-        "    def __init__(self, file): self.file = file\n"
-        "    def __getattr__(self, name): return getattr(self.file, name)\n"
-        "    def __enter__(self): return self\n"
-        "    def __exit__(self, *error): self.file.close()\n"
-        "    def write(self, data):\n"
-        "        if not os.path.exists(os.environ['FULL']):\n"
-        "            return self.file.write(data)\n"
-        "        if isinstance(data, memoryview) and len(data) > 1:\n"
-        "            return self.file.write(data[:len(data) // 2])\n"  # a part still has room
-        "        raise OSError(errno.ENOSPC, 'No space left on device', self.file.name)\n"
-        "def opened(self, mode='r', *a, **k):\n"
-        "    file = real(self, mode, *a, **k)\n"
-        "    return Full(file) if '/jobs/runs/' in str(self) and mode[0] in 'wa' else file\n"
-        "pathlib.Path.open = opened\n"
-    )
-    local.start(FULL=str(flag), PYTHONPATH=str(site))
-    job = local.submit(images=24, shard_images=24)
-    local.wait(job.id, lambda job: sum(local.refined(job.id).values()) >= 2)
-    flag.touch()
-    waiting = local.wait(job.id, lambda job: "No space left" in job.message)
-    assert waiting.state == "running"
-    assert "tried again by itself" in waiting.message
-    flag.unlink()
-    done = local.wait(job.id)
-    assert (done.state, done.message) == ("done", "")
-    assert max(local.refined(job.id).values()) == 1
-    assert (local.root / "out.json").read_bytes() == local.expected()
-
-
-def replace_refine_unit(root: Path, body: str) -> str:
-    """A folder for PYTHONPATH with which workers get `units.refine_unit` replaced: `body` runs first, at each unit."""
-    site = root / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(
-        "import os, sys, time\n"
-        "class Hook:\n"
-        "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'bpr_service.jobs.loaders':\n"
-        "            sys.meta_path.remove(self)\n"
-        "            import bpr_service.jobs.units as units\n"
-        "            real = units.refine_unit\n"
-        "            def replaced(refiner, file, unit, ignore):\n"
-        + textwrap.indent(body, " " * 16)
-        + "                return real(refiner, file, unit, ignore)\n"
-        "            units.refine_unit = replaced\n"
-        "sys.meta_path.insert(0, Hook())\n"
-    )
-    return str(site)
-
-
-def test_a_worker_that_gets_nothing_done_starts_again(local: Fleet) -> None:
-    """It gives signs of life, but an image never ends: a new process takes the shard up and is not caught again."""
-    local.settings = local.settings.with_options(shard_timeout_s=10.0)
-    once = local.root / "hung"
-    site = replace_refine_unit(
-        local.root,
-        "if unit.image == '2.png' and not os.path.exists(os.environ['HUNG']):\n"
-        "    open(os.environ['HUNG'], 'w').close()\n"
-        "    time.sleep(3600)\n",
-    )
-    worker = local.start(PYTHONPATH=site, HUNG=str(once))
-    job = local.submit(images=4)
-    done = local.wait(job.id)
-    assert once.exists()
-    assert worker.poll() is None  # the same process id, with a new program in it
-    assert (done.state, done.result and done.result["failed_count"]) == ("done", 0)
-    assert "no unit done for 10 s; starting again" in (local.root / "workers.log").read_text()
-    assert (local.root / "out.json").read_bytes() == local.expected()
-
-
-def test_a_unit_that_kills_its_worker(local: Fleet) -> None:
-    """It is left as it is after three tries, and the others go on."""
-    site = replace_refine_unit(local.root, "if unit.image == '2.png':\n    os.kill(os.getpid(), 9)\n")
-    job = local.submit(images=4)
-    for _ in range(6):
-        local.start(PYTHONPATH=site)
-        local.wait(job.id, lambda job: job.ended_for_good or local.workers[-1].poll() is not None)
-    done = local.wait(job.id)
-    assert done.state == "done"
-    assert done.result is not None
-    assert done.result["failed_count"] == 1
-    assert "its worker ended 3 times" in done.result["failed"][0]
-    assert local.refined(job.id) == Counter({f"{i}.png": 1 for i in (0, 1, 3)})
-
-
-def test_sigterm_ends_a_worker_between_units(local: Fleet) -> None:
-    worker = local.start()
-    job = local.submit(images=12)
-    local.wait(job.id, lambda job: sum(local.refined(job.id).values()) >= 2)
-    worker.terminate()
-    assert worker.wait(90) == 0
-    local.start()
-    assert local.wait(job.id).state == "done"
-    assert max(local.refined(job.id).values()) == 1
 
 
 def test_one_worker_on_sqlite(local: Fleet) -> None:

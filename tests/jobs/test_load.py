@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,6 @@ from bpr_service.jobs.engine import JobEngine
 from bpr_service.jobs.settings import JobSettings
 from bpr_service.server.metrics import Metrics
 from tests.jobs.fleet import Fleet
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fleet]:
-    fleet = Fleet(tmp_path, request.getfixturevalue("postgres_url") if request.param == "postgres" else "")
-    yield fleet
-    fleet.close()
 
 
 def scrape(engine: JobEngine) -> dict[str, str]:
@@ -43,7 +35,7 @@ def test_what_waits_and_who_works_is_told(fleet: Fleet) -> None:
     assert {name for name in before if "{" in name} == {
         f'bpr_jobs_{state}{{queue="{queue}"}}'
         for state in ("queued", "running")
-        for queue in ("jobs", "shards", "train")
+        for queue in ("jobs", "parts", "train")
     }
     assert before['bpr_jobs_queued{queue="jobs"}'] == "1.0"
     fleet.start()

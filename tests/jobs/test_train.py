@@ -16,7 +16,7 @@ import yaml
 
 from bpr_service.errors import ConfigError, NotFoundError, UnknownName
 from bpr_service.jobs.engine import Job
-from bpr_service.jobs.train import RECIPE
+from bpr_service.jobs.train.steps import RECIPE
 from bpr_service.runtime.model_store import ModelStore
 from tests.jobs.fleet import Fleet
 from tests.jobs.samples import coco_set, tiny_model
@@ -251,6 +251,8 @@ def test_what_is_refused_at_once(local: TrainFleet) -> None:
         local.train(task="panoptic")
     with pytest.raises(ConfigError, match=r"held_out\.panoptic_dir: expected the folder"):
         local.train(task="panoptic", panoptic_dir="data:images", held_out=held_out())
+    with pytest.raises(ConfigError, match="promote_if_better: expected held_out"):
+        local.train(promote_if_better=True)
     with pytest.raises(NotFoundError):
         local.train(parent="mine@0123")
     with pytest.raises(ConfigError, match="name"):
@@ -277,7 +279,7 @@ def test_a_child_dies_with_its_parent() -> None:
     import subprocess
 
     sleeper = "import os, subprocess, sys, time\n" \
-              "child = subprocess.Popen([sys.executable, '-m', 'bpr_service.jobs.child', str(os.getpid())," \
+              "child = subprocess.Popen([sys.executable, '-m', 'bpr_service.jobs.train.child', str(os.getpid())," \
               " 'sleep', '60'])\nprint(child.pid, flush=True)\ntime.sleep(60)"  # fmt: skip
     parent = subprocess.Popen([sys.executable, "-c", sleeper], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None

@@ -1,4 +1,4 @@
-"""``python -m bpr_service.jobs.child PARENT_PID COMMAND...``: become COMMAND, and die with the parent.
+"""``python -m bpr_service.jobs.train.child PARENT_PID COMMAND...``: become COMMAND, and die with the parent.
 
 The kernel kills the command when its worker is gone (PR_SET_PDEATHSIG), so no orphan trains beside its successor.
 Setting this here, after the start and not between fork and exec, is safe in a parent with threads.

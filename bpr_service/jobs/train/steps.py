@@ -13,12 +13,12 @@ from typing import Any
 
 from bpr_service import storage
 from bpr_service.errors import BprError, ConfigError, ModelError, UnknownName
+from bpr_service.jobs.context import Context
 from bpr_service.jobs.database import JobRow
-from bpr_service.jobs.refine import Context
 from bpr_service.jobs.requests import TrainRequest
 from bpr_service.jobs.settings import JobSettings
-from bpr_service.jobs.trainer import Child
-from bpr_service.jobs.training_run import Run
+from bpr_service.jobs.train.trainer import Child
+from bpr_service.jobs.train.training_files import TrainingFiles
 from bpr_service.runtime.model_store import ModelStore
 
 RECIPE: dict[str, set[str]] = {
@@ -64,7 +64,11 @@ def check_recipe(request: TrainRequest, settings: JobSettings) -> None:
 
 
 def _check_task(request: TrainRequest) -> None:
-    """Refuse a request that lacks what its task needs: the PNGs of panoptic files, the number of classes."""
+    """Refuse a request that lacks what it needs: PNGs of panoptic files, the number of classes, data to compare on."""
+    if request.promote_if_better and request.held_out is None:
+        raise ConfigError(
+            "promote_if_better", expected="held_out, on which models are compared", got="none", fix="name held-out data"
+        )
     for name, part in (("", request), ("held_out.", request.held_out)):
         if request.task == "panoptic" and part is not None and part.predictions and not part.panoptic_dir:
             raise ConfigError(f"{name}panoptic_dir", expected="the folder of the predictions' PNGs", got="none")
@@ -76,33 +80,35 @@ def train(context: Context, row: JobRow) -> str:
     """Build the patch set and train; the folder of the exported model. Goes on from the last checkpoint."""
     import yaml
 
-    run = Run(context, row)
+    files = TrainingFiles(context, row)
     context.database.update_job(row.id, row.attempt, started=row.started or True)
-    with run.lock():
-        done = run.read("trained.json")
+    with files.lock():
+        done = files.read("trained.json")
         if done is not None:
             return str(done["path"])
-        data = yaml.safe_dump(run.config(), sort_keys=False).encode()
-        path = run.folder / "config.yaml"
+        data = yaml.safe_dump(files.config(), sort_keys=False).encode()
+        path = files.folder / "config.yaml"
         if not path.exists():
             context.patiently(row, lambda: storage.write_bytes(str(path), data))
-        if run.read("patches.json") is None:
-            _build_patches(run)
-        child = Child(run, [*run.trainer, "refiner", str(path), "--out", str(run.folder / "run"), "--json-progress"])
+        if files.read("patches.json") is None:
+            _build_patches(files)
+        child = Child(
+            files, [*files.trainer, "refiner", str(path), "--out", str(files.folder / "run"), "--json-progress"]
+        )
         child.wait()
         if child.exported is None:
             raise ModelError("the trainer ended without an exported model", fix=f"see the log of job {row.id}")
-        run.write("trained.json", {"path": child.exported})
+        files.write("trained.json", {"path": child.exported})
         return child.exported
 
 
-def _build_patches(run: Run) -> None:
+def _build_patches(files: TrainingFiles) -> None:
     """Cut the patch set to the sizes that the trainer's configuration has.
 
     An image that cannot be read is left out and named in the log, as everywhere; the set's manifest counts them.
     """
-    request, folder, patch = run.request, run.folder / "patches", run.config()["patch"]
-    command = [*run.trainer, "patches", "--format", PATCH_FORMATS[request.task], "--images", request.images]
+    request, folder, patch = files.request, files.folder / "patches", files.config()["patch"]
+    command = [*files.trainer, "patches", "--format", PATCH_FORMATS[request.task], "--images", request.images]
     command += ["--truth", request.ground_truth, "--out", str(folder)]
     command += ["--predictions", request.predictions] if request.predictions else []
     if request.task == "panoptic":
@@ -111,39 +117,39 @@ def _build_patches(run: Run) -> None:
     for key in ("patch_size_px", "padding_px"):
         if key in patch:
             command += [f"--{key.replace('_', '-')}", str(patch[key])]
-    Child(run, command, accept=(0, 1)).wait()
-    manifest = run.read("patches/manifest.json")
+    Child(files, command, accept=(0, 1)).wait()
+    manifest = files.read("patches/manifest.json")
     if manifest is None:
-        raise ModelError("no patch set was built", fix=f"see the log of job {run.row.id}")
+        raise ModelError("no patch set was built", fix=f"see the log of job {files.row.id}")
     counts = {key: manifest[key] for key in ("patches", "images", "images_skipped")}
-    run.write("patches.json", {"command": command, **counts})
+    files.write("patches.json", {"command": command, **counts})
 
 
 def register(context: Context, row: JobRow, exported: str, comparison: Mapping[str, Any]) -> dict[str, Any]:
     """Register the exported model, once, as the candidate; promote it where the rule says so. The job's result."""
     from bpr_service import __version__
 
-    run = Run(context, row)
-    request = run.request
-    recipe = run.config()
+    files = TrainingFiles(context, row)
+    request = files.request
+    recipe = files.config()
     provenance = {
         "job": row.id,
-        "parent": run.parent()[0] if "start_from" in recipe["network"] else None,
+        "parent": files.parent()[0] if "start_from" in recipe["network"] else None,
         "recipe": recipe,
         "data": {name: _hash(getattr(request, name)) for name in ("ground_truth", "predictions")},
-        "patches": {key: value for key, value in (run.read("patches.json") or {}).items() if key != "command"},
+        "patches": {key: value for key, value in (files.read("patches.json") or {}).items() if key != "command"},
         "code": __version__,
         "comparison": dict(comparison),
     }
-    version = context.patiently(row, lambda: run.store.add(exported, request.name, provenance))
-    done = run.read("registered.json")
+    version = context.patiently(row, lambda: files.store.add(exported, request.name, provenance))
+    done = files.read("registered.json")
     if done is None:
-        run.store.propose(version.ref)
+        files.store.propose(version.ref)
         promoted = bool(request.promote_if_better and comparison.get("better"))
         if promoted:
-            run.store.activate(version.ref)
+            files.store.activate(version.ref)
         done = {"version": version.ref, "promoted": promoted, "comparison": dict(comparison)}
-        run.write("registered.json", done)
+        files.write("registered.json", done)
         context.log(row.id, f"registered {version.ref}{', now active' if promoted else ' as the candidate'}")
     context.database.update_job(row.id, row.attempt, result=done, message="", ended=True)
     return done

@@ -13,9 +13,9 @@ from typing import Any
 from bpr_service import storage
 from bpr_service.config import get_preset
 from bpr_service.errors import CancelledError, NotFoundError
+from bpr_service.jobs.context import Context
 from bpr_service.jobs.database import JobRow
-from bpr_service.jobs.refine import Context
-from bpr_service.jobs.report import default_trainer
+from bpr_service.jobs.refine.report import default_trainer
 from bpr_service.jobs.requests import TrainRequest
 from bpr_service.jobs.roots import Roots
 from bpr_service.network.weights import bundled_models, find_model
@@ -24,7 +24,7 @@ from bpr_service.runtime.model_store import ModelStore
 WAITING = "waiting: the trainer of a worker that gave no sign of life still runs"
 
 
-class Run:
+class TrainingFiles:
     """The files of one train job."""
 
     def __init__(self, context: Context, row: JobRow) -> None:

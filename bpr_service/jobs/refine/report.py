@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bpr_service import storage
 from bpr_service.jobs.requests import RefineRequest
 
+NAMED = 1000
+"""Failures and warnings that totals name; every image has all of its own in its line of the report."""
+
 
 class Totals:
     """Sums over the headers of all units."""
 
     def __init__(self) -> None:
-        self.images = self.images_failed = self.refined = self.changed_px = self.patches = 0
+        self.images = self.images_failed = self.failed_count = self.refined = self.changed_px = self.patches = 0
         self.unchanged: dict[str, int] = {}
         self.failed: list[str] = []
         self.warnings: list[str] = []
@@ -30,8 +35,9 @@ class Totals:
         self.patches += header["patches"]
         for reason, count in header["unchanged"].items():
             self.unchanged[reason] = self.unchanged.get(reason, 0) + count
-        self.failed += header["failed"]
-        self.warnings += header["warnings"]
+        self.failed_count += len(header["failed"])
+        self.failed += header["failed"][: NAMED - len(self.failed)]
+        self.warnings += header["warnings"][: NAMED - len(self.warnings)]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -39,6 +45,7 @@ class Totals:
             "images_with_failures": self.images_failed,
             "masks_refined": self.refined,
             "masks_unchanged": dict(sorted(self.unchanged.items())),
+            "failed_count": self.failed_count,
             "failed": self.failed,
             "warnings": self.warnings,
             "patches": self.patches,
@@ -46,15 +53,38 @@ class Totals:
         }
 
 
-def write_report(path: str, head: Mapping[str, Any], totals: Totals, units: Iterable[Mapping[str, Any]]) -> None:
-    """Write the report; units are written one by one, so any number of them fits."""
-    with storage.replacing(path) as out:
-        text = json.dumps({**head, **totals.to_json()}, ensure_ascii=False, indent=1)
-        out.write(text[: text.rindex("\n}")].encode() + b',\n "units": [')
-        for number, unit in enumerate(units):
-            line = {key: value for key, value in unit.items() if key not in ("records", "files")}
-            out.write((b",\n  " if number else b"\n  ") + json.dumps(line, ensure_ascii=False).encode())
-        out.write(b"\n ]\n}\n")
+class Report:
+    """Totals of a run and, in a local file until it is written, a line for every image.
+
+    Args:
+        folder: where the lines wait.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.totals = Totals()
+        self._lines = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lines.close()
+
+    def add(self, header: Mapping[str, Any]) -> None:
+        """Note a unit by the header of its frame."""
+        self.totals.add(header)
+        line = {key: value for key, value in header.items() if key not in ("records", "files")}
+        first = self.totals.images == 1
+        self._lines.write((b"\n  " if first else b",\n  ") + json.dumps(line, ensure_ascii=False).encode())
+
+    def write(self, address: str, head: Mapping[str, Any]) -> None:
+        """Write the report: ``head``, the totals, the lines."""
+        self._lines.seek(0)
+        with storage.replacing(address) as out:
+            text = json.dumps({**head, **self.totals.to_json()}, ensure_ascii=False, indent=1)
+            out.write(text[: text.rindex("\n}")].encode() + b',\n "units": [')
+            shutil.copyfileobj(self._lines, out)
+            out.write(b"\n ]\n}\n")
 
 
 def evaluate_command(request: RefineRequest, ground_truth: str, predictions: str, classes: int | None) -> list[str]:

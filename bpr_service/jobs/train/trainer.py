@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from bpr_service.errors import CancelledError, LimitError, ModelError
-from bpr_service.jobs.training_run import Run
+from bpr_service.jobs.train.training_files import TrainingFiles
 
 
 class Child:
@@ -25,9 +25,9 @@ class Child:
     """
 
     def __init__(
-        self, run: Run, command: list[str], *, output: Path | None = None, accept: tuple[int, ...] = (0,)
+        self, files: TrainingFiles, command: list[str], *, output: Path | None = None, accept: tuple[int, ...] = (0,)
     ) -> None:
-        self.run, self.command, self.output, self.accept = run, command, output, accept
+        self.files, self.command, self.output, self.accept = files, command, output, accept
         self.exported: str | None = None
         self.begun = time.monotonic()
         self.last_lines: list[str] = []
@@ -41,9 +41,9 @@ class Child:
             LimitError: its time or disk limit was passed.
             ModelError: it failed; the message has its last lines.
         """
-        context, row = self.run.context, self.run.row
+        context, row = self.files.context, self.files.row
         context.log(row.id, "$ " + " ".join(self.command))
-        launcher = [sys.executable, "-m", "bpr_service.jobs.child", str(os.getpid())]
+        launcher = [sys.executable, "-m", "bpr_service.jobs.train.child", str(os.getpid())]
         process, lines = self._start([*launcher, *self.command])
         reader = threading.Thread(target=self._read, args=(lines,), daemon=True)
         reader.start()
@@ -82,16 +82,16 @@ class Child:
 
     def _wait_a_little(self, process: subprocess.Popen[bytes]) -> None:
         try:
-            process.wait(self.run.context.settings.poll_s)
+            process.wait(self.files.context.settings.poll_s)
         except subprocess.TimeoutExpired:
             return
 
     def _check_limits(self) -> None:
-        request = self.run.request
-        spent = float((self.run.read("time.json") or {"s": 0.0})["s"]) + time.monotonic() - self.begun
-        self.run.write("time.json", {"s": spent})
+        request = self.files.request
+        spent = float((self.files.read("time.json") or {"s": 0.0})["s"]) + time.monotonic() - self.begun
+        self.files.write("time.json", {"s": spent})
         self.begun = time.monotonic()
-        size_mb = sum(p.stat().st_size for p in self.run.folder.rglob("*") if p.is_file()) / 1e6
+        size_mb = sum(p.stat().st_size for p in self.files.folder.rglob("*") if p.is_file()) / 1e6
         for what, got, limit, unit in (
             ("time_limit_s", spent, request.time_limit_s, "s"),
             ("disk_limit_mb", size_mb, request.disk_limit_mb, "MB"),
@@ -101,7 +101,7 @@ class Child:
                 raise LimitError(f"the job is past its {what}", expected=expected, got=f"{got:.1f} {unit}", fix=fix)
 
     def _read(self, lines: IO[bytes]) -> None:
-        context, row = self.run.context, self.run.row
+        context, row = self.files.context, self.files.row
         for raw in lines:
             line = raw.decode("utf-8", "replace").rstrip()
             try:

@@ -2,8 +2,8 @@
 
 The process that owns the device runs nothing but the network, in a thread of its own, and writes down outcomes.
 A loader works on two units at once, so while one waits for the network the other uses the processor. Patches and
-logits change places in shared memory (`bpr_service.jobs.slots`): a slot holds the crops of one batch and then its
-logits. Batches never mix images, so what comes out of an image does not depend on its neighbours.
+logits change places in shared memory: a `SharedBuffer` holds the crops of one batch and then its logits. Batches never
+mix images, so what comes out of an image does not depend on its neighbours.
 
 Letters: n patches of a batch, S ``network_size_px``, C output maps.
 """
@@ -17,37 +17,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from pathlib import Path
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bpr_service.errors import BprError, DeviceError
-from bpr_service.formats import PredictionFormat, Unit, open_predictions
-from bpr_service.jobs.slots import Slot
-from bpr_service.jobs.units import Outcome, refine_unit, untouched
-from bpr_service.network.backends import Forward
-from bpr_service.refine.refiner import Refiner
-
-THREADS = 2
-"""Units that a loader works on at once."""
+from bpr_service.formats import PredictionFormat, Unit
+from bpr_service.jobs.refine.loader_process import THREADS, RefinerSpec, loader_main
+from bpr_service.jobs.refine.shared_buffer import SharedBuffer
+from bpr_service.jobs.refine.unit import Outcome, refine_unit, untouched
 
 MAX_STILLBORN = 3
 """Loaders in a row that may be killed before they were ready."""
-
-
-@dataclass(frozen=True, slots=True)
-class RefinerSpec:
-    """What a Refiner is loaded from, so that loaders load the same: a preset, a model folder, settings."""
-
-    preset: str = "balanced"
-    model: str | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def load(self, kind: type[Refiner] = Refiner, device: str = "cpu") -> Refiner:
-        return kind.load(self.preset, model=self.model, device=device, **self.settings)
 
 
 @dataclass(slots=True)
@@ -192,8 +175,8 @@ class RefinerPool:
 
     def _new_loader(self) -> _Loader:
         config = self.refiner.config
-        slot_bytes = config.batch_size * config.patch.network_size_px**2 * 4 * self.refiner.card.outputs
-        return _Loader(self.spec, slot_bytes)
+        buffer_bytes = config.batch_size * config.patch.network_size_px**2 * 4 * self.refiner.card.outputs
+        return _Loader(self.spec, buffer_bytes)
 
     def _replace(self, loader: _Loader) -> list[Unit]:
         index = self._loaders.index(loader)
@@ -212,13 +195,13 @@ class RefinerPool:
         return units
 
     def _predict_all(self) -> None:
-        """The device thread: crops in a slot become logits in the same slot."""
+        """The device thread: crops in a buffer become logits in the same buffer."""
         side = self.refiner.config.patch.network_size_px
         outputs = self.refiner.card.outputs
         while (work := self._crops.get()) is not None:
-            loader, slot, count = work
+            loader, buffer, count = work
             try:
-                memory = loader.slots[slot].memory
+                memory = loader.buffers[buffer].memory
                 crops = np.frombuffer(memory, np.uint8, count * side * side * 4).reshape(count, side, side, 4)
                 begin = time.perf_counter()
                 logits = self.refiner.predict(crops)
@@ -226,7 +209,7 @@ class RefinerPool:
                 into = np.frombuffer(memory, np.float32, logits.size).reshape(count, outputs, side, side)
                 into[:] = logits.reshape(into.shape)
                 del crops, into, memory
-                loader.send(("logits", slot))
+                loader.send(("logits", buffer))
             except (OSError, ValueError):
                 continue  # the loader died and is replaced
             except Exception as error:
@@ -249,11 +232,11 @@ class RefinerPool:
 class _Loader:
     """The owner's side of one loader process."""
 
-    def __init__(self, spec: RefinerSpec, slot_bytes: int) -> None:
+    def __init__(self, spec: RefinerSpec, buffer_bytes: int) -> None:
         context = multiprocessing.get_context("spawn")
-        self.slots = [Slot(slot_bytes) for _ in range(THREADS)]
+        self.buffers = [SharedBuffer(buffer_bytes) for _ in range(THREADS)]
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=_loader_main, args=(other, spec, self.slots), daemon=True)
+        self.process = context.Process(target=loader_main, args=(other, spec, self.buffers), daemon=True)
         self.process.start()
         other.close()
         self.under_way: dict[int, Unit] = {}
@@ -287,105 +270,5 @@ class _Loader:
             self.process.kill()
             self.process.join()
         self.connection.close()
-        for slot in self.slots:
-            slot.close()
-
-
-class _RemoteRefiner(Refiner):
-    """A Refiner whose network runs in the process that owns the device."""
-
-    exchange: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-
-    def _open(self, folder: Path | None) -> Forward:
-        """Nothing is opened: a backend for another device, or each loader's own copy of a compiled network, would be
-        time and memory for nothing.
-        """
-        return lambda patches: patches
-
-    def predict(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        if crops.shape[0] == 0:
-            return super().predict(crops)
-        return self.exchange(crops)
-
-
-def _loader_main(connection: Connection, spec: RefinerSpec, slots: list[Slot]) -> None:
-    """Body of a loader process: it ends when the owner closes the pipe, or is gone."""
-    import os
-    import signal
-
-    import cv2
-    import torch
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the owner decides
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    sending = threading.Lock()
-
-    def send(message: Any) -> None:
-        with sending:
-            connection.send(message)
-
-    units: queue.SimpleQueue[tuple[Any, Unit]] = queue.SimpleQueue()
-    workers = [_LoaderThread(i, slot, spec, units, send) for i, slot in enumerate(slots)]
-    try:
-        while True:
-            message = connection.recv()
-            if message[0] == "logits":
-                workers[message[1]].replies.put(None)
-            else:
-                units.put((message[1], message[2]))
-    except (EOFError, OSError):
-        os._exit(0)
-
-
-class _LoaderThread:
-    """One of a loader's threads, with a slot of shared memory of its own."""
-
-    def __init__(
-        self,
-        number: int,
-        slot: Slot,
-        spec: RefinerSpec,
-        units: queue.SimpleQueue[tuple[Any, Unit]],
-        send: Callable[[Any], None],
-    ) -> None:
-        self.number, self.spec, self.units, self.send = number, spec, units, send
-        self.slot = slot
-        self.replies: queue.SimpleQueue[None] = queue.SimpleQueue()
-        threading.Thread(target=self._work, daemon=True).start()
-
-    def _exchange(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Crops (n, S, S, 4) into the slot, logits (n, C, S, S) out of it."""
-        count, side = crops.shape[:2]
-        memory = self.slot.memory
-        np.frombuffer(memory, np.uint8, crops.size)[:] = crops.ravel()
-        self.send(("predict", self.number, count))
-        self.replies.get()
-        shape = (count, self.refiner.card.outputs, side, side)
-        return np.frombuffer(memory, np.float32, int(np.prod(shape))).reshape(shape).copy()
-
-    def _work(self) -> None:
-        import os
-        import traceback
-
-        try:
-            self.refiner = self.spec.load(_RemoteRefiner)
-            assert isinstance(self.refiner, _RemoteRefiner)
-            self.refiner.exchange = self._exchange
-            self._serve()
-        except Exception:
-            traceback.print_exc()
-            os._exit(1)  # the owner sees it
-
-    def _serve(self) -> None:
-        opened: tuple[Any, PredictionFormat] | None = None
-        while True:
-            job, unit = self.units.get()
-            if opened is None or opened[0] != job:
-                task, name, paths, _ = job
-                opened = (job, open_predictions(task, name, paths))
-            try:
-                outcome: Any = refine_unit(self.refiner, opened[1], unit, job[3])
-            except (DeviceError, OSError) as error:
-                outcome = error
-            self.send(("done", unit.number, outcome))
+        for buffer in self.buffers:
+            buffer.close()

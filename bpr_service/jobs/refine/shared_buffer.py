@@ -1,7 +1,7 @@
 """Memory that two processes share, without a name that could be left behind or taken away.
 
 A named segment outlives a process that is killed, and the interpreter's resource tracker may remove it under a
-process that has yet to open it. A slot is a file that has no name: it goes with the last process that holds it.
+process that has yet to open it. A buffer is a file that has no name: it goes with the last process that holds it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from multiprocessing.reduction import DupFd
 from typing import Any
 
 
-class Slot:
+class SharedBuffer:
     """``size`` bytes of shared memory; pickled into a process that is being spawned, it is the same memory there."""
 
     def __init__(self, size: int) -> None:
         if hasattr(os, "memfd_create"):
-            self._file = os.memfd_create("bpr-slot")
+            self._file = os.memfd_create("bpr-buffer")
         else:  # not Linux
             with tempfile.TemporaryFile() as file:
                 self._file = os.dup(file.fileno())
@@ -38,8 +38,8 @@ class Slot:
             self.memory.close()
 
 
-def _attached(inherited: Any, size: int) -> Slot:
-    slot = Slot.__new__(Slot)
-    slot._file = inherited.detach()
-    slot.memory = mmap.mmap(slot._file, size)
-    return slot
+def _attached(inherited: Any, size: int) -> SharedBuffer:
+    buffer = SharedBuffer.__new__(SharedBuffer)
+    buffer._file = inherited.detach()
+    buffer.memory = mmap.mmap(buffer._file, size)
+    return buffer

@@ -1,0 +1,161 @@
+"""``bpr batch``: parse, call, print.
+
+Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from bpr_service.jobs.refine.batch import Result
+
+batch = typer.Typer(help="Refine a whole prediction file or folder.", no_args_is_help=True)
+
+Images = Annotated[str, typer.Option(help="Folder of the images; a path or an address (s3://...).")]
+Format = Annotated[str | None, typer.Option("--format", help="Format of the predictions.")]
+Preset = Annotated[str, typer.Option(help="fast, lean, balanced or best.")]
+Model = Annotated[str | None, typer.Option(help="A model's folder, or NAME@... of the model store.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+Workers = Annotated[int, typer.Option(help="Loader processes that feed the device; 0: none.", min=0, max=64)]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where an earlier call was stopped.")]
+Report = Annotated[str | None, typer.Option(help="Write a JSON report here.")]
+Truth = Annotated[str | None, typer.Option(help="Ground truth; the report then has figures before and after.")]
+Work = Annotated[str | None, typer.Option(help="Folder or address for unfinished work; default OUT.bpr-work.")]
+Part = Annotated[str | None, typer.Option(metavar="I/N", help="Only share I of N, from 0; needs --work.")]
+Merge = Annotated[bool, typer.Option("--merge", help="Only put the shares together; needs --work.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE instead of the preset's, as backend=card.")]
+
+
+@batch.command()
+def instance(
+    images: Images,
+    predictions: Annotated[str, typer.Option(help="COCO or LVIS results, or a Cityscapes or YOLO folder.")],
+    out: Annotated[str, typer.Option(help="The refined predictions, in the same format.")],
+    dataset: Annotated[str | None, typer.Option(help="Annotation file with the 'images' of the data set.")] = None,
+    format_: Format = None,
+    preset: Preset = "balanced",
+    model: Model = None,
+    device: Device = "cpu",
+    workers: Workers = 2,
+    resume: Resume = False,
+    report: Report = None,
+    ground_truth: Truth = None,
+    work: Work = None,
+    part: Part = None,
+    merge: Merge = False,
+    settings: Set = None,
+) -> None:
+    """Refine instance masks: coco (default), lvis, cityscapes, yolo."""
+    values = {"task": "instance", "images": images, "predictions": predictions, "out": out, "dataset": dataset,
+              "format": format_, "preset": preset, "model": model, "settings": settings}  # fmt: skip
+    options = {"device": device, "workers": workers, "resume": resume, "report": report,
+               "ground_truth": ground_truth, "work": work, "part": part, "merge": merge}  # fmt: skip
+    _run_batch(values, options)
+
+
+@batch.command()
+def semantic(
+    images: Images,
+    predictions: Annotated[str, typer.Option(help="Folder of one-channel PNGs.")],
+    out: Annotated[str, typer.Option(help="Folder of the refined PNGs.")],
+    ignore_label: Annotated[
+        int | None, typer.Option(help="The label that is never rewritten; default: the format's.")
+    ] = None,
+    format_: Format = None,
+    preset: Preset = "balanced",
+    model: Model = None,
+    device: Device = "cpu",
+    workers: Workers = 2,
+    resume: Resume = False,
+    report: Report = None,
+    ground_truth: Truth = None,
+    classes: Annotated[int | None, typer.Option(help="Number of classes, for the figures.")] = None,
+    work: Work = None,
+    part: Part = None,
+    merge: Merge = False,
+    settings: Set = None,
+) -> None:
+    """Refine label maps: png (default), cityscapes, cityscapes-train-ids, ade, voc."""
+    values = {"task": "semantic", "images": images, "predictions": predictions, "out": out, "format": format_,
+              "ignore_label": ignore_label, "preset": preset, "model": model,
+              "settings": settings}  # fmt: skip
+    options = {"device": device, "workers": workers, "resume": resume, "report": report,
+               "ground_truth": ground_truth, "classes": classes,
+               "work": work, "part": part, "merge": merge}  # fmt: skip
+    _run_batch(values, options)
+
+
+@batch.command()
+def panoptic(
+    images: Images,
+    predictions: Annotated[str, typer.Option(help="COCO panoptic JSON.")],
+    panoptic_dir: Annotated[str, typer.Option(help="Folder of its PNGs.")],
+    out: Annotated[str, typer.Option(help="Folder of the refined PNGs and panoptic.json.")],
+    dataset: Annotated[str | None, typer.Option(help="File with the 'images' of the data set.")] = None,
+    preset: Preset = "balanced",
+    model: Model = None,
+    device: Device = "cpu",
+    workers: Workers = 2,
+    resume: Resume = False,
+    report: Report = None,
+    ground_truth: Truth = None,
+    work: Work = None,
+    part: Part = None,
+    merge: Merge = False,
+    settings: Set = None,
+) -> None:
+    """Refine panoptic segments."""
+    values = {"task": "panoptic", "images": images, "predictions": predictions, "out": out, "dataset": dataset,
+              "panoptic_dir": panoptic_dir, "preset": preset, "model": model,
+              "settings": settings}  # fmt: skip
+    options = {"device": device, "workers": workers, "resume": resume, "report": report,
+               "ground_truth": ground_truth, "work": work, "part": part, "merge": merge}  # fmt: skip
+    _run_batch(values, options)
+
+
+def _run_batch(values: dict[str, Any], options: dict[str, Any]) -> None:
+    from bpr_service.config import parse_settings
+    from bpr_service.jobs.refine.batch import Batch, run_batch
+    from bpr_service.jobs.requests import RefineRequest, parse_request
+
+    request = parse_request({"kind": "refine", **values, "settings": parse_settings(values["settings"] or ())})
+    assert isinstance(request, RefineRequest)
+    result = run_batch(request, Batch(**{**options, "part": _share(options["part"])}))
+    _print_result(result, request.out)
+    raise typer.Exit(result.exit_code)
+
+
+def _share(text: str | None) -> tuple[int, int] | None:
+    """(I, N) of ``I/N``."""
+    from bpr_service.errors import ConfigError
+
+    if text is None:
+        return None
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal()):
+        raise ConfigError("--part", expected="I/N, as 0/8", got=repr(text), fix="count from 0")
+    return int(number), int(of)
+
+
+def _print_result(result: Result, out: str) -> None:
+    totals = result.totals
+    rate = f", {result.images / result.seconds:.2f} images/s" if result.images and result.seconds else ""
+    if totals is None:
+        typer.echo(f"a share of {out}: {result.images} images in {result.seconds:.1f} s{rate}")
+        return
+    unchanged = sum(totals.unchanged.values())
+    typer.echo(
+        f"{out}: {totals.images} images in {result.seconds:.1f} s{rate}; "
+        f"{totals.refined} masks refined, {unchanged} unchanged, {totals.failed_count} failed"
+    )
+    for reason, count in sorted(totals.unchanged.items()):
+        typer.echo(f"  unchanged: {count} ({reason})")
+    for line in totals.failed[:10]:
+        typer.echo(f"  failed: {line}", err=True)
+    if totals.failed_count > 10:
+        typer.echo(f"  ... and {totals.failed_count - 10} more: see --report", err=True)
+    for line in totals.warnings[:10]:
+        typer.echo(f"  warning: {line}", err=True)

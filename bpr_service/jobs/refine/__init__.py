@@ -1,0 +1,1 @@
+"""Refining a prediction file: plan, parts, merge."""
