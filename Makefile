@@ -9,7 +9,7 @@ SBOM_PYTHON ?= $(BIN)/python
 SBOM   ?= sbom.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check architecture docs sbom audit clean
+.PHONY: help install demo test check architecture version docs sbom audit clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -42,6 +42,13 @@ check: $(STAMP)  ## ruff, mypy --strict and the contracts of the imports
 
 architecture: $(STAMP)  ## write the list of modules in docs/architecture.md
 	$(BIN)/python docs/modules.py
+
+# The one source is bpr_service/__init__.py; `make version` writes it where images are named, before a release.
+version:  ## write the package's version into the Dockerfile, docker/, k8s/ and docs/deploy.md
+	@old=$$(sed -n 's/^ARG VERSION=//p' Dockerfile); \
+	new=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' bpr_service/__init__.py); \
+	grep -rlF "$$old" Dockerfile docker k8s docs/deploy.md | xargs sed -i "s/\(VERSION=\|bpr-service:\|newTag: \)$$old/\1$$new/g"; \
+	echo "$$old -> $$new"
 
 # Not with --quiet: it drops warnings before --strict counts them.
 docs: $(STAMP)  ## build the docs site in site/; a broken link is an error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from tests.deploy import checks, deployment
 
 ROOT = Path(__file__).resolve().parents[1]
 GITHUB = ROOT / ".github"
@@ -49,8 +52,8 @@ def problems(name: str, workflow: dict[Any, Any]) -> list[str]:
 def step_problems(step: dict[str, Any]) -> list[str]:
     wrong = []
     uses, script, given = step.get("uses"), step.get("run", ""), step.get("with", {})
-    if uses and not re.fullmatch(r"[\w-]+/[\w./-]+@v\d+(\.\d+)*", uses):
-        wrong.append(f"{uses} is not pinned by a version tag")
+    if uses and not re.fullmatch(r"[\w-]+/[\w./-]+@[0-9a-f]{40}", uses):
+        wrong.append(f"{uses} is not pinned by a commit")
     if re.search(r"\$\{\{[^}]*(github\.event|github\.head_ref|github\.ref_name)", script):
         wrong.append("what others write goes into a script; hand it over in env")
     for words in re.findall(r"^\s*make ([^\n;&|]+)", script, re.M):
@@ -88,12 +91,32 @@ def test_together_they_check_test_build_and_publish() -> None:
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
+def test_a_commit_passes_what_make_check_asks() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    recipe = (ROOT / "Makefile").read_text().split("\ncheck:")[1].split("\n\n")[0]
+    tools = {line.split()[0].removeprefix("$(BIN)/") for line in recipe.splitlines()[1:]}
+    assert {hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in hooks} == tools
+
+
+def test_the_version_is_written_where_images_are_named(tmp_path: Path) -> None:
+    deployment.copy(tmp_path)
+    (tmp_path / "bpr_service").unlink()
+    (tmp_path / "bpr_service").mkdir()
+    (tmp_path / "bpr_service/__init__.py").write_text('__version__ = "9.8.7"\n')
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs/deploy.md", tmp_path / "docs")
+    done = subprocess.run(["make", "-f", ROOT / "Makefile", "version"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list(checks.images(tmp_path)) == []
+    assert "bpr-service:9.8.7-cpu" in (tmp_path / "docs/deploy.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
         ("make check", "make chek"),
         ("make docs", "make site"),
-        ("actions/checkout@v4", "actions/checkout@main"),
+        ("actions/checkout@11bd71901bbe5b1630ceea73d27597364c9af683", "actions/checkout@v4"),
         ("contents: read", "contents: write"),
         ("contents: read", "contents: read\n  packages: write"),
         ("    timeout-minutes: 20\n", ""),

@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,8 @@ def copy(root: Path) -> Path:
 
 
 def version(root: Path) -> str:
-    return str(tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"])
+    (found,) = re.findall(r'(?m)^__version__ = "(.*)"$', (root / "bpr_service/__init__.py").read_text())
+    return str(found)
 
 
 def dockerfile(root: Path) -> list[tuple[str, str]]:

@@ -103,7 +103,7 @@ MUTATIONS = [
     ("Dockerfile", "slim-bookworm@sha256:", "slim-bookworm@", "images"),
     (".dockerignore", "!bpr_service\n", "", "images"),
     ("docker/compose.yaml", "target: trainer", "target: training", "images"),
-    ("k8s/overlays/gpu/kustomization.yaml", "newTag: 0.1.0-cuda", "newTag: 0.1.0-gpu", "images"),
+    ("k8s/overlays/gpu/kustomization.yaml", "-cuda", "-gpu", "images"),
     ("Dockerfile", "NUMBA_CACHE_DIR=/var/cache/bpr/numba", "NUMBA_CACHE_DIR=/opt/numba", "storage"),
     ("docker/compose.yaml", "BPR_JOBS_FOLDER: /var/lib/bpr/jobs", "BPR_JOBS_FOLDER: /var/jobs", "storage"),
     ("docker/compose.yaml", "stop_grace_period: 45s", "stop_grace_period: 30s", "storage"),
