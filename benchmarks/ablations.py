@@ -108,7 +108,7 @@ def train_row(row: Row, data: Path, out: Path, *, steps: int, images: int, threa
     """Train a row's network: the model's folder and the seconds it took."""
     from bpr_service.config import build
     from refiner_training.config import TrainConfig
-    from refiner_training.train import train
+    from refiner_training.run.refiner import train
 
     patches = patch_set(row, data, out, images, threads)
     folder = out / "runs" / slug(row)

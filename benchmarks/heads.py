@@ -82,8 +82,8 @@ def configuration(arch: str, args: argparse.Namespace, **more: Any) -> Any:
 
 def run_row(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train, predict val and measure one row with one seed; what is done already is read back."""
-    from refiner_training.segmenters.predict import Options, predict
-    from refiner_training.segmenters.train import train_segmenter
+    from refiner_training.predict import Options, predict
+    from refiner_training.run.segmenter import train_segmenter
 
     arch, head, overrides = ROWS[name]
     config = configuration(arch, args, **overrides, **{"run.seed": seed})
@@ -93,7 +93,7 @@ def run_row(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         kept: dict[str, Any] = json.loads(done.read_text())
         return kept
     began = time.monotonic()
-    checkpoint = train_segmenter(arch, head, config, folder, quiet=True)
+    checkpoint = train_segmenter(arch, head, config, folder, progress="none")
     trained = time.monotonic() - began
     semantic = arch == "deeplabv3plus"
     out = folder / ("labels" if semantic else "predictions.json")
@@ -198,10 +198,10 @@ def overfit(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Train on four corpus images and measure their own masks: mean over instances (or classes) of the IoU."""
     import torch
 
+    from refiner_training.run.module import learning_rate_factor
+    from refiner_training.run.validation import mean_iou
     from refiner_training.segmenters.data import open_data
-    from refiner_training.segmenters.registry import kind_of
-    from refiner_training.segmenters.train import SegmenterModule, learning_rate_factor, split_parameters
-    from refiner_training.segmenters.validate import mean_iou
+    from refiner_training.segmenters.registry import build_segmenter
 
     torch.set_num_threads(args.threads)
     arch, head, overrides = ROWS[name]
@@ -209,12 +209,11 @@ def overfit(name: str, args: argparse.Namespace) -> dict[str, Any]:
     config = configuration(arch, args, **overrides, **more)
     dataset = open_data(config.data, "train", augment=False)
     keep_few(dataset, 4)
-    model = SegmenterModule(arch, head, config, dataset.classes).model.train()
+    model = build_segmenter(arch, head, config).train()
     samples = [dataset[index, index] for index in range(4)]
-    decayed, plain = split_parameters(model)
-    optimizer = torch.optim.AdamW([{"params": decayed + plain, "weight_decay": 0.0}], lr=args.lr)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, config.optim, args.overfit_steps)
+        optimizer, lambda step: learning_rate_factor(config.optim, step, args.overfit_steps)
     )
     began, value, step = time.monotonic(), 0.0, 0
     while step < args.overfit_steps and value <= 0.9:
@@ -230,7 +229,7 @@ def overfit(name: str, args: argparse.Namespace) -> dict[str, Any]:
         model.after_step()
         step += 1
         if step % 50 == 0:
-            value = mean_iou(model, dataset, kind_of(arch), 4, "cpu")
+            value = mean_iou(model, dataset, 4)
             print(f"{name}: step {step} iou {value:.3f}", flush=True)
     result = {"iou": round(value, 4), "steps": step, "seconds": round(time.monotonic() - began, 1)}
     return result | ({"targets_iou": round(targets_iou(model, dataset), 4)} if arch == "yolact" else {})
@@ -308,7 +307,7 @@ def pictures(names: list[str], args: argparse.Namespace) -> None:
     """Train each head on the bundled photographs and draw what it predicts of one of them."""
     from heads_pictures import draw, photographs
 
-    from refiner_training.segmenters.train import train_segmenter
+    from refiner_training.run.segmenter import train_segmenter
 
     data = photographs(args.out / "photographs")
     for name in names:
@@ -321,7 +320,7 @@ def pictures(names: list[str], args: argparse.Namespace) -> None:
         own |= {"data.num_classes": 2, "data.things": []} if truth == "labels" else {"data.num_classes": 1}
         own |= {} if truth == "labels" else {"data.classes": "agnostic"}
         config = configuration(arch, args, **own)
-        checkpoint = train_segmenter(arch, head, config, args.out / "pictures" / slug(name), quiet=True)
+        checkpoint = train_segmenter(arch, head, config, args.out / "pictures" / slug(name), progress="none")
         picture = args.out / "pictures" / f"{slug(name)}.jpg"
         draw(checkpoint, arch, data, args.photograph, picture)
         print(picture, flush=True)

@@ -52,7 +52,7 @@ def photographs(folder: Path) -> dict[str, str]:
 
 def draw(checkpoint: Path, arch: str, data: Mapping[str, str], name: str, out: Path) -> None:
     """One JPEG: the photograph beside what the head of a checkpoint predicts of it."""
-    from refiner_training.segmenters.train import load_segmenter
+    from refiner_training.run.segmenter import load_segmenter
 
     model, _ = load_segmenter(checkpoint)
     image = load_example(name).image

@@ -23,8 +23,9 @@ def measure(config: Any, steps: int) -> dict[str, float]:
     import torch
 
     from bpr_service.network.normalise import normalise
-    from refiner_training.refiner import RefinerModule, boundary_loss
-    from refiner_training.train import loader, open_data
+    from refiner_training.run.loss import boundary_loss
+    from refiner_training.run.refiner import RefinerModule
+    from refiner_training.run.streams import loader, open_data
 
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -61,7 +62,8 @@ def main(
     as_json: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Print, for each recipe, how busy the processor is with training."""
-    from refiner_training.config import load_config, parse_settings
+    from bpr_service.config import parse_settings
+    from refiner_training.config import load_config
 
     overrides = parse_settings(set_ or ())
     results = {}

@@ -49,8 +49,7 @@ def build(kind: type[_S], values: Mapping[str, Any]) -> _S:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or kind.__name__
         if first["type"] == "extra_forbidden":
-            known = {*kind.model_fields, *(PatchConfig.model_fields if kind is RefineConfig else ())}
-            raise UnknownName("setting", name, known) from None
+            raise UnknownName("setting", name, _fields_at(kind, first["loc"][:-1])) from None
         raise ConfigError(
             f"setting {name}",
             expected=first["msg"][:1].lower() + first["msg"][1:],
@@ -59,24 +58,62 @@ def build(kind: type[_S], values: Mapping[str, Any]) -> _S:
         ) from None
 
 
+def _fields_at(kind: type[BaseModel], parents: Iterable[Any]) -> set[str]:
+    """Names of the settings that `kind` has below `parents`."""
+    for part in parents:
+        inner = kind.model_fields[part].annotation if part in kind.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        kind = inner
+    return {*kind.model_fields, *(PatchConfig.model_fields if kind is RefineConfig else ())}
+
+
 def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
-    """``["nms_threshold=0.55"]`` -> ``{"nms_threshold": 0.55}``: what ``--set`` takes. Values are JSON, else text.
+    """``["run.steps=100", "nms_threshold=0.55"]`` -> a dict of names and values: what every ``--set`` takes.
+
+    Values are JSON or YAML, as in a recipe.
 
     Raises:
-        ConfigError: an entry without a name or "=".
+        ConfigError: an entry without a name or "=", or a value that neither can read.
     """
     values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not name or not equals:
-            raise ConfigError(
-                "--set", expected="NAME=VALUE", got=repr(pair), fix="for example --set nms_threshold=0.55"
-            )
+            fix = "for example --set nms_threshold=0.55"
+            raise ConfigError("--set", expected="NAME=VALUE", got=repr(pair), fix=fix)
         try:
             values[name] = json.loads(text)
         except ValueError:
-            values[name] = text
+            values[name] = _from_yaml(name, text)
     return values
+
+
+def _from_yaml(name: str, text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        got = " ".join(str(error).split())
+        raise ConfigError(f"--set {name}", expected="a value in YAML", got=got, fix="quote it") from None
+
+
+def with_parts(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested `values` with dotted names replaced: ``{"run.steps": 100}`` sets ``values["run"]["steps"]``.
+
+    Raises:
+        ConfigError: a dotted name goes through a value that has no parts.
+    """
+    result = dict(values)
+    for dotted, value in overrides.items():
+        name, _, rest = dotted.partition(".")
+        inner = result.get(name) if rest else None
+        if inner is not None and not isinstance(inner, Mapping):
+            fix = f"{name} is a value: set it as a whole"
+            raise ConfigError(f"--set {dotted}", expected="a setting with parts", got=repr(inner), fix=fix)
+        result[name] = with_parts(inner or {}, {rest: value}) if rest else value
+    return result
 
 
 class PatchConfig(Settings):

@@ -12,7 +12,7 @@ import typer
 
 from bpr_service.errors import BprError
 from refiner_training.commands import evaluate, training
-from refiner_training.segmenters.commands import predict, segmenter
+from refiner_training.commands.segmenter import predict, segmenter
 
 app = typer.Typer(
     name="bpr-train",

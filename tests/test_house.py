@@ -16,12 +16,12 @@ LONG = {
     "benchmarks/heads.py": 377,
     "benchmarks/serve.py": 548,
     "refiner_training/segmenters/blendmask.py": 372,
-    "refiner_training/segmenters/predict.py": 397,
+    "refiner_training/predict.py": 397,
     "refiner_training/segmenters/yolact.py": 376,
     "tests/runtime/test_engine.py": 463,
     "tests/server/http/test_errors.py": 518,
 }
-FULL = {"bpr_service/server/http": 15, "refiner_training/segmenters": 16}
+FULL = {"bpr_service/server/http": 15}
 
 
 def sources(*folders: str) -> list[Path]:

@@ -146,12 +146,14 @@ def refiner(
     """Train a refiner and export it as a model version."""
     import json
 
-    from refiner_training.config import load_config, parse_settings
+    from bpr_service.config import parse_settings
+    from refiner_training.config import load_config
 
     checked = load_config(config, parse_settings(set_ or ()))
-    from refiner_training.train import train
+    from refiner_training.run.refiner import train
 
-    model = train(checked, out or Path("runs") / checked.name, resume=resume, json_progress=json_progress)
+    progress: Any = "json" if json_progress else "bar"
+    model = train(checked, out or Path("runs") / checked.name, resume=resume, progress=progress)
     typer.echo(json.dumps({"event": "exported", "path": str(model)}) if json_progress else f"exported {model}")
 
 
@@ -174,7 +176,7 @@ def export(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads that are measured with; 0 takes torch's.")] = 0,
 ) -> None:
     """Write the model version of a run's best checkpoint, and measure what runs it best here."""
-    from refiner_training.export import export_model, export_run, run_config
+    from refiner_training.run.export import export_model, export_run, run_config
 
     if (run is None) == (model is None):
         raise ConfigError("export", expected="RUN_DIR or --model", got="both" if run else "neither", fix="pass one")

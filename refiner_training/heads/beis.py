@@ -11,17 +11,16 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refiner_training.heads.beis_contrast import StageContrast, StageInput, roi_class_maps
+from refiner_training.heads.beis_contrast import ContrastSettings, StageContrast, StageInput, roi_class_maps
 from refiner_training.heads.layers import ClassLogits, conv, conv_tower
 from refiner_training.heads.losses import bce_loss, zero_loss
 from refiner_training.heads.protocol import (
     FINEST,
     PYRAMID,
-    HeadSettings,
     HeadSpec,
     Pooler,
     RoiContext,
@@ -29,48 +28,17 @@ from refiner_training.heads.protocol import (
 )
 
 
-class BeisSettings(HeadSettings):
+class BeisSettings(ContrastSettings):
     """Settings of BEIS; what the paper leaves open is named here.
 
     Attributes:
         channels: D of each stage, X_mid = X_BEF; one entry more than refinements. (256, 256, 256, 256) is the
             paper's literal reading, four times the memory at 112 x 112.
-        ibdl, cbdl: the two losses; both off leaves the multi-stage head alone.
-        contrast_weight: of both losses; 1 in the paper (eq. 9), which trains a pretrained backbone.
-        aqs, aks: adaptive query and key selection; off draws uniformly.
-        band_px: t, half the width of the band, in cells of the stage.
-        hardness: delta of the query selection.
-        queries: most queries a mask and side (IBDL) or a mask (CBDL).
-        ibdl_keys, cbdl_keys: positive and negative keys of a query.
-        bank_size: entries a side and stage; bank_warmup: entries each side must hold before CBDL starts.
-        normalize, tau: unit-length features and temperature of both losses.
-        pos_same_class: CBDL's positives also share the class.
         max_rois: most RoIs an image the mask branch trains on (a 112 x 112 map of 256 channels is 12 MiB a RoI).
     """
 
     channels: tuple[int, ...] = Field(default=(256, 256, 128, 64), min_length=2, max_length=4)
-    ibdl: bool = True
-    cbdl: bool = True
-    contrast_weight: float = Field(default=1.0, gt=0)
-    aqs: bool = True
-    aks: bool = True
-    band_px: int = Field(default=3, ge=1)
-    hardness: float = Field(default=0.97, gt=0.5, lt=1)
-    queries: int = Field(default=16, ge=1)
-    ibdl_keys: tuple[int, int] = (4, 32)
-    cbdl_keys: tuple[int, int] = (16, 128)
-    bank_size: int = Field(default=65536, ge=1)
-    bank_warmup: int = Field(default=128, ge=1)
-    normalize: bool = False
-    tau: float = Field(default=1.0, gt=0)
-    pos_same_class: bool = False
     max_rois: int | None = 32
-
-    @model_validator(mode="after")
-    def _warmup_fits(self) -> BeisSettings:
-        if self.bank_warmup > self.bank_size:
-            raise ValueError(f"bank_warmup {self.bank_warmup} is over bank_size {self.bank_size}")
-        return self
 
 
 class BeisStage(nn.Module):

@@ -6,19 +6,56 @@ Letters: N RoIs, M cells a side, P = M * M cells, D channels, Q queries, C class
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
 from refiner_training.heads.beis_memory import ConfusionMatrix, FeatureBank, class_weights, weighted_sample
 from refiner_training.heads.losses import contrastive_loss, zero_loss
-from refiner_training.heads.protocol import OwnRandom, RoiContext
+from refiner_training.heads.protocol import HeadSettings, OwnRandom, RoiContext
 from refiner_training.heads.targets import boundary_band
 
-if TYPE_CHECKING:
-    from refiner_training.heads.beis import BeisSettings
+
+class ContrastSettings(HeadSettings):
+    """Settings of the two contrast losses; what the paper leaves open is named here.
+
+    Attributes:
+        ibdl, cbdl: the two losses; both off leaves the multi-stage head alone.
+        contrast_weight: of both losses; 1 in the paper (eq. 9), which trains a pretrained backbone.
+        aqs, aks: adaptive query and key selection; off draws uniformly.
+        band_px: t, half the width of the band, in cells of the stage.
+        hardness: delta of the query selection.
+        queries: most queries a mask and side (IBDL) or a mask (CBDL).
+        ibdl_keys, cbdl_keys: positive and negative keys of a query.
+        bank_size: entries a side and stage; bank_warmup: entries each side must hold before CBDL starts.
+        normalize, tau: unit-length features and temperature of both losses.
+        pos_same_class: CBDL's positives also share the class.
+    """
+
+    ibdl: bool = True
+    cbdl: bool = True
+    contrast_weight: float = Field(default=1.0, gt=0)
+    aqs: bool = True
+    aks: bool = True
+    band_px: int = Field(default=3, ge=1)
+    hardness: float = Field(default=0.97, gt=0.5, lt=1)
+    queries: int = Field(default=16, ge=1)
+    ibdl_keys: tuple[int, int] = (4, 32)
+    cbdl_keys: tuple[int, int] = (16, 128)
+    bank_size: int = Field(default=65536, ge=1)
+    bank_warmup: int = Field(default=128, ge=1)
+    normalize: bool = False
+    tau: float = Field(default=1.0, gt=0)
+    pos_same_class: bool = False
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        if self.bank_warmup > self.bank_size:
+            raise ValueError(f"bank_warmup {self.bank_warmup} is over bank_size {self.bank_size}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -74,7 +111,7 @@ class StageContrast:
     The memory is written by :meth:`remember`, after the step, so a loss never sees its own features in the bank.
     """
 
-    def __init__(self, settings: BeisSettings, classes: int, random: OwnRandom) -> None:
+    def __init__(self, settings: ContrastSettings, classes: int, random: OwnRandom) -> None:
         self.settings, self._random = settings, random
         self.banks = (FeatureBank(settings.bank_size), FeatureBank(settings.bank_size))
         self.confusion = ConfusionMatrix(classes)

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
-from bpr_service.config import Settings, build
-from bpr_service.errors import ConfigError, FormatError
-from refiner_training.config import Precision
+from bpr_service.config import Settings
+from bpr_service.recipe import OptimConfig, RunConfig
+from refiner_training.config import read_settings
 from refiner_training.heads.b2inst import B2InstSettings
 from refiner_training.heads.beis import BeisSettings
 from refiner_training.heads.bmask import BMaskSettings
@@ -92,52 +91,34 @@ class ModelConfig(Settings):
     deeplabv3plus: DeepLabConfig = DeepLabConfig()
 
 
-class OptimConfig(Settings):
-    """Optimiser and schedule.
+class SegmenterOptim(OptimConfig):
+    """Optimiser and schedule of segmenters, with detectron2's defaults."""
 
-    Attributes:
-        schedule: ``multistep`` multiplies the rate by ``gamma`` at each of ``milestones``; ``poly`` and ``cosine``
-            fall to 0 at the last step.
-        gradient_clip: largest norm of the gradient; 0 does not clip.
-    """
-
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: Literal["adamw", "sgd"] = "sgd"
     lr: float = Field(default=0.02, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0)
-    schedule: Literal["multistep", "poly", "cosine", "constant"] = "multistep"
+    decay_all: bool = False
+    schedule: Literal["cosine", "poly", "multistep", "constant"] = "multistep"
+    final_factor: float = Field(default=0.0, ge=0, le=1)
     milestones: tuple[int, ...] = (60_000, 80_000)
-    gamma: float = 0.1
-    poly_power: float = 0.9
     warmup_steps: int = Field(default=1000, ge=0)
-    warmup_factor: float = Field(default=0.001, gt=0, le=1)
     gradient_clip: float = Field(default=0.0, ge=0)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
 
 
-class RunConfig(Settings):
-    """How the run is done.
-
-    Attributes:
-        batch_size: images a step over all processes; must divide by their number.
-        threads: processor threads of one process; 0 leaves torch's own choice.
-        validate_every: steps between measurements of the mean mask IoU (or mIoU) on val; 0 never measures.
-        validation_images: at most so many of val.
-        patience: measurements without gain after which the run stops; 0 never stops early.
-    """
+class SegmenterRun(RunConfig):
+    """How a segmenter's run is done."""
 
     steps: int = Field(default=90_000, ge=1)
     batch_size: int = Field(default=16, ge=1)
-    precision: Precision = "bf16"
-    devices: int = Field(default=1, ge=1)
-    nodes: int = Field(default=1, ge=1)
+    """Images a step over all processes; must divide by their number."""
     sync_batchnorm: bool = False
     workers: int = Field(default=4, ge=0)
-    threads: int = Field(default=0, ge=0)
-    seed: int = 0
     checkpoint_every: int = Field(default=1000, ge=1)
     validate_every: int = Field(default=0, ge=0)
-    validation_images: int = Field(default=100, ge=1)
-    patience: int = Field(default=0, ge=0)
+    """Steps between measurements of the mean mask IoU (or mIoU) on val; 0 never measures."""
+    validation_batches: int = Field(default=100, ge=0)
+    """Images of val that are measured, one a batch."""
 
 
 class SegmenterConfig(Settings):
@@ -147,8 +128,8 @@ class SegmenterConfig(Settings):
     data: InstanceData | SemanticData = Field(discriminator="kind")
     model: ModelConfig = ModelConfig()
     heads: HeadsConfig = HeadsConfig()
-    optim: OptimConfig = OptimConfig()
-    run: RunConfig = RunConfig()
+    optim: SegmenterOptim = SegmenterOptim()
+    run: SegmenterRun = SegmenterRun()
 
     @model_validator(mode="after")
     def _milestones_fit(self) -> Self:
@@ -159,32 +140,5 @@ class SegmenterConfig(Settings):
 
 
 def load_segmenter_config(path: Path, overrides: Mapping[str, Any] | None = None) -> SegmenterConfig:
-    """Read and check a YAML file; paths in it are relative to the working directory.
-
-    Args:
-        overrides: dotted keys and values, as ``{"run.steps": 100}``.
-
-    Raises:
-        FormatError: no file, or no YAML.
-        ConfigError, UnknownName: a key that does not exist, or a value of the wrong type.
-    """
-    if not path.is_file():
-        raise FormatError(str(path), expected="a YAML file", got="none", fix="check the path")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        got = " ".join(str(error).split())
-        raise FormatError(str(path), expected="YAML", got=got, fix="mend the file") from None
-    if not isinstance(values, dict):
-        fix = "see refiner_training/configs/segmenter"
-        raise ConfigError(str(path), expected="keys and values", got=type(values).__name__, fix=fix)
-    return build(SegmenterConfig, override(values, overrides or {}))
-
-
-def override(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested ``values`` with dotted keys replaced."""
-    result = dict(values)
-    for dotted, value in overrides.items():
-        key, _, rest = dotted.partition(".")
-        result[key] = override(result.get(key) or {}, {rest: value}) if rest else value
-    return result
+    """A segmenter's configuration from a YAML file; see `refiner_training.config.read_settings`."""
+    return read_settings(SegmenterConfig, path, overrides)

@@ -319,3 +319,9 @@ def make_loader(dataset: InstanceSet | LabelSet, sampler: StreamSampler, batch: 
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def val_loader(dataset: InstanceSet | LabelSet) -> DataLoader[Any]:
+    """One image a batch, in order."""
+    places: Any = [(index, index) for index in range(len(dataset))]
+    return DataLoader(dataset, batch_size=1, sampler=places, collate_fn=collate)

@@ -78,7 +78,7 @@ def make_set(folder: Path, count: int, *, height: int = 96, width: int = 128, se
 
 def tiny_config(kind: str, paths: dict[str, Path], **overrides: Any) -> dict[str, Any]:
     """A configuration that trains any architecture at tiny size in a second; dotted ``overrides`` win."""
-    from refiner_training.segmenters.config import override
+    from bpr_service.config import with_parts
 
     data: dict[str, Any] = {"kind": kind, "flip": 0.5}
     for split in ("train", "val"):
@@ -123,4 +123,4 @@ def tiny_config(kind: str, paths: dict[str, Path], **overrides: Any) -> dict[str
         "optim": {"name": "adamw", "lr": 0.001, "schedule": "constant", "warmup_steps": 0, "milestones": []},
         "run": {"steps": 2, "batch_size": 2, "precision": "32", "workers": 0},
     }
-    return override(values, overrides)
+    return with_parts(values, overrides)

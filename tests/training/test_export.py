@@ -19,7 +19,7 @@ from bpr_service.network.weights import read_card
 from bpr_service.refine.refiner import Refiner
 from refiner_training.cli import app
 from refiner_training.config import load_config
-from refiner_training.train import train
+from refiner_training.run.refiner import train
 
 PATCH = {"patch_size_px": 32, "padding_px": 8, "network_size_px": 48}
 
@@ -56,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "run": {"steps": 6, "batch_size": 4, "precision": "32", "workers": 0, "threads": 1},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
-    train(load_config(folder / "recipe.yaml"), folder / "run", json_progress=True)
+    train(load_config(folder / "recipe.yaml"), folder / "run", progress="json")
     return folder / "run"
 
 
@@ -65,7 +65,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The candidates that open in no time, and few patches."""
     monkeypatch.setattr(candidates, "CANDIDATES", (("eager", "fp32"), ("eager", "bf16"), ("openvino", "int8")))
     monkeypatch.setattr(candidates, "ROUNDS", (1, 2))
-    monkeypatch.setattr("refiner_training.export.MEASURED", 10)
+    monkeypatch.setattr("refiner_training.run.export.MEASURED", 10)
     monkeypatch.setattr("bpr_service.network.int8.CALIBRATION", 14)
 
 

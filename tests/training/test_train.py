@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 
 from bpr_service.errors import BprError
 from bpr_service.network.weights import load_model
+from bpr_service.recipe import LossConfig
 from refiner_training.cli import app
-from refiner_training.config import LossConfig, SimulatedData, load_config
-from refiner_training.progress import ProgressLines
-from refiner_training.refiner import RefinerModule, boundary_loss
-from refiner_training.train import train
+from refiner_training.config import SimulatedData, load_config
+from refiner_training.run.loss import boundary_loss
+from refiner_training.run.progress import ProgressLines
+from refiner_training.run.refiner import RefinerModule, train
 
 CONFIGS = sorted((Path(__file__).parents[2] / "refiner_training/configs").glob("*.yaml"))
 
@@ -61,19 +62,19 @@ def recipe(data: Path) -> Path:
 
 
 def weights(run: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(run / "last.ckpt", weights_only=False)["state_dict"]
+    state: dict[str, Any] = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
     return state
 
 
 def test_a_resumed_run_equals_an_undisturbed_one(recipe: Path, tmp_path: Path) -> None:
     whole = load_config(recipe)
-    model = train(whole, tmp_path / "whole", json_progress=True)
+    model = train(whole, tmp_path / "whole", progress="json")
     assert load_model(model).card.network.name == "light_unet_s"
 
     class Killed(Exception):
         pass
 
-    from refiner_training.refiner import RefinerModule
+    from refiner_training.run.refiner import RefinerModule
 
     def stop(self: RefinerModule, *arguments: Any) -> None:
         if self.global_step == 5:
@@ -82,8 +83,8 @@ def test_a_resumed_run_equals_an_undisturbed_one(recipe: Path, tmp_path: Path) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RefinerModule, "on_train_batch_end", stop)
         with pytest.raises(Killed):
-            train(whole, tmp_path / "parts", json_progress=True)
-    assert torch.load(tmp_path / "parts" / "last.ckpt", weights_only=False)["global_step"] == 3
+            train(whole, tmp_path / "parts", progress="json")
+    assert torch.load(tmp_path / "parts" / "last.ckpt", weights_only=True)["global_step"] == 3
     begun_at: list[int] = []
     real = ProgressLines.on_train_batch_end
 
@@ -93,7 +94,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(recipe: Path, tmp_path: Path) -
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ProgressLines, "on_train_batch_end", counting)
-        train(whole, tmp_path / "parts", json_progress=True)
+        train(whole, tmp_path / "parts", progress="json")
     assert begun_at[0] == 3  # else the steps of the checkpoint count as done in the first seconds
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert one.keys() == other.keys()
@@ -148,8 +149,8 @@ def test_a_wrong_setting_is_named_before_any_work(
 
 
 def test_a_checkpoint_of_another_network_is_refused(recipe: Path, tmp_path: Path) -> None:
-    train(load_config(recipe, {"run.steps": 3}), tmp_path / "run", json_progress=True)
-    with pytest.raises(BprError, match="light_unet_s"):
+    train(load_config(recipe, {"run.steps": 3}), tmp_path / "run", progress="json")
+    with pytest.raises(BprError, match=r"another run: expected a checkpoint with config\.network\.arguments"):
         train(load_config(recipe, {"network.arguments": {"widths": [8, 8, 8, 16]}}), tmp_path / "run")
 
 

@@ -12,52 +12,37 @@ from pathlib import Path
 from typing import Any
 
 from bpr_service import storage
-from bpr_service.errors import BprError, ConfigError, ModelError, UnknownName
+from bpr_service.config import Settings, build
+from bpr_service.errors import BprError, ConfigError, ModelError
 from bpr_service.jobs.context import Context
 from bpr_service.jobs.database import JobRow
 from bpr_service.jobs.requests import TrainRequest
 from bpr_service.jobs.settings import JobSettings
 from bpr_service.jobs.train.trainer import Child
 from bpr_service.jobs.train.training_files import TrainingFiles
+from bpr_service.recipe import Recipe
 from bpr_service.runtime.model_store import ModelStore
 
-RECIPE: dict[str, set[str]] = {
-    "network": {"name", "arguments"},
-    "patch": {"patch_size_px", "padding_px", "network_size_px", "nms_threshold", "scheme", "cover"},
-    "optim": {
-        "name", "lr", "weight_decay", "momentum", "schedule", "poly_power", "warmup_steps", "gradient_clip",
-        "ema_decay",
-    },
-    "loss": {"band_px", "band_weight", "padding_weight"},
-    "run": {
-        "steps", "batch_size", "accelerator", "precision", "devices", "nodes", "sync_batchnorm", "workers", "threads",
-        "seed", "checkpoint_every", "validate_every", "validation_batches", "patience",
-    },
-}  # fmt: skip
-"""What a recipe may set: sections of the trainer's configuration. Data, name and what to start from are the job's."""
 PATCH_FORMATS = {"instance": "coco", "semantic": "labels", "panoptic": "panoptic"}
 """The ``--format`` of ``bpr-train patches`` that a task's data has."""
 
 
+class _Asked(Settings):
+    """What a request says of its recipe; errors then name ``recipe.run.steps``, as the request does."""
+
+    recipe: Recipe
+
+
 def check_recipe(request: TrainRequest, settings: JobSettings) -> None:
-    """Refuse a recipe with unknown keys, and a parent that does not exist, before any work begins.
+    """Refuse a recipe that the trainer would not take, and a parent that does not exist, before any work begins.
 
     Raises:
         UnknownName, ConfigError, NotFoundError.
     """
-    for section, values in (request.recipe or {}).items():
-        if section not in RECIPE:
-            raise UnknownName("section of a recipe", section, RECIPE)
-        if not isinstance(values, Mapping):
-            raise ConfigError(
-                f"recipe.{section}", expected="keys and values", got=repr(values)[:60], fix="see docs/jobs.md"
-            )
-        for key in values:
-            if key not in RECIPE[section]:
-                raise UnknownName(f"key of recipe.{section}", key, RECIPE[section])
-    scheme = (request.recipe or {}).get("patch", {}).get("scheme", "dense")
-    if scheme != "dense":
-        raise ConfigError("recipe.patch.scheme", expected="dense", got=repr(scheme), fix="leave it out")
+    recipe = build(_Asked, {"recipe": request.recipe or {}}).recipe
+    if recipe.patch.scheme != "dense":
+        fix = "leave it out"
+        raise ConfigError("recipe.patch.scheme", expected="dense", got=repr(recipe.patch.scheme), fix=fix)
     _check_task(request)
     if request.parent is not None:
         ModelStore(settings.models).get(request.parent)

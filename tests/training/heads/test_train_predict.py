@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from bpr_service.config import build
+from bpr_service.config import build, parse_settings
 from bpr_service.errors import ConfigError, ConflictError, FormatError, ModelError
 from bpr_service.masks.label_maps import read_label_map, read_panoptic_png
 from bpr_service.masks.mask import Mask
-from refiner_training.config import parse_settings
+from refiner_training.commands.smoke import run_smoke
+from refiner_training.predict import Options, predict, segments_of_labels
+from refiner_training.run.module import learning_rate_factor
+from refiner_training.run.segmenter import load_segmenter, train_segmenter
 from refiner_training.segmenters.base import paste
-from refiner_training.segmenters.config import OptimConfig, SegmenterConfig
-from refiner_training.segmenters.predict import Options, predict, segments_of_labels
+from refiner_training.segmenters.config import SegmenterConfig, SegmenterOptim
 from refiner_training.segmenters.registry import HEADS
-from refiner_training.segmenters.smoke import run_smoke
 from refiner_training.segmenters.synthetic import make_set, tiny_config
-from refiner_training.segmenters.train import learning_rate_factor, load_segmenter, train_segmenter
 
 
 @pytest.mark.parametrize(("arch", "head"), HEADS, ids=[f"{a}-{h}" for a, h in HEADS])
@@ -43,7 +43,7 @@ def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
 def test_a_resumed_run_is_the_undisturbed_one(arch: str, head: str, configure: Any, tmp_path: Path) -> None:
     small = {"run.steps": 4, "optim.schedule": "cosine", "heads.beis.channels": [8, 8]}
     four = configure(arch, **small)
-    whole = weights_of(train_segmenter(arch, head, four, tmp_path / "whole", quiet=True))
+    whole = weights_of(train_segmenter(arch, head, four, tmp_path / "whole", progress="none"))
     two = configure(arch, **small, **{"run.checkpoint_every": 2})
     folder = tmp_path / "parts"
 
@@ -55,17 +55,17 @@ def test_a_resumed_run_is_the_undisturbed_one(arch: str, head: str, configure: A
     def stop_after_two(self: Any, *args: Any) -> None:
         if stopped["now"] and self.global_step == 3:
             raise Stop
-        self.model.after_step()
+        self.network.after_step()
 
-    from refiner_training.segmenters.train import SegmenterModule
+    from refiner_training.run.segmenter import SegmenterModule
 
     kept = SegmenterModule.on_train_batch_end
     try:
         SegmenterModule.on_train_batch_end = stop_after_two  # type: ignore[method-assign]
         with pytest.raises(Stop):
-            train_segmenter(arch, head, two, folder, quiet=True)
+            train_segmenter(arch, head, two, folder, progress="none")
         stopped["now"] = False
-        resumed = weights_of(train_segmenter(arch, head, two, folder, quiet=True))
+        resumed = weights_of(train_segmenter(arch, head, two, folder, progress="none"))
     finally:
         SegmenterModule.on_train_batch_end = kept  # type: ignore[method-assign]
     torch.testing.assert_close(resumed, whole, rtol=1e-5, atol=1e-6)
@@ -73,18 +73,20 @@ def test_a_resumed_run_is_the_undisturbed_one(arch: str, head: str, configure: A
 
 def test_a_finished_run_is_not_trained_again(configure: Any, tmp_path: Path) -> None:
     config = configure("deeplabv3plus")
-    checkpoint = train_segmenter("deeplabv3plus", "plain", config, tmp_path, quiet=True)
+    checkpoint = train_segmenter("deeplabv3plus", "plain", config, tmp_path, progress="none")
     before = checkpoint.stat().st_mtime_ns
-    assert train_segmenter("deeplabv3plus", "plain", config, tmp_path, quiet=True) == checkpoint
+    assert train_segmenter("deeplabv3plus", "plain", config, tmp_path, progress="none") == checkpoint
     assert checkpoint.stat().st_mtime_ns == before
 
 
 def test_resuming_with_another_head_or_configuration_is_refused(configure: Any, tmp_path: Path) -> None:
-    train_segmenter("deeplabv3plus", "plain", configure("deeplabv3plus"), tmp_path, quiet=True)
+    train_segmenter("deeplabv3plus", "plain", configure("deeplabv3plus"), tmp_path, progress="none")
     with pytest.raises(ConfigError, match="belongs to another run"):
-        train_segmenter("deeplabv3plus", "bsm", configure("deeplabv3plus"), tmp_path, quiet=True)
+        train_segmenter("deeplabv3plus", "bsm", configure("deeplabv3plus"), tmp_path, progress="none")
     with pytest.raises(ConfigError, match="belongs to another run"):
-        train_segmenter("deeplabv3plus", "plain", configure("deeplabv3plus", **{"optim.lr": 0.1}), tmp_path, quiet=True)
+        train_segmenter(
+            "deeplabv3plus", "plain", configure("deeplabv3plus", **{"optim.lr": 0.1}), tmp_path, progress="none"
+        )
 
 
 def test_validation_keeps_the_best_checkpoint_and_stops_early(configure: Any, tmp_path: Path) -> None:
@@ -93,9 +95,9 @@ def test_validation_keeps_the_best_checkpoint_and_stops_early(configure: Any, tm
         "run.validate_every": 1,
         "run.patience": 1,
         "optim.lr": 1e-12,
-        "run.validation_images": 2,
+        "run.validation_batches": 2,
     }
-    last = train_segmenter("deeplabv3plus", "plain", configure("deeplabv3plus", **options), tmp_path, quiet=True)
+    last = train_segmenter("deeplabv3plus", "plain", configure("deeplabv3plus", **options), tmp_path, progress="none")
     assert (tmp_path / "best.ckpt").is_file()
     step = torch.load(last, weights_only=True)["global_step"]
     assert 2 <= step < 8, "nothing is gained at this rate, so patience ends the run"
@@ -104,7 +106,7 @@ def test_validation_keeps_the_best_checkpoint_and_stops_early(configure: Any, tm
 def test_a_loss_that_is_not_a_number_stops_the_run(configure: Any, tmp_path: Path) -> None:
     config = configure("deeplabv3plus", **{"optim.name": "sgd", "optim.lr": 1e30, "run.steps": 6})
     with pytest.raises(ConfigError, match=r"the loss at step .*lower optim\.lr|Lower optim\.lr"):
-        train_segmenter("deeplabv3plus", "plain", config, tmp_path, quiet=True)
+        train_segmenter("deeplabv3plus", "plain", config, tmp_path, progress="none")
 
 
 def test_a_batch_that_does_not_divide_is_refused(
@@ -112,33 +114,33 @@ def test_a_batch_that_does_not_divide_is_refused(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ConfigError, match="a multiple of 3 processes"):
-        train_segmenter("deeplabv3plus", "plain", configure("deeplabv3plus"), tmp_path, quiet=True)
+        train_segmenter("deeplabv3plus", "plain", configure("deeplabv3plus"), tmp_path, progress="none")
 
 
 def test_learning_rate() -> None:
-    steps = OptimConfig(milestones=(60, 80), warmup_steps=10, warmup_factor=0.1)
-    factors = [learning_rate_factor(step, steps, 100) for step in (0, 5, 10, 59, 60, 80)]
+    steps = SegmenterOptim(milestones=(60, 80), warmup_steps=10, warmup_factor=0.1)
+    factors = [learning_rate_factor(steps, step, 100) for step in (0, 5, 10, 59, 60, 80)]
     assert factors == pytest.approx([0.1, 0.55, 1, 1, 0.1, 0.01])
-    poly = OptimConfig(schedule="poly", milestones=(), warmup_steps=0)
-    assert learning_rate_factor(50, poly, 100) == pytest.approx(0.5**0.9)
-    cosine = OptimConfig(schedule="cosine", milestones=(), warmup_steps=0)
-    assert learning_rate_factor(100, cosine, 100) == pytest.approx(0, abs=1e-6)
+    poly = SegmenterOptim(schedule="poly", milestones=(), warmup_steps=0)
+    assert learning_rate_factor(poly, 50, 100) == pytest.approx(0.5**0.9)
+    cosine = SegmenterOptim(schedule="cosine", milestones=(), warmup_steps=0)
+    assert learning_rate_factor(cosine, 100, 100) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("arch", "head"), [("mask_rcnn", "plain"), ("deeplabv3plus", "plain")])
 def test_overfits_two_pictures(arch: str, head: str, configure: Any) -> None:
     """The whole path learns: a tiny model fits its own training pictures far better than it began."""
+    from refiner_training.run.validation import mean_iou
     from refiner_training.segmenters.data import collate, open_data
-    from refiner_training.segmenters.registry import build_segmenter, kind_of
-    from refiner_training.segmenters.validate import mean_iou
+    from refiner_training.segmenters.registry import build_segmenter
 
     config = configure(arch)
     dataset: Any = open_data(config.data, "train", augment=False)
     model = build_segmenter(arch, head, config).train()
     batch = collate([dataset[0, 0], dataset[1, 1]])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, weight_decay=0.0)
-    before = mean_iou(model, dataset, kind_of(arch), 2, "cpu")
+    before = mean_iou(model, dataset, 2)
     for step in range(40):
         torch.manual_seed(step)
         loss = torch.stack(list(model(*batch).values())).sum()
@@ -146,7 +148,7 @@ def test_overfits_two_pictures(arch: str, head: str, configure: Any) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
-    assert mean_iou(model, dataset, kind_of(arch), 2, "cpu") > max(0.5, before + 0.1)
+    assert mean_iou(model, dataset, 2) > max(0.5, before + 0.1)
 
 
 # ---- predictions -------------------------------------------------------------------------------------------------
@@ -159,7 +161,7 @@ def trained(paths: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     found = {}
     for arch, kind in (("mask_rcnn", "instance"), ("deeplabv3plus", "semantic")):
         config = build(SegmenterConfig, tiny_config(kind, paths))
-        found[kind] = train_segmenter(arch, "plain", config, folder / kind, quiet=True)
+        found[kind] = train_segmenter(arch, "plain", config, folder / kind, progress="none")
     return found
 
 

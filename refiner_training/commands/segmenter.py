@@ -27,19 +27,20 @@ def segmenter(
 ) -> None:
     """Train a segmenter: an architecture with one of its heads."""
     if smoke:
-        from refiner_training.segmenters.smoke import run_smoke
+        from refiner_training.commands.smoke import run_smoke
 
         typer.echo(run_smoke(arch, head))
         return
     if config is None:
         raise ConfigError("no configuration", expected="CONFIG.yaml", got="none", fix="give one, or try --smoke")
-    from refiner_training.config import parse_settings
+    from bpr_service.config import parse_settings
+    from refiner_training.run.segmenter import train_segmenter
     from refiner_training.segmenters.config import load_segmenter_config
-    from refiner_training.segmenters.train import train_segmenter
 
     loaded = load_segmenter_config(config, parse_settings(settings or ()))
     folder = out or Path("runs") / f"{loaded.name}_{arch}_{head}"
-    typer.echo(train_segmenter(arch, head, loaded, folder, resume=resume, json_progress=json_progress))
+    progress: Any = "json" if json_progress else "bar"
+    typer.echo(train_segmenter(arch, head, loaded, folder, resume=resume, progress=progress))
 
 
 def predict(
@@ -56,8 +57,8 @@ def predict(
 ) -> None:
     """Write a segmenter's predictions, ready for `bpr batch` and `bpr-train patches`."""
     from bpr_service.errors import UnknownName
-    from refiner_training.segmenters.predict import Options
-    from refiner_training.segmenters.predict import predict as run
+    from refiner_training.predict import Options
+    from refiner_training.predict import predict as run
 
     known: Any = form
     if form not in (None, "coco", "labels", "panoptic"):

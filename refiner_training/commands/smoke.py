@@ -6,11 +6,11 @@ import tempfile
 from pathlib import Path
 
 from bpr_service.config import build
+from refiner_training.predict import predict
+from refiner_training.run.segmenter import train_segmenter
 from refiner_training.segmenters.config import SegmenterConfig
-from refiner_training.segmenters.predict import predict
 from refiner_training.segmenters.registry import kind_of
 from refiner_training.segmenters.synthetic import make_set, tiny_config
-from refiner_training.segmenters.train import train_segmenter
 
 
 def run_smoke(arch: str, head: str, folder: Path | None = None) -> str:
@@ -22,7 +22,7 @@ def run_smoke(arch: str, head: str, folder: Path | None = None) -> str:
     train = make_set(folder / "train", 2)
     one = make_set(folder / "one", 1, seed=1)
     config = build(SegmenterConfig, tiny_config(kind, train))
-    checkpoint = train_segmenter(arch, head, config, folder / "run", quiet=True)
+    checkpoint = train_segmenter(arch, head, config, folder / "run", progress="none")
     out = folder / ("predictions.json" if kind == "instance" else "predictions")
     dataset = one["annotations"] if kind == "instance" else None
     done = predict(checkpoint, one["images"], out, dataset=dataset)

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from bpr_service.errors import ConfigError, ConflictError, FormatError
 from bpr_service.masks.images import read_image
 from bpr_service.masks.label_maps import write_label_map, write_panoptic_png
+from refiner_training.run.segmenter import load_segmenter
 from refiner_training.segmenters.base import Detections, Segmenter
 from refiner_training.segmenters.data import image_files, read_json, to_tensor
 from refiner_training.segmenters.registry import kind_of
-from refiner_training.segmenters.train import load_segmenter
 
 Format = Literal["coco", "labels", "panoptic"]
 Progress = Callable[[int, int], None]

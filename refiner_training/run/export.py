@@ -17,7 +17,7 @@ from bpr_service.errors import ConfigError, FormatError, ModelError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import nn
 
     from bpr_service.network.weights import Int8Files, ModelCard
     from refiner_training.config import PatchData, SimulatedData, TrainConfig
@@ -77,13 +77,16 @@ def export_run(
     """
     from bpr_service.network.registry import build_network
     from bpr_service.network.weights import ModelCard, NetworkCard, save_model
+    from refiner_training.run.checkpoint import read_checkpoint, validation_of, weights_of
 
     path = checkpoint or next((p for p in (folder / "best.ckpt", folder / "last.ckpt") if p.is_file()), None)
     if path is None or not path.is_file():
         raise FormatError(
             f"{path or folder}", expected="a checkpoint: best.ckpt or last.ckpt", got="none", fix="train first"
         )
-    state, step, measured = read_weights(path)
+    content = read_checkpoint(path, "refiner")
+    state, step = weights_of(content), int(content["global_step"])
+    measured = validation_of(content)
     network = build_network(config.network.name, **config.network.arguments)
     wanted = {name: tuple(t.shape) for name, t in network.state_dict().items()}
     given = {name: tuple(t.shape) for name, t in state.items()}
@@ -180,7 +183,7 @@ def write_measured(
     from bpr_service.network import candidates, int8
     from bpr_service.network.weights import save_model
     from refiner_training.config import PatchData
-    from refiner_training.train import VALIDATION_SEED, open_data
+    from refiner_training.run.streams import VALIDATION_SEED, open_data
 
     own = calibrate in (None, RECIPE_DATA)
     data = config.data if own else PatchData(patches=Path(str(calibrate)))
@@ -212,42 +215,6 @@ def _patches(stream: Any, first: int, count: int) -> NDArray[np.uint8]:
     return np.concatenate(found)[skip : skip + count]
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], int, dict[str, float]]:
-    """Weights (the averaged ones where there are any), step and validation measures of a checkpoint.
-
-    Raises:
-        ModelError: the file cannot be read, or is no checkpoint of a refiner.
-    """
-    checkpoint = read_checkpoint(path)
-    state = checkpoint["state_dict"]
-    prefix = "average." if any(name.startswith("average.") for name in state) else "network."
-    weights = {name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)}
-    measured: dict[str, float] = {}
-    for callback in checkpoint.get("callbacks", {}).values():
-        if isinstance(callback, dict) and callback.get("monitor") and callback.get("best_model_score") is not None:
-            measured[str(callback["monitor"])] = round(float(callback["best_model_score"]), 6)
-    return weights, int(checkpoint["global_step"]), measured
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of a refiner's training; only ever one of our own, since reading it can run code."""
-    import torch
-
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-    except Exception as cause:  # torch raises whatever its unpickler meets
-        raise ModelError(
-            f"{path}", expected="a readable checkpoint", got=f"{type(cause).__name__}: {cause}", fix="remove it"
-        ) from cause
-    config = checkpoint.get("hyper_parameters", {}).get("config") if isinstance(checkpoint, dict) else None
-    if config is None or "state_dict" not in checkpoint:
-        raise ModelError(
-            f"{path}", expected="a checkpoint of a refiner", got="another one", fix="pass one that this trainer wrote"
-        )
-    found: dict[str, Any] = checkpoint
-    return found
-
-
 def data_of(config: TrainConfig) -> list[dict[str, Any]]:
     """What a configuration trains on, source by source, with the terms that its store or its notes give."""
     data: SimulatedData | PatchData = config.data
@@ -277,24 +244,3 @@ def _manifest(folder: Path) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = json.loads(path.read_text())
     return found
-
-
-def check_same_network(path: Path, config: TrainConfig) -> int:
-    """The step a checkpoint stands at.
-
-    Raises:
-        ConfigError: it was made by another network, or with other patches.
-    """
-    from bpr_service.config import build
-    from refiner_training.config import TrainConfig
-
-    checkpoint = read_checkpoint(path)
-    saved = build(TrainConfig, checkpoint["hyper_parameters"]["config"])
-    if saved.network != config.network or saved.patch != config.patch:
-        raise ConfigError(
-            str(path),
-            expected=f"a checkpoint of {config.network.name} {config.network.arguments} with {config.patch}",
-            got=f"{saved.network.name} {saved.network.arguments} with {saved.patch}",
-            fix="give the run another folder, or --no-resume",
-        )
-    return int(checkpoint["global_step"])

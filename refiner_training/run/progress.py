@@ -8,36 +8,34 @@ from typing import Any
 
 import lightning as L
 
-from refiner_training.config import RunConfig
+from bpr_service.recipe import RunConfig
 
 
 class _Rate(L.Callback):
-    """Patches a second and the time left, over the last few seconds, on the first process alone."""
+    """What is trained on a second and the time left, over the last few seconds, on the first process alone."""
 
     def __init__(self, config: RunConfig, every_s: float) -> None:
         self.config, self.every_s = config, every_s
         self._last = (time.monotonic(), 0)
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         # Not in on_fit_start: a checkpoint's step is known from here on.
         self._last = (time.monotonic(), trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_index: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_index: int) -> None:
         now, (then, step) = time.monotonic(), self._last
         last = trainer.global_step >= self.config.steps
         if not trainer.is_global_zero or (now - then < self.every_s and not last) or trainer.global_step == step:
             return
-        per_step = self.config.batch_size * trainer.world_size
-        rate = (trainer.global_step - step) * per_step / max(now - then, 1e-9)
-        left = (self.config.steps - trainer.global_step) * per_step
+        steps_a_s = (trainer.global_step - step) / max(now - then, 1e-9)
+        left_s = (self.config.steps - trainer.global_step) / steps_a_s
         self._last = (now, trainer.global_step)
         values = {k: round(float(v), 5) for k, v in trainer.callback_metrics.items()}
-        self.show(trainer.global_step, rate, left / max(rate, 1e-9), values)
+        rate = steps_a_s * module.step_size(trainer.world_size)
+        self.show(trainer.global_step, rate, module.unit, left_s, values)
 
-    def show(self, step: int, rate: float, left_s: float, values: dict[str, float]) -> None:
-        """Show the step, patches a second, seconds left and the latest measures."""
+    def show(self, step: int, rate: float, unit: str, left_s: float, values: dict[str, float]) -> None:
+        """Show the step, units a second, seconds left and the latest measures."""
         raise NotImplementedError
 
 
@@ -47,9 +45,9 @@ class ProgressLines(_Rate):
     def __init__(self, config: RunConfig, every_s: float = 5.0) -> None:
         super().__init__(config, every_s)
 
-    def show(self, step: int, rate: float, left_s: float, values: dict[str, float]) -> None:
+    def show(self, step: int, rate: float, unit: str, left_s: float, values: dict[str, float]) -> None:
         line = {"event": "progress", "step": step, "steps": self.config.steps}
-        print(json.dumps({**line, "patches_per_s": round(rate, 1), "time_left_s": round(left_s), **values}), flush=True)
+        print(json.dumps({**line, f"{unit}_per_s": round(rate, 2), "time_left_s": round(left_s), **values}), flush=True)
 
 
 class ProgressBar(_Rate):
@@ -59,7 +57,7 @@ class ProgressBar(_Rate):
         super().__init__(config, every_s)
         self._bar: Any = None
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         super().on_train_start(trainer, module)
         if not trainer.is_global_zero:
             return
@@ -72,13 +70,13 @@ class ProgressBar(_Rate):
         self._bar.add_task("", total=self.config.steps, completed=trainer.global_step)
         self._bar.start()
 
-    def show(self, step: int, rate: float, left_s: float, values: dict[str, float]) -> None:
+    def show(self, step: int, rate: float, unit: str, left_s: float, values: dict[str, float]) -> None:
         minutes, seconds = divmod(round(left_s), 60)
         measures = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        text = f"{rate:.0f} patches/s  {minutes // 60}:{minutes % 60:02}:{seconds:02} left  {measures}"
+        text = f"{rate:.3g} {unit}/s  {minutes // 60}:{minutes % 60:02}:{seconds:02} left  {measures}"
         self._bar.update(self._bar.task_ids[0], completed=step, description=text)
 
-    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: L.Trainer, module: Any, stage: str) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
