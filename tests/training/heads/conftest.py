@@ -17,7 +17,7 @@ from refiner_training.segmenters.synthetic import make_set, tiny_config
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> Any:
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
