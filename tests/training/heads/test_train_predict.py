@@ -298,7 +298,7 @@ def test_paste_samples_at_pixel_centres() -> None:
 
 def test_settings_of_the_command_line() -> None:
     assert parse_settings(["run.steps=5", "data.classes=[a, b]"]) == {"run.steps": 5, "data.classes": ["a", "b"]}
-    with pytest.raises(ConfigError, match="KEY=VALUE"):
+    with pytest.raises(ConfigError, match="NAME=VALUE"):
         parse_settings(["run.steps"])
 
 
