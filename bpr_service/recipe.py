@@ -57,8 +57,10 @@ class LossConfig(Settings):
     """What a pixel within ``band_px`` of the true or the coarse boundary weighs above one far from both."""
     padding_weight: float = Field(default=0.25, ge=0)
     """What a pixel of the context weighs, which is never pasted back."""
-    confidence_weight: float = Field(default=0.25, ge=0)
+    confidence_weight: float = Field(default=0.5, ge=0)
     """What the second output's loss weighs beside the first's: the log-odds that the decision of a pixel is wrong."""
+    changed_weight: float = Field(default=8.0, ge=0)
+    """What a pixel that the decision changes weighs in it above others."""
 
 
 class RunConfig(Settings):

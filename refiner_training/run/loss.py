@@ -41,14 +41,17 @@ def _widen(maps: Tensor, radius: int) -> Tensor:
 def boundary_loss(logits: Tensor, patches: Tensor, targets: Tensor, padding: int, config: LossConfig) -> Tensor:
     """Weighted binary cross-entropy of (N, C, S, S) logits: a scalar, 0 where everything is ignored.
 
-    Where C is 2 the second map learns whether the first's decision is wrong, by the same weights: its sigmoid is the
-    probability of an error. The decision is taken as it is, so that the second map's loss never bends the first.
+    Where C is 2 the second map learns whether the first's decision is wrong: its sigmoid is the probability of an
+    error. The decision is taken as it is, so that the second map's loss never bends the first. Pixels that the decision
+    changes weigh more: whether to take a change is what the second map is asked.
     """
     weights = pixel_weights(patches, targets, padding, config)
-    truth = (targets == 1).float()
-    losses = F.binary_cross_entropy_with_logits(logits[:, 0].float(), truth, reduction="none")
-    if logits.shape[1] > 1:
-        wrong = ((logits[:, 0].detach() > 0) != (targets == 1)).float()
-        own = F.binary_cross_entropy_with_logits(logits[:, 1].float(), wrong, reduction="none")
-        losses = losses + config.confidence_weight * own
-    return (losses * weights).sum() / weights.sum().clamp_min(1.0)
+    truth = targets == 1
+    losses = F.binary_cross_entropy_with_logits(logits[:, 0].float(), truth.float(), reduction="none")
+    loss = (losses * weights).sum() / weights.sum().clamp_min(1.0)
+    if logits.shape[1] == 1:
+        return loss
+    decision = logits[:, 0].detach() > 0
+    weights = weights * (1 + config.changed_weight * (decision != (patches[..., 3] > 127)))
+    losses = F.binary_cross_entropy_with_logits(logits[:, 1].float(), (decision != truth).float(), reduction="none")
+    return loss + config.confidence_weight * (losses * weights).sum() / weights.sum().clamp_min(1.0)
