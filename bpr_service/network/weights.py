@@ -266,7 +266,8 @@ def save_model(
 ) -> ModelCard:
     """Write a model version: its files, then the card with their SHA-256. Returns that card.
 
-    Each file is whole or not there; the card comes last, so a folder with a card has its weights. `int8` is the
+    Each file is whole or not there; the card comes last, so a folder with a card has its weights. A tensor whose
+    values all are half-precision numbers is stored as such: what is loaded is the same. `int8` is the
     quantised network and `calibration` what its ranges were measured on; without one, none is left in the folder.
     """
     from safetensors.torch import save
@@ -276,7 +277,7 @@ def save_model(
 
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    state = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    state = {name: _stored(t.detach().cpu().contiguous()) for name, t in network.state_dict().items()}
     data = save(state)
     full = card.with_options(
         sha256=hashlib.sha256(data).hexdigest(),
@@ -294,3 +295,13 @@ def save_model(
     text = json.dumps(full.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
     write_atomic(target / CARD_FILE, text.encode())
     return full
+
+
+def _stored(values: Tensor) -> Tensor:
+    """A tensor in half precision where that changes none of its values, else as it is."""
+    import torch
+
+    if values.dtype != torch.float32:
+        return values
+    halves = values.half()
+    return halves if torch.equal(halves.float(), values) else values

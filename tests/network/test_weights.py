@@ -62,6 +62,20 @@ def test_round_trip(folder: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == [CARD_FILE, WEIGHTS_FILE]
 
 
+def test_halves_are_stored_as_halves_and_nothing_else_is(folder: Path) -> None:
+    before = (folder / WEIGHTS_FILE).stat().st_size
+    loaded = load_model(folder)
+    odd = torch.nn.Parameter(torch.tensor(1 / 3))
+    network = loaded.network.half().float()
+    network.residual = odd
+    save_model(folder, network, loaded.card)
+    assert (folder / WEIGHTS_FILE).stat().st_size < 0.6 * before
+    after = load_model(folder).network.state_dict()
+    assert after["residual"] == odd
+    assert all(v.dtype == torch.float32 for v in after.values() if v.is_floating_point())
+    assert all(torch.equal(v, network.state_dict()[name]) for name, v in after.items())
+
+
 def test_unknown_model(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="unknown model") as caught:
         load_model("no-such-model")
