@@ -28,6 +28,7 @@ from bpr_service.bench.limits import gflop_a_patch, until_done
 from bpr_service.config import RefineConfig, build
 from bpr_service.errors import BprError
 from bpr_service.masks.mask import Mask
+from bpr_service.network.model import Model
 from bpr_service.network.registry import build_network
 from bpr_service.network.weights import ModelCard, NetworkCard
 from bpr_service.refine.patches import place_patches
@@ -72,8 +73,9 @@ def measure(setting: dict[str, Any], backend: str, precision: str, args: argpars
         name=setting["network"], version="0", network=NetworkCard(name=setting["network"]), patch=config.patch
     )
     torch.manual_seed(0)
-    refiner = Refiner(build_network(setting["network"]), card, config, device=args.device)
-    refiner.resident = True  # the accelerator's way, on the processor too
+    model = Model(build_network(setting["network"]), card, device=args.device)
+    model.accelerator = True  # the accelerator's way, on the processor too
+    refiner = Refiner(model, config)
     image, rles, count = request(config, max(setting["patches"] // args.shrink, 1))
 
     def whole() -> dict[str, float]:
@@ -86,7 +88,7 @@ def measure(setting: dict[str, Any], backend: str, precision: str, args: argpars
     crops = torch.randint(0, 256, (count, size, size, 4), dtype=torch.uint8, device=refiner.device)
     request_ms = median_ms(whole, refiner.device, args.repeat)
     network_ms = median_ms(lambda: refiner.logits(crops), refiner.device, args.repeat)
-    tflop = gflop_a_patch(refiner.network, size) * count / 1e3
+    tflop = gflop_a_patch(refiner.model.network, size) * count / 1e3
     return {
         "network": setting["network"],
         "network_size_px": size,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from time import process_time
 from typing import Annotated, Any
 
 import numpy as np
@@ -36,38 +35,29 @@ def calibration(refiner: Any, data: Path, patches: int) -> Any:
             x0, y0, x1, y1 = truth.box
             soft, _ = coarse_mask(truth.window(x0, y0, x1, y1), rng)
             masks.append(Mask.from_window((soft > 0.5).astype(np.uint8), x0, y0, truth.height, truth.width))
-        found.append(refiner.prepare(sample.image, masks).crops(0, 16))
+        found.append(refiner.prepare(sample.image, masks).crops(0, 16).numpy())
         if sum(map(len, found)) >= patches:
             break
     return np.concatenate(found)[:patches]
 
 
 def measure(refiner: Any, items: list[Any]) -> tuple[list[Any], dict[str, float], float, int]:
-    """Refined masks, the summary of their boundaries, processor seconds in the network, patches."""
+    """Refined masks, the summary of their boundaries, seconds in the network, patches."""
     from quality_measure import pairs
 
     from bpr_service.masks.images import read_image
     from refiner_training.metrics.change import collect, measure_triple
 
     seconds, patches = 0.0, 0
-    predict = refiner.predict
-
-    def timed(crops: Any) -> Any:
-        nonlocal seconds, patches
-        start = process_time()
-        logits = predict(crops)
-        seconds += process_time() - start
-        patches += len(crops)
-        return logits
-
-    refiner.predict = timed
     masks, rows = [], []
     for item in items:
         coarse, truth = pairs(item)
-        refined = refiner.refine(read_image(item.image), coarse).masks
+        result = refiner.refine(read_image(item.image), coarse)
+        refined = result.masks
+        seconds += result.timings_ms["network"] / 1e3
+        patches += sum(report.patches for report in result.reports)
         rows += [measure_triple(*t) for t in zip(coarse, refined, truth, strict=True)]
         masks += list(zip(coarse, refined, strict=True))
-    del refiner.predict
     return masks, collect(rows)["summary"], seconds, patches
 
 
@@ -81,7 +71,10 @@ def main(
     import torch
     from quality_sets import corpus_items
 
+    from bpr_service.config import RefineConfig
+    from bpr_service.network.backends import Forward
     from bpr_service.network.int8 import int8_forward
+    from bpr_service.network.model import Model
     from bpr_service.refine.refiner import Refiner
 
     torch.set_num_threads(1)
@@ -91,9 +84,15 @@ def main(
     results: dict[str, Any] = {"images": len(items), "patches": patches}
     results["fp32"] = {"patches_per_s": patches / seconds, "f1px": summary["f1px_after"]}
     others: dict[str, Any] = {"bf16": Refiner.load(model, backend="openvino", precision="bf16")}
-    others["int8"] = Refiner.load(model)
+    plain = Refiner.load(model)
     crops = calibration(refiner, data, 256)
-    others["int8"].forward = int8_forward(others["int8"].network, refiner.config.patch.network_size_px, crops)
+    forward = int8_forward(refiner.model.network, refiner.config.patch.network_size_px, crops)
+
+    class Quantised(Model):
+        def forward(self, config: RefineConfig) -> Forward:
+            return forward
+
+    others["int8"] = Refiner(Quantised(refiner.model.network, refiner.card), plain.config)
     for name, other in others.items():
         masks, after, spent, _ = measure(other, items)
         same, pixels = 0, 0

@@ -55,6 +55,7 @@ def measure(folder: Path, model: str) -> dict[str, float]:
     from torch import Tensor, nn
 
     from bpr_service.config import RefineConfig
+    from bpr_service.network.model import Model
     from bpr_service.network.weights import ModelCard, NetworkCard
     from bpr_service.refine.boundary import boundary_pixels
     from bpr_service.refine.labels.planes import LabelRegions
@@ -70,7 +71,9 @@ def measure(folder: Path, model: str) -> dict[str, float]:
     torch.set_num_threads(1)
     config = RefineConfig(max_pixels=1 << 28)  # 16,384 x 16,384
     card = ModelCard(name="free", version="0", network=NetworkCard(name="none"), patch=config.patch)
-    refiner = Refiner(Free(), card, config) if model == "free" else Refiner.load(model, max_pixels=config.max_pixels)
+    refiner = (
+        Refiner(Model(Free(), card), config) if model == "free" else Refiner.load(model, max_pixels=config.max_pixels)
+    )
     small = np.zeros((100, 2048), np.uint8)  # wide enough to be worked on in blocks
     small[30:60, 30:-30] = 1
     refiner.refine_semantic(np.zeros((100, 2048, 3), np.uint8), small)  # compile

@@ -60,7 +60,7 @@ def run_demo(out: Path, *, preset: str, model: Path | None, device: str) -> None
     seconds = time.perf_counter() - started
     console = Console()
     console.print(table)
-    console.print(f"model {refiner.model} on {refiner.runs_on}, {seconds:.1f} s; pictures and JSON in {out}/")
+    console.print(f"model {refiner.model.name} on {refiner.runs_on}, {seconds:.1f} s; pictures and JSON in {out}/")
 
 
 def run_refine(
@@ -103,7 +103,7 @@ def run_refine(
         _add(table, (str(report.index if report.label is None else report.label),), report)
     console = Console(stderr=True)
     console.print(table)
-    console.print(f"model {refiner.model} on {refiner.runs_on}; wrote {out}")
+    console.print(f"model {refiner.model.name} on {refiner.runs_on}; wrote {out}")
 
 
 def _refine_instances(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bpr_service.config import RefineConfig, build
+from bpr_service.network.model import Model
 from bpr_service.network.weights import ModelCard, NetworkCard
 from bpr_service.refine.reassemble import Gate
 from bpr_service.refine.refiner import Refiner
@@ -77,8 +78,24 @@ class Smooth(nn.Module):
         return nn.functional.avg_pool2d(patches[:, 3:4], 5, 1, 2) * 6
 
 
-def refiner(network: nn.Module | None = None, gate: Gate | None = None, outputs: Any = 1, **options: Any) -> Refiner:
-    """A Refiner around a network that is not trained; `options` are fields of `RefineConfig`."""
+class Accelerator(Model):
+    """The processor, standing in for a device with a memory of its own."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.accelerator = True
+
+
+def refiner(
+    network: nn.Module | None = None,
+    gate: Gate | None = None,
+    outputs: Any = 1,
+    kind: type[Model] = Model,
+    **options: Any,
+) -> Refiner:
+    """A Refiner around a network that is not trained; `kind` is of what runs it, `options` are fields of
+    `RefineConfig`.
+    """
     config = build(RefineConfig, options)
     card = ModelCard(name="test", version="1", network=NetworkCard(name="none"), patch=config.patch, outputs=outputs)
-    return Refiner(network or Keep(), card, config, gate=gate)
+    return Refiner(kind(network or Keep(), card), config, gate=gate)

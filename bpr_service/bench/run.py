@@ -15,9 +15,11 @@ from bpr_service.bench.baseline import STEPS as BASELINE_STEPS
 from bpr_service.bench.baseline import compare
 from bpr_service.bench.limits import gflop_a_patch, machine, patches_per_s
 from bpr_service.bench.workload import Request, workload
+from bpr_service.config import RefineConfig
 from bpr_service.errors import ConfigError, FormatError
 from bpr_service.masks.images import read_image
 from bpr_service.masks.mask import Mask
+from bpr_service.network.model import Model
 from bpr_service.refine.refiner import Refiner
 
 STEPS = ("decode", "boundary_nms", "crop", "network", "reassemble", "encode")
@@ -43,6 +45,8 @@ def bench(
         FormatError: a folder `data` without the corpus.
     """
     refiner = Refiner.load(preset, model=model, device=device, **settings)
+    loaded = refiner.model
+    assert isinstance(loaded, Model)
     source, requests = workload(data)
     limits = machine(refiner.device)
     _, ms = compare(18, 0.55, repeat=repeat + 2, seed=0)  # before the network has left the heap in pieces
@@ -52,8 +56,8 @@ def bench(
     parts = {step: float(np.median([[ms[step] for ms in run] for run in runs])) for step in STEPS}
     wall_ms = float(np.median([[ms["wall"] for ms in run] for run in runs]))
     patches = len(crops) / len(requests)
-    pure = patches_per_s(refiner.forward, crops, refiner.config.batch_size, refiner.device)
-    gflop = gflop_a_patch(refiner.network, refiner.config.patch.network_size_px)
+    pure = patches_per_s(loaded.forward(refiner.config), crops, refiner.config.batch_size, refiner.device)
+    gflop = gflop_a_patch(loaded.network, refiner.config.patch.network_size_px)
     floors = {
         "network": 1e3 * patches / pure,
         "crop": _copy_ms(2 * crops.nbytes / len(requests), limits),
@@ -66,7 +70,7 @@ def bench(
             "images": source,
             "size": [1024, 2048],
             "preset": preset,
-            "model": refiner.model,
+            "model": refiner.model.name,
             "device": refiner.runs_on,
             "masks": round(float(np.mean([len(request.rles) for request in requests])), 1),
             "patches": round(patches, 1),
@@ -83,7 +87,7 @@ def bench(
         "ratios": {
             "network_share_of_wall": round(parts["network"] / wall_ms, 4),
             "network_share_of_peak": round(pure * gflop / limits["gemm_gflops"], 4),
-            "int8_over_fp32": _int8(refiner, crops) if int8 else None,
+            "int8_over_fp32": _int8(loaded, refiner.config, crops) if int8 else None,
             "extract_vs_baseline": round(versus[BASELINE_STEPS[1]], 2),
             "crop_vs_baseline": round(versus[BASELINE_STEPS[2]], 2),
             "reassemble_vs_baseline": round(versus[BASELINE_STEPS[3]], 2),
@@ -113,7 +117,7 @@ def _one(refiner: Refiner, request: Request) -> dict[str, float]:
 def _crops(refiner: Refiner, request: Request) -> NDArray[np.uint8]:
     """(P, S, S, 4) uint8: the patches of a request."""
     prepared = refiner.prepare(read_image(request.jpeg), [Mask.from_rle(rle) for rle in request.rles])
-    return np.asarray(prepared.crops(0, prepared.n_patches))
+    return np.asarray(prepared.crops(0, prepared.n_patches).cpu())
 
 
 def _copy_ms(size_bytes: float, limits: Mapping[str, Any]) -> float:
@@ -121,21 +125,21 @@ def _copy_ms(size_bytes: float, limits: Mapping[str, Any]) -> float:
     return size_bytes / (float(limits["copy_gb_per_s"]) * 1e6)
 
 
-def _int8(refiner: Refiner, crops: NDArray[np.uint8]) -> float | None:
+def _int8(model: Model, config: RefineConfig, crops: NDArray[np.uint8]) -> float | None:
     """Patches a second in int8 over float32, both with OpenVINO; None where it is not installed or not a CPU."""
     from bpr_service.network.backends import open_backend
     from bpr_service.network.int8 import int8_forward
 
-    if refiner.device.type != "cpu":
+    if model.device.type != "cpu":
         return None
-    size, batch = refiner.config.patch.network_size_px, refiner.config.batch_size
+    size, batch = config.patch.network_size_px, config.batch_size
     try:
-        fp32 = open_backend("openvino", "fp32", refiner.network, refiner.device, size)
-        quantised = int8_forward(refiner.network, size, crops)
+        fp32 = open_backend("openvino", "fp32", model.network, model.device, size)
+        quantised = int8_forward(model.network, size, crops)
     except (ImportError, ConfigError):
         return None
     return round(
-        patches_per_s(quantised, crops, batch, refiner.device) / patches_per_s(fp32, crops, batch, refiner.device), 3
+        patches_per_s(quantised, crops, batch, model.device) / patches_per_s(fp32, crops, batch, model.device), 3
     )
 
 

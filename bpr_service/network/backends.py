@@ -104,6 +104,19 @@ def open_backend(
     return _onnxruntime(network, network_size_px)
 
 
+def batch_sizes(backend: str, device: torch.device, most: int) -> list[int]:
+    """The numbers of patches that a backend prepares for, each when it first comes, up to a batch of `most`; the
+    largest first.
+    """
+    if backend == "compile" and device.type != "cuda":
+        return [most]  # one shape: what is smaller is filled up
+    if backend in ("compile", "graphs"):
+        from bpr_service.network.cuda_graphs import SIZES, pieces
+
+        return [size for size in SIZES if size <= most] or [next(pieces(most))[2]]
+    return sorted({1, most}, reverse=True)
+
+
 def label(device: torch.device | str, backend: str, precision: str) -> str:
     """What an answer says it was computed on: ``cpu``, or ``cpu, openvino bf16``."""
     parts = [part for part, usual in ((backend, "eager"), (precision, "fp32")) if part != usual]
@@ -215,10 +228,12 @@ def from_openvino(model: Any, precision: str = "fp32") -> Forward:
     }
     compiled = openvino.Core().compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()
+    turn = threading.Lock()  # refiners of several threads may share it, and it holds one batch
 
     def forward(patches: Tensor) -> Tensor:
-        out = request.infer([patches.contiguous().numpy()], share_inputs=True)
-        return torch.from_numpy(out[compiled.output(0)].copy())
+        with turn:
+            out = request.infer([patches.contiguous().numpy()], share_inputs=True)
+            return torch.from_numpy(out[compiled.output(0)].copy())
 
     return forward
 

@@ -8,6 +8,7 @@ Its shapes are fixed, so a batch is cut into the recorded sizes, and only its la
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ SIZES = (256, 128, 64, 32, 16, 8)
 WARM_UPS = 3
 """Runs before a recording: libraries choose their algorithms and take their memory in them."""
 
-Run = Callable[["Tensor"], "Tensor"]
+Graph = Callable[["Tensor"], "Tensor"]
 
 
 def pieces(count: int, sizes: Sequence[int] = SIZES) -> Iterator[tuple[int, int, int]]:
@@ -39,24 +40,26 @@ def pieces(count: int, sizes: Sequence[int] = SIZES) -> Iterator[tuple[int, int,
         at += take
 
 
-def in_fixed_sizes(record: Callable[[int], Run], sizes: Sequence[int] = SIZES) -> Run:
+def in_fixed_sizes(record: Callable[[int], Graph], sizes: Sequence[int] = SIZES) -> Graph:
     """A function of any number of patches from ``record(size)``, which gives one of exactly `size` patches."""
-    recorded: dict[int, Run] = {}
+    recorded: dict[int, Graph] = {}
+    turn = threading.Lock()  # refiners of several threads may share the recordings, and each holds one batch
 
     def forward(patches: Tensor) -> Tensor:
         import torch
 
         parts = []
         for first, count, size in pieces(patches.shape[0], sizes):
-            if size not in recorded:
-                recorded[size] = record(size)
-            parts.append(recorded[size](patches[first : first + count])[:count])
+            with turn:
+                if size not in recorded:
+                    recorded[size] = record(size)
+                parts.append(recorded[size](patches[first : first + count])[:count])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     return forward
 
 
-def graphed(network: nn.Module, precision: str, device: torch.device, network_size_px: int, *, compiled: bool) -> Run:
+def graphed(network: nn.Module, precision: str, device: torch.device, network_size_px: int, *, compiled: bool) -> Graph:
     """(n, 4, S, S) float32 patches -> (n, C, S, S) float32 logits, both on `device`, by CUDA graphs.
 
     Args:
@@ -70,10 +73,10 @@ def graphed(network: nn.Module, precision: str, device: torch.device, network_si
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     network = copy.deepcopy(network).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    forward: Run = torch.compile(network, dynamic=False) if compiled else network
+    forward: Graph = torch.compile(network, dynamic=False) if compiled else network
     pool: Any = None  # the graphs run one after the other and share their memory
 
-    def record(size: int) -> Run:
+    def record(size: int) -> Graph:
         nonlocal pool
         shape = (size, 4, network_size_px, network_size_px)
         with torch.inference_mode(), torch.cuda.device(device), torch.backends.cudnn.flags(benchmark=True):

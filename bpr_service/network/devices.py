@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     import torch
 
 
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given; a processor always has."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
 def resolve_device(name: str) -> torch.device:
     """``cpu``, ``cuda`` (the first one) or ``cuda:N`` as a `torch.device`.
 

@@ -15,21 +15,19 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor
 
 from bpr_service.config import PRESETS, RefineConfig, build
-from bpr_service.errors import ConfigError, InputError, MaskError, UnknownName
+from bpr_service.errors import InputError, MaskError, UnknownName
 from bpr_service.masks.images import as_image, check_pixels, read_image
 from bpr_service.masks.mask import Mask, as_mask
-from bpr_service.network.backends import Forward, label, open_backend, settle
-from bpr_service.network.devices import resolve_device
-from bpr_service.network.normalise import normalise
-from bpr_service.network.registry import NETWORKS
-from bpr_service.network.weights import LoadedModel, ModelCard, bundled_models, load_model, read_int8
+from bpr_service.network.backends import batch_sizes, label
+from bpr_service.network.model import Model, Predict, Runs
+from bpr_service.network.weights import ModelCard, bundled_models
+from bpr_service.refine.device_canvas import upload
 from bpr_service.refine.gate import CertaintyGate
 from bpr_service.refine.prepared import Prepared
 from bpr_service.refine.reassemble import Gate
-from bpr_service.refine.resident import upload
 from bpr_service.refine.tasks import (
     InstanceTask,
     MaskReport,
@@ -47,42 +45,36 @@ R = TypeVar("R", bound=Run)
 
 
 class Refiner:
-    """Coarse masks in, exact masks out. Make one with :meth:`load` and keep it: loading is the slow part."""
+    """Coarse masks in, exact masks out: a shared `Model` and a config.
 
-    def __init__(
-        self,
-        network: nn.Module,
-        card: ModelCard,
-        config: RefineConfig,
-        *,
-        device: str = "cpu",
-        gate: Gate | None = None,
-        folder: Path | None = None,
-    ) -> None:
-        """From a network in memory. `gate` decides, mask by mask, whether the refined one is taken;
-        without one, the model's card says for instances (unless ``config.gate`` is off). `folder` is the
-        version's, where its quantised network lies.
+    Make one with :meth:`load` and keep it: loading is the slow part. Others of the same model, by :meth:`load` or
+    :meth:`with_options`, share its network and what runs it.
+
+    Attributes:
+        model: what runs the network.
+        config: the settings, with what the model's card decides in them.
+        gate: of label maps: the reason to keep a mask as it is, or None.
+        instance_gate: of instance masks.
+        resides: the device in whose memory patches are cut and averaged; None for the host's.
+    """
+
+    def __init__(self, model: Runs, config: RefineConfig, *, gate: Gate | None = None) -> None:
+        """`gate` decides, mask by mask, whether the refined one is taken; without one, the model's card says for
+        instances. ``config.gate`` turns either off.
+
+        Raises:
+            ConfigError: settings that the model cannot run with.
         """
-        spec = NETWORKS.get(card.network.name)
-        size = config.patch.network_size_px
-        if spec is not None and size % spec.multiple_px:
-            raise ConfigError(
-                f"network_size_px for {card.network.name}",
-                expected=f"a multiple of {spec.multiple_px}",
-                got=str(size),
-                fix=f"use {-(-size // spec.multiple_px) * spec.multiple_px}",
-            )
-        self.device = resolve_device(device)
-        config = settle(config, card, self.device)
-        self.card, self.config = card, config
+        config = model.settle(config)
+        self.model, self.config, self._gate = model, config, gate
+        card = model.card
         self.gate = gate if config.gate else None
         # Labels that compete for pixels hold each other in check: the card's rule is measured on, and for, instances.
         certainty = CertaintyGate(card.gate) if config.gate and card.gate > 0 else None
         self.instance_gate = self.gate or certainty
-        self.network = network.eval().to(self.device).to(memory_format=torch.channels_last)
         # Squares of one size are cut and averaged on an accelerator; boxes of many sizes, before and after it.
-        self.resident = self.device.type == "cuda" and config.patch.scheme != "instance"
-        self.forward = self._open(folder)
+        self.resides = model.device if model.accelerator and config.patch.scheme != "instance" else None
+        self._predict: Predict = model.predictor(config)
 
     @classmethod
     def load(
@@ -95,38 +87,40 @@ class Refiner:
     ) -> Refiner:
         """A Refiner of a preset, or of a model version's folder with the settings of its card.
 
-        Parameters
-        ----------
-        preset_or_model : ``fast``, ``lean``, ``balanced``, ``best``, the name of a bundled model, or a folder
-        device : ``cpu``, ``cuda`` or ``cuda:N``; never another one than asked for
-        model : another model version for the preset's settings
-        overrides : fields of `RefineConfig` or `PatchConfig`
+        Args:
+            preset_or_model: ``fast``, ``lean``, ``balanced``, ``best``, the name of a bundled model, or a folder.
+            device: ``cpu``, ``cuda`` or ``cuda:N``; never another one than asked for.
+            model: another model version for the preset's settings.
+            overrides: fields of `RefineConfig` or `PatchConfig`.
 
-        Raises
-        ------
-        UnknownName, ConfigError, ModelError, DeviceError
+        Raises:
+            UnknownName, ConfigError, ModelError, DeviceError: what was asked for is not there, or does not fit.
         """
-        resolve_device(device)  # before the weights are read
         name = str(preset_or_model)
         preset = PRESETS.get(name)
         if preset is None and not Path(name).is_dir() and name not in bundled_models():
             raise UnknownName("preset or model", name, [*PRESETS, *bundled_models()])
-        loaded: LoadedModel = load_model(model if model is not None else preset.model if preset else name)
+        loaded = Model.load(model if model is not None else preset.model if preset else name, device=device)
         patch = preset.patch(loaded.card.patch) if preset else loaded.card.patch
-        config = build(RefineConfig, {"patch": patch.model_dump(), **overrides})
-        return cls(loaded.network, loaded.card, config, device=device, folder=loaded.folder)
+        return cls(loaded, build(RefineConfig, {"patch": patch.model_dump(), **overrides}))
 
-    def _open(self, folder: Path | None) -> Forward:
-        """The network as a function of patches on the device."""
-        backend, precision = self.config.backend, self.config.precision
-        int8 = read_int8(folder, self.card) if precision == "int8" else None
-        size = self.config.patch.network_size_px
-        return open_backend(backend, precision, self.network, self.device, size, int8)
+    def with_options(self, **options: Any) -> Refiner:
+        """A Refiner of the same model with `options` changed: fields of `RefineConfig` or `PatchConfig`.
+
+        Raises:
+            ConfigError: as the constructor.
+        """
+        return Refiner(self.model, self.config.with_options(**options), gate=self._gate)
 
     @property
-    def model(self) -> str:
-        """Name and version of the model."""
-        return f"{self.card.name}@{self.card.version}"
+    def card(self) -> ModelCard:
+        """What the model is."""
+        return self.model.card
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return self.model.device
 
     @property
     def runs_on(self) -> str:
@@ -146,25 +140,24 @@ class Refiner:
 
         Raises :class:`ImageError`, :class:`MaskError` (with the mask's number), :class:`LimitError`.
         """
-        return self._run(self.prepare(image, masks))
+        return self.run(self.prepare(image, masks))
 
     def refine_semantic(self, image: Any, label_map: Any, ignore_label: int | None = 255) -> SemanticResult:
         """Refine every label of an (H, W) map; pixels of `ignore_label` stay as they are and it never
         spreads.
         """
-        return self._run(self.prepare_semantic(image, label_map, ignore_label))
+        return self.run(self.prepare_semantic(image, label_map, ignore_label))
 
     def refine_panoptic(self, image: Any, segment_map: Any, segments_info: Sequence[dict[str, Any]]) -> PanopticResult:
         """Refine every segment of an (H, W) id map, things and stuff together; 0 is void and stays void."""
-        return self._run(self.prepare_panoptic(image, segment_map, segments_info))
+        return self.run(self.prepare_panoptic(image, segment_map, segments_info))
 
-    def _run(self, prepared: Prepared[R]) -> R:
-        if self.resident:
-            prepared.reside(self.device)
+    def run(self, prepared: Prepared[R]) -> R:
+        """What is left of the operation once an image is prepared: batch by batch through the network."""
         for start in range(0, prepared.n_patches, self.config.batch_size):
             crops = prepared.crops(start, start + self.config.batch_size)
             with prepared.timed("network"):
-                logits = self.predict(crops) if isinstance(crops, np.ndarray) else self.logits(crops)
+                logits = self.logits(crops)
             prepared.add(start, logits)
         return prepared.finish()
 
@@ -189,24 +182,26 @@ class Refiner:
         pixels = self._image(image)
         return self._prepared(pixels, PanopticTask(_same_size(segment_map, pixels), segments_info, self.gate))
 
+    def batch_sizes(self, most: int) -> list[int]:
+        """What to warm up with for batches of up to `most` patches: see `bpr_service.network.backends.batch_sizes`."""
+        return batch_sizes(self.config.backend, self.device, most)
+
+    def logits(self, crops: Tensor) -> Tensor:
+        """(n, S, S, 4) uint8 crops -> (n, C, S, S) float32 logits, in the memory that the crops are in: the only stage
+        that runs the network. On a device it does not wait for them.
+        """
+        return self._predict(crops.to(self.device)).to(crops.device)
+
     def predict(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(n, S, S, 4) uint8 crops -> (n, C, S, S) float32 logits: the only stage that touches the device."""
-        if crops.shape[0] == 0:
-            return np.empty((0, self.card.outputs, *crops.shape[1:3]), np.float32)
+        """`logits` of an array, to an array."""
         out: NDArray[np.float32] = self.logits(upload(crops, self.device)).contiguous().cpu().numpy()
         return out
 
-    def logits(self, crops: torch.Tensor) -> torch.Tensor:
-        """`predict` of a tensor on the device, to a tensor there; does not wait for it."""
-        with torch.inference_mode():
-            patches = normalise(crops)
-            logits = self.forward(patches)
-            if self.config.flip:
-                logits = (logits + self.forward(patches.flip(3)).flip(3)) / 2
-            return logits.float()
-
     def _prepared(self, image: NDArray[np.uint8], task: Any) -> Prepared[Any]:
-        return Prepared(image, task, self.config, model=self.model, device=self.runs_on, outputs=self.card.outputs)
+        return Prepared(
+            image, task, self.config,
+            model=self.model.name, device=self.runs_on, outputs=self.card.outputs, resides=self.resides,
+        )  # fmt: skip
 
     def _image(self, image: Any) -> NDArray[np.uint8]:
         if isinstance(image, bytes | str | Path):

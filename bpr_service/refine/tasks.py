@@ -103,11 +103,10 @@ class Task(Protocol[R]):
     masks: Sequence[Mask]
     """What the patches are cut from; known once they are placed."""
 
-    def place(self, config: PatchConfig) -> list[Boxes]:
-        """For each mask, (P, 4) int32 boxes of its patches; one that has none stays as it is."""
-
-    def unite(self) -> list[Boxes]:
-        """From now on `masks` are whole instances, labels or segments, not pieces of them; their boxes."""
+    def place(self, config: PatchConfig, *, whole: bool) -> list[Boxes]:
+        """For each mask, (P, 4) int32 boxes of its patches; one that has none stays as it is. The masks are `whole`
+        labels, or may be pieces of them.
+        """
 
     def take(self, index: int, patches: Accumulator) -> None:
         """All patches of mask `index` are in `patches`."""
@@ -125,14 +124,11 @@ class InstanceTask:
     _boxes: list[Boxes] = field(default_factory=list)
     _done: dict[int, tuple[Mask, MaskReport]] = field(default_factory=dict)
 
-    def place(self, config: PatchConfig) -> list[Boxes]:
+    def place(self, config: PatchConfig, *, whole: bool = True) -> list[Boxes]:
         self._boxes = [place_patches(mask, config) for mask in self.masks]
         for i, mask in enumerate(self.masks):
             if self._boxes[i].shape[0] == 0:
                 self._done[i] = (mask, unchanged(i, _why_none(mask.area, mask.height * mask.width)))
-        return self._boxes
-
-    def unite(self) -> list[Boxes]:
         return self._boxes
 
     def take(self, index: int, patches: Accumulator) -> None:
@@ -162,7 +158,7 @@ class _LabelTask(Generic[R]):
         self._boxes: list[Boxes] = []  # of each label
         self._reasons: dict[int, str] = {}  # of labels that stay as they are
 
-    def place(self, config: PatchConfig) -> list[Boxes]:
+    def place(self, config: PatchConfig, *, whole: bool = False) -> list[Boxes]:
         regions = self.regions
         height, width = regions.map.shape
         found = LabelBoundaries(regions)
@@ -171,15 +167,12 @@ class _LabelTask(Generic[R]):
             self._boxes.append(drop_full_labels(regions, i, boxes))
             if self._boxes[i].shape[0] == 0:
                 self._reasons[i] = _why_none(int(regions.areas[i]), height * width)
-        if self.gate or max(height, width) < SPLIT_PX:  # a gate judges a label as a whole
-            return self.unite()
+        if whole or self.gate or max(height, width) < SPLIT_PX:  # a gate judges a label as a whole
+            self._owners, self.masks = list(range(len(regions))), regions
+            return self._expect(self._boxes)
         self._owners, pieces = by_block(self._boxes, height, width)
         self.masks = regions.cut(self._owners, windows(pieces, config.padding_px, height, width))
         return self._expect(pieces)
-
-    def unite(self) -> list[Boxes]:
-        self._owners, self.masks = list(range(len(self.regions))), self.regions
-        return self._expect(self._boxes)
 
     def _expect(self, pieces: list[Boxes]) -> list[Boxes]:
         labels = (self.regions.labels[i] for i in self._owners)

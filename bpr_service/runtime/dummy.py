@@ -54,6 +54,7 @@ class DummyModels:
 
     def open(self, preset: str, model: str | None = None, version: str | None = None) -> Lane:
         """`NotFoundError` for a version that does not start with ``v``."""
+        from bpr_service.network.model import Model
         from bpr_service.network.weights import ModelCard, NetworkCard
         from bpr_service.refine.refiner import Refiner
 
@@ -63,5 +64,5 @@ class DummyModels:
         chosen = get_preset(preset)
         patch = chosen.patch(PatchConfig(network_size_px=32))
         card = ModelCard(name="dummy", version=version, network=NetworkCard(name="dummy"), patch=patch)
-        refiner = Refiner(dummy_network(*self._network), card, RefineConfig(patch=patch))
+        refiner = Refiner(Model(dummy_network(*self._network), card), RefineConfig(patch=patch))
         return Lane(preset, "dummy", version, patch.network_size_px, refiner)

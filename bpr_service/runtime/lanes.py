@@ -6,8 +6,6 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
-
 from bpr_service.errors import BprError, ConflictError, ModelError, UnknownName
 from bpr_service.runtime.device import DeviceOwner
 from bpr_service.runtime.settings import EngineEvents, ModelSource
@@ -99,19 +97,22 @@ class Lanes:
 
     def _warm(self, lane: Lane) -> None:
         """Run the network at the sizes it will see, and the CPU steps once, before anyone waits for them."""
+        import torch
+
         size = lane.network_size_px
-        for n in sorted({1, self._max_batch_patches}):
-            blank = np.zeros((n, size, size, 4), np.uint8)
-            outputs = self._owner.call(partial(lane.refiner.predict, blank)).result()
-            if outputs.shape[0] != n or not np.isfinite(outputs).all():
+        for n in lane.refiner.batch_sizes(self._max_batch_patches):
+            blank = torch.zeros((n, size, size, 4), dtype=torch.uint8)
+            logits = self._owner.call(partial(lane.refiner.logits, blank)).result()
+            finite = bool(torch.isfinite(logits).all())
+            if logits.shape[0] != n or not finite:
                 raise ModelError(
                     f"model {lane.model} {lane.version} does not work",
                     expected=f"finite logits for {n} patches",
-                    got=f"shape {outputs.shape}, finite: {bool(np.isfinite(outputs).all())}",
+                    got=f"shape {tuple(logits.shape)}, finite: {finite}",
                     fix="export it again",
                 )
         if self._warm_stages is not None:
             stages = self._warm_stages(lane)
             crops = stages.crops(0, stages.n_patches)
-            stages.add(0, self._owner.call(partial(lane.refiner.predict, crops)).result())
+            stages.add(0, self._owner.call(partial(lane.refiner.logits, crops)).result())
             stages.finish()

@@ -8,19 +8,27 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from bpr_service.errors import CancelledError, DeviceError
+from bpr_service.network.devices import wait_for
 from bpr_service.runtime.batching import FairQueue, Slice
 from bpr_service.runtime.device import DeviceOwner, is_fatal, is_out_of_memory
 from bpr_service.runtime.settings import EngineConfig, EngineEvents
-from bpr_service.runtime.work import Work
+from bpr_service.runtime.work import Predictor, Work
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FAILURES_IN_A_ROW = 5
 """Batches that may fail one after the other before the device is taken for broken."""
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Patches of several requests as one batch."""
+    import torch
+
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class Pump:
@@ -91,7 +99,7 @@ class Pump:
             if not slices:
                 self._permits.release()
                 continue
-            crops = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            crops = joined(parts)
             refiner = slices[0].request.lane.refiner  # type: ignore[union-attr]
             done = self._owner.call(partial(self._predict, refiner, crops, len(slices)))
             done.add_done_callback(partial(self._computed, slices))
@@ -120,22 +128,22 @@ class Pump:
                 self.on_device += piece.stop - piece.start
             return batch
 
-    def _predict(self, refiner: Any, crops: NDArray[np.uint8], requests: int) -> tuple[NDArray[np.float32], float]:
-        """On the device thread. Returns the logits and the seconds they took."""
+    def _predict(self, refiner: Predictor, crops: Tensor, requests: int) -> tuple[Tensor, float]:
+        """On the device thread. Returns the logits, computed, and the seconds they took."""
         self._permits.release()
         start = time.perf_counter()
-        outputs = self._in_halves(refiner, crops)
+        logits = self._in_halves(refiner, crops)
+        wait_for(logits.device)
         seconds = time.perf_counter() - start
         pace = len(crops) / max(seconds, 1e-6)
         self.pace += 0.1 * (pace - self.pace) if self.pace else pace
         self._events.batch(len(crops), requests, self._config.max_batch_patches, seconds)
-        return outputs, seconds
+        return logits, seconds
 
-    def _in_halves(self, refiner: Any, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _in_halves(self, refiner: Predictor, crops: Tensor) -> Tensor:
         """Predict; a batch that does not fit the device's memory is halved until it does."""
         try:
-            outputs: NDArray[np.float32] = refiner.predict(crops)
-            return outputs
+            return refiner.logits(crops)
         except BaseException as error:
             if not is_out_of_memory(error):
                 raise
@@ -143,7 +151,7 @@ class Pump:
                 raise DeviceError("the device has no memory left for one patch", fix="free some") from error
         self._events.out_of_memory(len(crops))
         half = len(crops) // 2
-        return np.concatenate([self._in_halves(refiner, crops[:half]), self._in_halves(refiner, crops[half:])])
+        return joined([self._in_halves(refiner, crops[:half]), self._in_halves(refiner, crops[half:])])
 
     def _collect(self) -> None:
         """Hand results back, in the order of the batches: sums of floats must not depend on the load."""
@@ -154,7 +162,7 @@ class Pump:
                 self._failed(slices, error)
                 continue
             self._failures = 0
-            outputs, seconds = future.result()
+            logits, seconds = future.result()
             offset = 0
             for piece in slices:
                 work, n = piece.request, piece.stop - piece.start
@@ -162,7 +170,7 @@ class Pump:
                     if not work.ended and work.stages is not None:
                         work.add_ms("network", seconds * 1e3)
                         with work.stage_lock, work.timed("add"):
-                            work.stages.add(piece.start, outputs[offset : offset + n])
+                            work.stages.add(piece.start, logits[offset : offset + n])
                         work.added += n
                         if work.added == work.n_patches:
                             self._finish(work)
@@ -171,7 +179,7 @@ class Pump:
                 finally:
                     self._off_device(piece)
                     offset += n
-            del item, future, slices, outputs, piece, work
+            del item, future, slices, logits, piece, work
 
     def _abandon(self, piece: Slice[Work], error: BaseException) -> None:
         self.drop(piece.request, error)

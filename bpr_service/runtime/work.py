@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bpr_service.errors import BusyError, DeadlineError, LimitError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Stages(Protocol):
@@ -23,11 +23,11 @@ class Stages(Protocol):
     def n_patches(self) -> int:
         """P."""
 
-    def crops(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Patches ``start`` to ``stop``: (n, S, S, 4) uint8, RGB and mask."""
+    def crops(self, start: int, stop: int) -> Tensor:
+        """Patches ``start`` to ``stop``: (n, S, S, 4) uint8, RGB and mask; in the host's memory or in the device's."""
 
-    def add(self, start: int, outputs: NDArray[np.float32]) -> None:
-        """Hand back what the network said of patches ``start`` ...: (n, C, S, S) float32 logits."""
+    def add(self, start: int, logits: Tensor) -> None:
+        """Hand back what the network said of patches ``start`` ...: (n, C, S, S) float32, in the same memory."""
 
     def finish(self) -> Any:
         """The result, once every patch was added."""
@@ -36,8 +36,11 @@ class Stages(Protocol):
 class Predictor(Protocol):
     """The one step of a `Refiner` that touches the device."""
 
-    def predict(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(n, S, S, 4) uint8 -> (n, C, S, S) float32 logits, C output maps."""
+    def batch_sizes(self, most: int) -> list[int]:
+        """The numbers of patches to warm up with, for batches of up to ``most``."""
+
+    def logits(self, crops: Tensor) -> Tensor:
+        """(n, S, S, 4) uint8 -> (n, C, S, S) float32 logits, C output maps, in the memory that the crops are in."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

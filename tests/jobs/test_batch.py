@@ -9,20 +9,26 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 
 from bpr_service import storage
+from bpr_service.config import RefineConfig, build
 from bpr_service.errors import ConfigError, ConflictError, DeviceError, FormatError, NotFoundError
+from bpr_service.jobs.refine import loaders
 from bpr_service.jobs.refine.batch import Batch, run_batch
 from bpr_service.jobs.refine.journal import PartWriter, part_name, read_frames, sealed
-from bpr_service.jobs.refine.loader_process import RefinerSpec, RemoteRefiner
+from bpr_service.jobs.refine.loader_process import RefinerSpec, RemoteModel, Told
 from bpr_service.jobs.refine.loaders import RefinerPool
 from bpr_service.jobs.refine.place import Place
 from bpr_service.jobs.refine.plan import open_file
 from bpr_service.jobs.requests import RefineRequest
 from bpr_service.masks.mask import Mask, read_label_map, read_panoptic_png
+from bpr_service.network import model as network_model
+from bpr_service.refine.refiner import Refiner
 from tests.jobs.samples import SETTINGS, coco_set, panoptic_set, semantic_set
 
 IN_PROCESS = Batch(workers=0)
@@ -207,12 +213,17 @@ def test_a_loader_killed_before_it_is_ready_is_replaced(tmp_path: Path) -> None:
     assert not any(outcome.failed for outcome in outcomes)
 
 
-def test_loaders_that_cannot_start_end_the_run(tmp_path: Path) -> None:
+def cannot_start(*_: Any) -> None:
+    """In place of `loader_main`."""
+    os._exit(1)
+
+
+def test_loaders_that_cannot_start_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = coco_set(tmp_path, 4)
     spec = RefinerSpec(request.preset, request.model, request.settings)
     with RefinerPool(spec, workers=1) as pool:
         file = open_file(request)
-        pool.spec = RefinerSpec("balanced", str(tmp_path / "nowhere"), {})
+        monkeypatch.setattr(loaders, "loader_main", cannot_start)
         with pytest.raises(DeviceError, match="exit code 1"):
             list(pool.run(file, file.scan()))
 
@@ -313,6 +324,9 @@ def test_loaders_open_no_backend() -> None:
     spec = RefinerSpec("fast", settings={"backend": "graphs", "precision": "bf16"})
     with pytest.raises(ConfigError, match="CUDA device"):
         spec.load()
-    refiner = spec.load(RemoteRefiner)
-    refiner.exchange = lambda crops: np.zeros((len(crops), 1, *crops.shape[1:3]), np.float32)  # type: ignore[attr-defined]
-    assert refiner.predict(np.zeros((2, 96, 96, 4), np.uint8)).shape == (2, 1, 96, 96)
+    told = Told(Refiner.load("fast").card, build(RefineConfig, {"backend": "graphs", "precision": "bf16"}), None)
+    with mock.patch.object(network_model, "load_model", side_effect=AssertionError("a network was loaded")):
+        model = RemoteModel(told, lambda crops: torch.zeros(len(crops), 1, *crops.shape[1:3]))
+        refiner = Refiner(model, told.config)
+        assert refiner.predict(np.zeros((2, 96, 96, 4), np.uint8)).shape == (2, 1, 96, 96)
+        assert refiner.refine(np.zeros((90, 90, 3), np.uint8), [np.eye(90, dtype=np.uint8)]).reports[0].patches > 0

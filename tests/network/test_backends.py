@@ -116,7 +116,7 @@ def test_openvino_s_tools_report_to_nobody(tmp_path: Path) -> None:
         "from bpr_service.network.int8 import int8_forward\n"
         "import numpy as np\n"
         "refiner = Refiner.load('fast', backend='openvino')\n"
-        "int8_forward(refiner.network, 96, np.zeros((8, 96, 96, 4), np.uint8))"
+        "int8_forward(refiner.model.network, 96, np.zeros((8, 96, 96, 4), np.uint8))"
     )
     known = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
     environment = {**known, "HOME": str(tmp_path)}

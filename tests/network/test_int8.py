@@ -45,9 +45,9 @@ def test_it_keeps_nearly_every_pixel() -> None:
     refiner = Refiner.load("fast")
     example = load_example("astronaut")
     prepared = refiner.prepare(example.image, [i["segmentation"] for i in example.instances])
-    crops = prepared.crops(0, 24)
+    crops = prepared.crops(0, 24).numpy()
     assert isinstance(crops, np.ndarray)
-    logits = int8_forward(refiner.network, 96, crops)(normalise(torch.from_numpy(crops)))
+    logits = int8_forward(refiner.model.network, 96, crops)(normalise(torch.from_numpy(crops)))
     assert np.mean((logits.numpy() > 0) == (refiner.predict(crops) > 0)) > 0.99
 
 

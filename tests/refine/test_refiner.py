@@ -23,6 +23,7 @@ from bpr_service.errors import (
 )
 from bpr_service.masks.images import as_image
 from bpr_service.masks.mask import Mask
+from bpr_service.network.model import Model
 from bpr_service.network.registry import build_network
 from bpr_service.network.weights import ModelCard, NetworkCard, save_model
 from bpr_service.refine.patches import place_patches
@@ -99,7 +100,7 @@ def test_stages_by_hand_equal_refine(batch_size: int) -> None:
     chunks = [(s, prepared.crops(s, s + batch_size)) for s in range(0, prepared.n_patches, batch_size)]
     assert sum(len(c) for _, c in chunks) == prepared.n_patches
     for start, crops in reversed(chunks):  # answers may come back in any order
-        prepared.add(start, engine.predict(crops))
+        prepared.add(start, engine.logits(crops))
     a, b = prepared.finish(), engine.refine(image, frames)
     assert [m.to_rle() for m in a.masks] == [m.to_rle() for m in b.masks]
     assert a.reports == b.reports
@@ -110,14 +111,14 @@ def test_stages_by_hand_equal_refine(batch_size: int) -> None:
 def test_answers_are_checked() -> None:
     engine = refiner()
     prepared = engine.prepare(photo(100, 100), [blob(100, 100)])
-    logits = engine.predict(prepared.crops(0, prepared.n_patches))
+    logits = engine.logits(prepared.crops(0, prepared.n_patches)).clone()
     with pytest.raises(ConflictError, match="not complete"):
         prepared.finish()
     with pytest.raises(ModelError, match=r"expected \(n, 1, 96, 96\)"):
         prepared.add(0, logits[:, :, :50])
     with pytest.raises(ModelError, match="with n of at most"):
         prepared.add(1, logits)
-    logits[0, 0, 5, 5] = np.nan
+    logits[0, 0, 5, 5] = torch.nan
     with pytest.raises(ModelError, match="NaN or infinity"):
         prepared.add(0, logits)
 
@@ -151,7 +152,7 @@ def test_the_gate_keeps_a_mask_and_says_why() -> None:
 def test_the_gate_can_be_switched_off() -> None:
     card = ModelCard(name="a", version="1", network=NetworkCard(name="none"), patch=PatchConfig())
     config = RefineConfig(gate=False)
-    result = Refiner(Paint(), card, config, gate=lambda *_: "never").refine(photo(99, 99), [blob(99, 99)])
+    result = Refiner(Model(Paint(), card), config, gate=lambda *_: "never").refine(photo(99, 99), [blob(99, 99)])
     assert result.reports[0].status == "refined"
 
 
@@ -172,7 +173,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_load_takes_the_settings_of_the_card_or_of_the_preset(folder: Path) -> None:
     own = Refiner.load(folder, nms_threshold=0.4, flip=True)
     assert (own.config.patch.padding_px, own.config.patch.network_size_px) == (0, 64)
-    assert (own.config.patch.nms_threshold, own.config.flip, own.model) == (0.4, True, "tiny@2")
+    assert (own.config.patch.nms_threshold, own.config.flip, own.model.name) == (0.4, True, "tiny@2")
     best = Refiner.load("best", model=folder)
     assert best.config.patch.nms_threshold == 0.55
     assert best.config.patch.network_size_px == 64

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from bpr_service.errors import MaskError
@@ -59,7 +60,7 @@ def test_each_pixel_gets_the_label_of_highest_confidence(dtype: Any, order: str,
     logits = np.random.default_rng(5).normal(0, 2, (prepared.n_patches, 1, 96, 96)).astype(np.float32)
     chunks = [(s, logits[s : s + 5]) for s in range(0, prepared.n_patches, 5)]
     for start, part in chunks if order == "forward" else chunks[::-1]:
-        prepared.add(start, part)
+        prepared.add(start, torch.from_numpy(part))
     result = prepared.finish()
     want = by_hand(labels, 255, engine, logits, prepared._boxes)
     assert result.label_map.dtype == dtype

@@ -7,6 +7,8 @@ import time
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from bpr_service.runtime.engine import Engine, EngineConfig
 from bpr_service.runtime.work import Lane, Work
@@ -21,19 +23,19 @@ class Patches:
         self.tag, self.n_patches = tag, n
         self.seen: list[int] = []
 
-    def crops(self, start: int, stop: int) -> np.ndarray:
+    def crops(self, start: int, stop: int) -> Tensor:
         out = np.zeros((stop - start, SIDE, SIDE, 4), np.uint8)
         index = np.arange(start, stop)
         out[..., 0] = self.tag
         out[..., 1] = (index // 256)[:, None, None]
         out[..., 2] = (index % 256)[:, None, None]
-        return out
+        return torch.from_numpy(out)
 
-    def add(self, start: int, outputs: np.ndarray) -> None:
-        numbers = outputs[:, 0, 0].astype(int)
+    def add(self, start: int, logits: Tensor) -> None:
+        numbers = logits[:, 0, 0].long().numpy()
         assert (numbers // 65536 == self.tag).all(), "patches of another request"
         self.seen += (numbers % 65536).tolist()
-        assert self.seen[start:] == list(range(start, start + len(outputs)))
+        assert self.seen[start:] == list(range(start, start + len(logits)))
 
     def finish(self) -> list[int]:
         return self.seen
@@ -50,7 +52,10 @@ class Predictor:
         self.error: BaseException | None = None
         self.room = 10**9
 
-    def predict(self, crops: np.ndarray) -> np.ndarray:
+    def batch_sizes(self, most: int) -> list[int]:
+        return [most]
+
+    def logits(self, crops: Tensor) -> Tensor:
         if len(crops) > self.room:
             raise MemoryError
         self.running.set()
@@ -60,7 +65,7 @@ class Predictor:
         if self.error is not None:
             raise self.error
         self.batches.append(crops[:, 0, 0, 0].tolist())
-        c = crops.astype(np.float32)
+        c = crops.float()
         return c[..., 0] * 65536 + c[..., 1] * 256 + c[..., 2]
 
 

@@ -97,8 +97,8 @@ def run_batch(
             )
         check_plan(plan, fingerprint(request, sha256)[:32], place)
     else:
-        with RefinerPool(spec_of(request, model), device=options.device, workers=options.workers) as pool:
-            pool.busy = busy
+        spec = spec_of(request, model)
+        with RefinerPool(spec, device=options.device, workers=options.workers, busy=busy) as pool:
             plan = make_plan(request, file, place, model=model, model_sha256=sha256)
             parts = range(plan.parts) if options.part is None else share(plan, *options.part)
             started = time.perf_counter()

@@ -10,18 +10,23 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bpr_service.config import RefineConfig
 from bpr_service.errors import DeviceError
 from bpr_service.formats import PredictionFormat, Unit, open_predictions
 from bpr_service.jobs.refine.shared_buffer import SharedBuffer
 from bpr_service.jobs.refine.unit import refine_unit
-from bpr_service.network.backends import Forward
-from bpr_service.refine.refiner import Refiner
+from bpr_service.network.model import Predict
+from bpr_service.network.weights import ModelCard
+from bpr_service.refine.prepared import Prepared
+from bpr_service.refine.refiner import R, Refiner
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 THREADS = 2
 """Units that a loader works on at once."""
@@ -29,34 +34,64 @@ THREADS = 2
 
 @dataclass(frozen=True, slots=True)
 class RefinerSpec:
-    """What a Refiner is loaded from, so that loaders load the same: a preset, a model folder, settings."""
+    """What a Refiner is loaded from: a preset, a model folder, settings."""
 
     preset: str = "balanced"
     model: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def load(self, kind: type[Refiner] = Refiner, device: str = "cpu") -> Refiner:
-        return kind.load(self.preset, model=self.model, device=device, **self.settings)
+    def load(self, device: str = "cpu") -> Refiner:
+        return Refiner.load(self.preset, model=self.model, device=device, **self.settings)
+
+
+class Told(NamedTuple):
+    """What a loader needs to know of the owner's Refiner: no network is loaded to prepare an image."""
+
+    card: ModelCard
+    config: RefineConfig
+    resides: torch.device | None
+    """The owner's accelerator, in whose memory patches are cut and averaged; None for the host's."""
+
+
+class RemoteModel:
+    """A model whose network runs in the process that owns the device."""
+
+    def __init__(self, told: Told, exchange: Predict) -> None:
+        """`exchange` gives logits for crops, both in the host's memory."""
+        import torch
+
+        self.card, self._exchange = told.card, exchange
+        self.device = told.resides or torch.device("cpu")
+        self.accelerator = told.resides is not None
+
+    @property
+    def name(self) -> str:
+        """Name and version."""
+        return f"{self.card.name}@{self.card.version}"
+
+    def settle(self, config: RefineConfig) -> RefineConfig:
+        """The owner has settled it."""
+        return config
+
+    def predictor(self, config: RefineConfig) -> Predict:
+        """See `Runs.predictor`."""
+        return self._exchange
 
 
 class RemoteRefiner(Refiner):
-    """A Refiner whose network runs in the process that owns the device."""
+    """A Refiner whose patches are cut and averaged on the device of another process: it gets prepared images."""
 
-    exchange: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    def __init__(self, model: RemoteModel, config: RefineConfig, hand_over: Callable[[Prepared[Any]], Any]) -> None:
+        super().__init__(model, config)
+        self._hand_over = hand_over
 
-    def _open(self, folder: Path | None) -> Forward:
-        """Nothing is opened: a backend for another device, or each loader's own copy of a compiled network, would be
-        time and memory for nothing.
-        """
-        return lambda patches: patches
-
-    def predict(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        if crops.shape[0] == 0:
-            return super().predict(crops)
-        return self.exchange(crops)
+    def run(self, prepared: Prepared[R]) -> R:
+        """See `Refiner.run`."""
+        result: R = self._hand_over(prepared)
+        return result
 
 
-def loader_main(connection: Connection, spec: RefinerSpec, buffers: list[SharedBuffer]) -> None:
+def loader_main(connection: Connection, told: Told, buffers: list[SharedBuffer]) -> None:
     """Body of a loader process: it ends when the owner closes the pipe, or is gone."""
     import os
     import signal
@@ -74,12 +109,12 @@ def loader_main(connection: Connection, spec: RefinerSpec, buffers: list[SharedB
             connection.send(message)
 
     units: queue.SimpleQueue[tuple[Any, Unit]] = queue.SimpleQueue()
-    workers = [_LoaderThread(i, buffer, spec, units, send) for i, buffer in enumerate(buffers)]
+    workers = [_LoaderThread(i, buffer, told, units, send) for i, buffer in enumerate(buffers)]
     try:
         while True:
             message = connection.recv()
-            if message[0] == "logits":
-                workers[message[1]].replies.put(None)
+            if message[0] == "answer":
+                workers[message[1]].replies.put(message[2])
             else:
                 units.put((message[1], message[2]))
     except (EOFError, OSError):
@@ -93,33 +128,40 @@ class _LoaderThread:
         self,
         number: int,
         buffer: SharedBuffer,
-        spec: RefinerSpec,
+        told: Told,
         units: queue.SimpleQueue[tuple[Any, Unit]],
         send: Callable[[Any], None],
     ) -> None:
-        self.number, self.spec, self.units, self.send = number, spec, units, send
-        self.buffer = buffer
-        self.replies: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.number, self.units, self.send = number, units, send
+        self.buffer, self.outputs = buffer, told.card.outputs
+        model = RemoteModel(told, self._exchange)
+        plain = told.resides is None
+        self.refiner = Refiner(model, told.config) if plain else RemoteRefiner(model, told.config, self._hand_over)
+        self.replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=self._work, daemon=True).start()
 
-    def _exchange(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _exchange(self, crops: Tensor) -> Tensor:
         """Crops (n, S, S, 4) into the buffer, logits (n, C, S, S) out of it."""
+        import torch
+
         count, side = crops.shape[:2]
         memory = self.buffer.memory
-        np.frombuffer(memory, np.uint8, crops.size)[:] = crops.ravel()
+        np.frombuffer(memory, np.uint8, crops.numel())[:] = crops.numpy().ravel()
         self.send(("predict", self.number, count))
         self.replies.get()
-        shape = (count, self.refiner.card.outputs, side, side)
-        return np.frombuffer(memory, np.float32, int(np.prod(shape))).reshape(shape).copy()
+        shape = (count, self.outputs, side, side)
+        return torch.from_numpy(np.frombuffer(memory, np.float32, int(np.prod(shape))).reshape(shape).copy())
+
+    def _hand_over(self, prepared: Prepared[Any]) -> Any:
+        """A prepared image to the owner, its result back."""
+        self.send(("run", self.number, prepared))
+        return self.replies.get()
 
     def _work(self) -> None:
         import os
         import traceback
 
         try:
-            self.refiner = self.spec.load(RemoteRefiner)
-            assert isinstance(self.refiner, RemoteRefiner)
-            self.refiner.exchange = self._exchange
             self._serve()
         except Exception:
             traceback.print_exc()

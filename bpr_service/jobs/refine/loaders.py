@@ -1,6 +1,7 @@
 """Loader processes feed the device: they read, prepare, cut patches, put masks together and encode.
 
-The process that owns the device runs nothing but the network, in a thread of its own, and writes down outcomes.
+The process that owns the device runs nothing but the network, in a thread of its own, and writes down outcomes. Where
+the device is an accelerator, patches are cut and averaged there too, as they are from Python: the same bits.
 A loader works on two units at once, so while one waits for the network the other uses the processor. Patches and
 logits change places in shared memory: a `SharedBuffer` holds the crops of one batch and then its logits. Batches never
 mix images, so what comes out of an image does not depend on its neighbours.
@@ -18,16 +19,23 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bpr_service.config import RefineConfig
 from bpr_service.errors import BprError, DeviceError
 from bpr_service.formats import PredictionFormat, Unit
-from bpr_service.jobs.refine.loader_process import THREADS, RefinerSpec, loader_main
+from bpr_service.jobs.refine.loader_process import THREADS, RefinerSpec, Told, loader_main
 from bpr_service.jobs.refine.shared_buffer import SharedBuffer
 from bpr_service.jobs.refine.unit import Outcome, refine_unit, untouched
+from bpr_service.network.devices import wait_for
+from bpr_service.network.model import Predict, Runs
+from bpr_service.refine.prepared import Prepared
+from bpr_service.refine.refiner import Refiner
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_STILLBORN = 3
 """Loaders in a row that may be killed before they were ready."""
@@ -50,18 +58,40 @@ class Busy:
             self.batches.append((begin, end, patches))
 
 
+class TimedModel:
+    """A model that writes down when its network ran; it waits for the device to know."""
+
+    def __init__(self, model: Runs, busy: Busy) -> None:
+        self.card, self.device, self.accelerator = model.card, model.device, model.accelerator
+        self.name, self.settle = model.name, model.settle
+        self.model, self._busy = model, busy
+
+    def predictor(self, config: RefineConfig) -> Predict:
+        """See `Runs.predictor`."""
+        run = self.model.predictor(config)
+
+        def predict(crops: Tensor) -> Tensor:
+            begin = time.perf_counter()
+            logits = run(crops)
+            wait_for(self.device)
+            self._busy.add(begin, time.perf_counter(), len(crops))
+            return logits
+
+        return predict
+
+
 class RefinerPool:
     """A Refiner on one device and ``workers`` loader processes; none: all in this process, one unit at a time.
 
     Keep it: loading the model and starting the loaders is the slow part.
     """
 
-    def __init__(self, spec: RefinerSpec, *, device: str = "cpu", workers: int = 0) -> None:
-        self.spec, self.workers = spec, workers
-        self.refiner = spec.load(device=device)
-        self.busy = Busy()
+    def __init__(self, spec: RefinerSpec, *, device: str = "cpu", workers: int = 0, busy: Busy | None = None) -> None:
+        self.spec, self.workers, self.busy = spec, workers, busy or Busy()
+        loaded = spec.load(device=device)
+        self.refiner = Refiner(TimedModel(loaded.model, self.busy), loaded.config)
         self._loaders: list[_Loader] = []
-        self._crops: queue.SimpleQueue[tuple[_Loader, int, int] | None] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[tuple[_Loader, int, int | Prepared[Any]] | None] = queue.SimpleQueue()
         self._device_error: BaseException | None = None
         self._device_thread: threading.Thread | None = None
         self._stillborn = 0
@@ -92,23 +122,7 @@ class RefinerPool:
         for unit in units:
             if stop():
                 return
-            yield self._inline(file, unit, ignore_label)
-
-    def _inline(self, file: PredictionFormat, unit: Unit, ignore_label: int | None) -> Outcome:
-        predict = self.refiner.predict
-        timed: Any = self.refiner
-
-        def measured(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-            begin = time.perf_counter()
-            logits = predict(crops)
-            self.busy.add(begin, time.perf_counter(), len(crops))
-            return logits
-
-        timed.predict = measured
-        try:
-            return refine_unit(self.refiner, file, unit, ignore_label)
-        finally:
-            del timed.predict
+            yield refine_unit(self.refiner, file, unit, ignore_label)
 
     def _run(
         self, file: PredictionFormat, job: Any, units: Iterable[Unit], stop: Callable[[], bool]
@@ -144,8 +158,8 @@ class RefinerPool:
                         else:
                             retried.add(unit.number)
                             waiting.append(unit)
-                elif message[0] == "predict":
-                    self._crops.put((loader, message[1], message[2]))
+                elif message[0] in ("predict", "run"):
+                    self._asked.put((loader, message[1], message[2]))
                 else:
                     outcome: Outcome | BaseException = message[2]
                     loader.under_way.pop(message[1], None)
@@ -170,13 +184,13 @@ class RefinerPool:
             return
         self._device_error = None
         self._loaders = [self._new_loader() for _ in range(self.workers)]
-        self._device_thread = threading.Thread(target=self._predict_all, name="device", daemon=True)
+        self._device_thread = threading.Thread(target=self._serve_loaders, name="device", daemon=True)
         self._device_thread.start()
 
     def _new_loader(self) -> _Loader:
         config = self.refiner.config
         buffer_bytes = config.batch_size * config.patch.network_size_px**2 * 4 * self.refiner.card.outputs
-        return _Loader(self.spec, buffer_bytes)
+        return _Loader(Told(self.refiner.card, config, self.refiner.resides), buffer_bytes)
 
     def _replace(self, loader: _Loader) -> list[Unit]:
         index = self._loaders.index(loader)
@@ -187,29 +201,23 @@ class RefinerPool:
         if self._stillborn > (MAX_STILLBORN if killed else 0):
             raise DeviceError(
                 "loader processes cannot start",
-                expected="a process that loads the model",
+                expected="a process that prepares images",
                 got=f"exit code {loader.process.exitcode}",
                 fix="see the log above; where they are killed for memory, take fewer workers",
             )
         self._loaders[index] = self._new_loader()
         return units
 
-    def _predict_all(self) -> None:
-        """The device thread: crops in a buffer become logits in the same buffer."""
-        side = self.refiner.config.patch.network_size_px
-        outputs = self.refiner.card.outputs
-        while (work := self._crops.get()) is not None:
-            loader, buffer, count = work
+    def _serve_loaders(self) -> None:
+        """The device thread: crops in a buffer become logits in the same buffer, a prepared image its result."""
+        while (asked := self._asked.get()) is not None:
+            loader, buffer, what = asked
             try:
-                memory = loader.buffers[buffer].memory
-                crops = np.frombuffer(memory, np.uint8, count * side * side * 4).reshape(count, side, side, 4)
-                begin = time.perf_counter()
-                logits = self.refiner.predict(crops)
-                self.busy.add(begin, time.perf_counter(), count)
-                into = np.frombuffer(memory, np.float32, logits.size).reshape(count, outputs, side, side)
-                into[:] = logits.reshape(into.shape)
-                del crops, into, memory
-                loader.send(("logits", buffer))
+                if isinstance(what, Prepared):
+                    loader.send(("answer", buffer, self.refiner.run(what)))
+                else:
+                    self._predict(loader.buffers[buffer], what)
+                    loader.send(("answer", buffer, None))
             except (OSError, ValueError):
                 continue  # the loader died and is replaced
             except Exception as error:
@@ -217,26 +225,32 @@ class RefinerPool:
                 self._device_error = failure
                 return
 
+    def _predict(self, buffer: SharedBuffer, count: int) -> None:
+        side = self.refiner.config.patch.network_size_px
+        crops = np.frombuffer(buffer.memory, np.uint8, count * side * side * 4).reshape(count, side, side, 4)
+        logits = self.refiner.predict(crops)
+        np.frombuffer(buffer.memory, np.float32, logits.size)[:] = logits.ravel()
+
     def close(self) -> None:
         """End the loaders and free what is shared."""
         if self._device_thread is not None:
-            self._crops.put(None)
+            self._asked.put(None)
             self._device_thread.join()
             self._device_thread = None
         for loader in self._loaders:
             loader.close()
         self._loaders = []
-        self._crops = queue.SimpleQueue()
+        self._asked = queue.SimpleQueue()
 
 
 class _Loader:
     """The owner's side of one loader process."""
 
-    def __init__(self, spec: RefinerSpec, buffer_bytes: int) -> None:
+    def __init__(self, told: Told, buffer_bytes: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.buffers = [SharedBuffer(buffer_bytes) for _ in range(THREADS)]
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=loader_main, args=(other, spec, self.buffers), daemon=True)
+        self.process = context.Process(target=loader_main, args=(other, told, self.buffers), daemon=True)
         self.process.start()
         other.close()
         self.under_way: dict[int, Unit] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,13 +56,7 @@ def _configured(refiner: Any, options: Options) -> Any:
     """``refiner`` with what the request changes; the network is shared."""
     asked = {name: getattr(options, name) for name in ("nms_threshold", "gate")}
     changed = {name: value for name, value in asked.items() if value is not None}
-    if not changed:
-        return refiner
-    own = copy.copy(refiner)
-    own.config = refiner.config.with_options(**changed)
-    if not own.config.gate:
-        own.gate = own.instance_gate = None
-    return own
+    return refiner.with_options(**changed) if changed else refiner
 
 
 @dataclass(slots=True)

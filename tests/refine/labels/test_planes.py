@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from bpr_service.refine import tasks
@@ -30,6 +33,12 @@ def label_map(height: int, width: int) -> NDArray[np.uint8]:
     return out
 
 
+def in_one(prepare: Callable[[], Prepared[Any]]) -> Prepared[Any]:
+    """As if the map were small."""
+    with mock.patch.object(tasks, "SPLIT_PX", 1 << 30):
+        return prepare()
+
+
 def run(prepared: Prepared[Any], order: str) -> Any:
     """Add logits that follow from where a patch lies and what it shows, so that numbering does not matter."""
     starts = list(range(0, prepared.n_patches, 5))
@@ -38,9 +47,10 @@ def run(prepared: Prepared[Any], order: str) -> Any:
     if order == "mixed":
         np.random.default_rng(3).shuffle(starts)
     for start in starts:
-        crops = prepared.crops(start, start + 5).astype(np.float32)
+        crops = prepared.crops(start, start + 5).numpy().astype(np.float32)
         shifted = np.roll(crops[..., 3], 9, axis=2) - 127
-        prepared.add(start, (shifted * crops[..., 0] / 127 + crops[..., 1])[:, None] / 80)
+        logits = (shifted * crops[..., 0] / 127 + crops[..., 1])[:, None] / 80
+        prepared.add(start, torch.from_numpy(logits))
     return prepared.finish()
 
 
@@ -50,8 +60,7 @@ def run(prepared: Prepared[Any], order: str) -> Any:
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
 def test_pieces_give_the_map_that_whole_labels_give(dtype: Any, order: str, average: str) -> None:
     labels, image, engine = label_map(330, 410).astype(dtype), photo(330, 410), refiner(average=average)
-    pieces, whole = engine.prepare_semantic(image, labels), engine.prepare_semantic(image, labels)
-    whole._number(whole.task.unite())
+    pieces, whole = engine.prepare_semantic(image, labels), in_one(lambda: engine.prepare_semantic(image, labels))
     assert pieces.n_masks > 4 * whole.n_masks
     assert pieces.n_patches == whole.n_patches
     got, want = run(pieces, order), run(whole, "forward")
@@ -66,8 +75,7 @@ def test_pieces_of_segments_too() -> None:
     ids = np.array([0, 5, 70_000, 300, 1_000_000], np.int32)[label_map(330, 410) % 5]
     infos = [{"id": int(i), "category_id": k} for k, i in enumerate(np.unique(ids)[1:])]
     image, engine = photo(330, 410), refiner(Shift())
-    pieces, whole = (engine.prepare_panoptic(image, ids, infos) for _ in range(2))
-    whole._number(whole.task.unite())
+    pieces, whole = (take(lambda: engine.prepare_panoptic(image, ids, infos)) for take in (lambda f: f(), in_one))
     got, want = run(pieces, "forward"), run(whole, "forward")
     np.testing.assert_array_equal(got.segment_map, want.segment_map)
     assert (got.reports, got.segments_info) == (want.reports, want.segments_info)

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bpr_service.config import RefineConfig
-from bpr_service.errors import ModelError
 from bpr_service.masks.mask import Mask
+from bpr_service.refine.canvas import not_finite
 from bpr_service.refine.labels.planes import LabelRegions
 from bpr_service.refine.patches import Boxes
 from bpr_service.refine.reassemble import TILE_PX, Accumulator, window_weights
@@ -37,7 +37,7 @@ _ONE = float(1 << 32)
 
 def upload(array: NDArray[Any], device: torch.device) -> Tensor:
     """A copy on `device`; to an accelerator by way of pinned memory, so that the processor does not wait for it."""
-    host = torch.from_numpy(np.ascontiguousarray(array))
+    host = torch.from_numpy(np.require(array, requirements=("C", "W")))  # torch warns of memory that is read-only
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
@@ -135,18 +135,18 @@ class _Group:
     """(K, C, T, T) float32, NaN where no patch lies; in host memory, perhaps still on its way."""
 
 
-class Resident:
-    """The patches of one image's masks on a device: `crops` out, logits back by `add`, averages at the end."""
+class DeviceCanvas:
+    """A canvas in a device's memory: see `bpr_service.refine.canvas.Canvas`."""
 
     def __init__(
         self,
         image: NDArray[np.uint8],
         masks: Sequence[Mask],
         boxes: Sequence[Boxes],
-        device: torch.device,
         *,
         outputs: int,
         config: RefineConfig,
+        device: torch.device,
     ) -> None:
         """Start to copy the (H, W, 3) uint8 `image`, its `masks`, and where their patches lie: for each mask (P_i, 4)
         int32 squares, maybe none.
@@ -199,7 +199,7 @@ class Resident:
         self._tile_table = upload(table, self.device)
 
     def crops(self, start: int, stop: int) -> Tensor:
-        """Patches `start` to `stop` (exclusive): (n, S, S, 4) uint8 RGB and mask, on the device."""
+        """See `Canvas.crops`."""
         boxes, which = self._boxes[start:stop], self._which[start:stop]
         rows = (boxes[:, 1:2] + self._crop_offsets).clamp(0, self.height - 1)
         columns = (boxes[:, 0:1] + self._crop_offsets).clamp(0, self.width - 1)
@@ -212,7 +212,7 @@ class Resident:
         return (planes + 0.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     def add(self, start: int, logits: Tensor) -> None:
-        """Add the (n, C, S, S) float32 `logits` of the patches from number `start` on, each patch once."""
+        """See `Canvas.add`."""
         self._wrong += (~torch.isfinite(logits)).any()
         stop = start + logits.shape[0]
         for group in self._groups:
@@ -260,16 +260,8 @@ class Resident:
         else:
             group.averages = tiles
 
-    def ready(self, *, all_in: bool = False) -> Iterator[tuple[int, Accumulator]]:
-        """Masks that are complete and not yet handed out, with their patches; waits for the device.
-
-        Until `all_in`, nothing is handed out where all masks are one group: the usual request waits once, at its end.
-
-        Raises:
-            ModelError: the network gave NaN or infinity.
-        """
-        if len(self._groups) == 1 and not all_in:
-            return
+    def finished(self) -> Iterator[tuple[int, Accumulator]]:
+        """See `Canvas.finished`. The masks of a group come together: of the usual request all, after the last patch."""
         done = [group for group in self._groups if group.averages is not None]
         if done and float(self._wrong):  # this read waits for everything before it, the copies too
             raise not_finite()
@@ -291,13 +283,3 @@ class Resident:
             patches.missing = 0
             self._patches[i] = None
             yield i, patches
-
-
-def not_finite() -> ModelError:
-    """The network's answer cannot be used."""
-    return ModelError(
-        "the network's answer",
-        expected="finite logits",
-        got="NaN or infinity",
-        fix="check the weights, or run in float32",
-    )

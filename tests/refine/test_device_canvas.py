@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bpr_service.errors import ModelError
-from bpr_service.refine import resident as module
+from bpr_service.network.model import Model
+from bpr_service.refine import device_canvas as module
 from bpr_service.refine.crops import resize_method
+from bpr_service.refine.device_canvas import DeviceCanvas, resize, resize_weights
 from bpr_service.refine.refiner import Refiner
-from bpr_service.refine.resident import resize, resize_weights
-from tests.scenes import blob, edge_cases, photo, refiner
+from tests.scenes import Accelerator, blob, edge_cases, photo, refiner
 
 
 class Soft(nn.Module):
@@ -34,9 +35,7 @@ class Soft(nn.Module):
 
 def on_a_device(**options: Any) -> Refiner:
     """A Refiner that treats the processor as an accelerator."""
-    engine = refiner(Soft(options.get("outputs", 1)), **options)
-    engine.resident = True
-    return engine
+    return refiner(Soft(options.get("outputs", 1)), kind=Accelerator, **options)
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -82,7 +81,6 @@ def test_label_maps_are_those_of_the_processor(dtype: Any, options: dict[str, An
 def test_soft_masks_are_cut_as_they_are() -> None:
     image, frame = photo(150, 170), cv2.GaussianBlur(blob(150, 170) * 255.0, (0, 0), 2).astype(np.float32) / 255
     a, b = (engine.prepare(image, [frame]) for engine in (refiner(Soft()), on_a_device()))
-    b.reside(torch.device("cpu"))
     np.testing.assert_array_equal(np.asarray(b.crops(0, 99)), a.crops(0, 99))
 
 
@@ -92,7 +90,6 @@ def test_resized_crops_are_within_a_level_and_masks_nearly_equal(size: int) -> N
     image, frame = cv2.GaussianBlur(photo(200, 230), (0, 0), 3), blob(200, 230)
     plain, device = refiner(Soft(), **options), on_a_device(**options)
     prepared = [engine.prepare(image, [frame]) for engine in (plain, device)]
-    prepared[1].reside(device.device)
     a, b = (np.asarray(one.crops(0, 99)).astype(int) for one in prepared)
     assert np.abs(a - b).max() <= 1
     want, got = (engine.refine(image, [frame]).masks[0].to_array() for engine in (plain, device))
@@ -112,8 +109,9 @@ def test_masks_beyond_the_room_for_sums_are_averaged_in_groups(monkeypatch: pyte
     want = on_a_device().refine(image, frames)
     monkeypatch.setattr(module, "GROUP_BYTES", 1 << 20)
     prepared = on_a_device().prepare(image, frames)
-    prepared.reside(torch.device("cpu"))
-    assert len(prepared._resident._groups) > 2  # type: ignore[union-attr]
+    canvas = prepared._open()
+    assert isinstance(canvas, DeviceCanvas)
+    assert len(canvas._groups) > 2
     got = on_a_device(batch_size=7).refine(image, frames)
     for a, b in zip(got.masks, want.masks, strict=True):
         np.testing.assert_array_equal(a.to_array(), b.to_array())
@@ -124,7 +122,6 @@ def test_the_order_of_batches_changes_nothing() -> None:
     engine = on_a_device()
     want = engine.refine(image, frames)
     prepared = engine.prepare(image, frames)
-    prepared.reside(engine.device)
     spans = [(k, min(k + 3, prepared.n_patches)) for k in range(0, prepared.n_patches, 3)]
     for start, stop in reversed(spans):
         prepared.add(start, engine.logits(prepared.crops(start, stop)))
@@ -139,8 +136,7 @@ def test_a_network_that_gives_nan_is_an_error() -> None:
         def forward(self, patches: Tensor) -> Tensor:
             return patches[:, 3:4] / 0 * 0
 
-    engine = refiner(Broken())
-    engine.resident = True
+    engine = refiner(Broken(), kind=Accelerator)
     with pytest.raises(ModelError, match="finite logits"):
         engine.refine(photo(90, 90), [blob(90, 90)])
 
@@ -152,9 +148,8 @@ def test_the_gate_sees_the_same_averages() -> None:
         seen.append(averaged.probability)
         return "kept"
 
-    for flag in (False, True):
-        engine = refiner(Soft(), gate=gate)
-        engine.resident = flag
+    for kind in (Model, Accelerator):
+        engine = refiner(Soft(), gate=gate, kind=kind)
         assert engine.refine(photo(150, 170), [blob(150, 170)]).reports[0].reason == "kept"
     np.testing.assert_allclose(seen[0], seen[1], atol=1e-6)
 
@@ -171,8 +166,8 @@ def test_a_cuda_device_gives_the_masks_of_the_processor() -> None:
     image, frames = photo(300, 400), [blob(300, 400, i) for i in range(3)]
     want = refiner(Soft()).refine(image, frames)
     plain = refiner(Soft())
-    engine = Refiner(Soft(), plain.card, plain.config, device="cuda")
+    engine = Refiner(Model(Soft(), plain.card, device="cuda"), plain.config)
     got = engine.refine(image, frames)
-    assert engine.resident
+    assert engine.resides == torch.device("cuda", 0)
     for a, b in zip(got.masks, want.masks, strict=True):
         assert (a.to_array() != b.to_array()).mean() < 1e-4

@@ -1,0 +1,146 @@
+"""A model version on a device, ready to run: loaded once, however many presets and settings use it.
+
+Letters: n patches of S x S px, C output maps.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+from bpr_service.config import RefineConfig
+from bpr_service.errors import ConfigError
+from bpr_service.network.backends import Forward, open_backend, settle
+from bpr_service.network.devices import resolve_device
+from bpr_service.network.normalise import normalise
+from bpr_service.network.registry import NETWORKS
+from bpr_service.network.weights import ModelCard, find_model, load_model, read_card, read_int8
+
+Predict = Callable[[Tensor], Tensor]
+"""(n, S, S, 4) uint8 RGB and mask on the device -> (n, C, S, S) float32 logits there; does not wait for them."""
+
+
+class Runs(Protocol):
+    """What a `Refiner` needs of a model: enough to prepare an image, and something that runs the network."""
+
+    card: ModelCard
+    device: torch.device
+    """Where `predictor` takes crops and gives logits."""
+    accelerator: bool
+    """Whether the device has a memory of its own, in which patches are cut and averaged."""
+
+    @property
+    def name(self) -> str:
+        """Name and version."""
+
+    def settle(self, config: RefineConfig) -> RefineConfig:
+        """`config` with what the card decides in it; an error where the model cannot run so."""
+
+    def predictor(self, config: RefineConfig) -> Predict:
+        """The network as `config` wants it run."""
+
+
+class Model:
+    """A network, its card, its device, and what was opened to run it.
+
+    Attributes:
+        network: in evaluation mode, on `device`. It is shared: not to be changed.
+        card: what it is.
+        device: where it is.
+        accelerator: whether that has a memory of its own, in which patches are cut and averaged.
+        folder: of the version, where its quantised network lies; None for a network that was never saved.
+    """
+
+    def __init__(self, network: nn.Module, card: ModelCard, *, device: str = "cpu", folder: Path | None = None) -> None:
+        """From a network in memory. Raises DeviceError."""
+        self.device = resolve_device(device)
+        self.accelerator = self.device.type != "cpu"
+        self.card, self.folder = card, folder
+        self.network = network.eval().to(self.device).to(memory_format=torch.channels_last)
+        self._opened: dict[tuple[str, str, int], Forward] = {}
+        self._opening = threading.Lock()
+
+    @classmethod
+    def load(cls, name_or_folder: str | Path, *, device: str = "cpu") -> Model:
+        """The model of a bundled name or a version's folder; the one that is in memory while anybody holds it.
+
+        Raises:
+            UnknownName, ModelError, DeviceError: as `load_model` and `resolve_device`.
+        """
+        where = str(resolve_device(device))  # before the weights are read
+        folder = find_model(name_or_folder)
+        key = (str(folder.resolve()), read_card(folder).model_dump_json(), where)
+        with _LOADING:
+            model = _LOADED.get(key)
+            if model is None:
+                loaded = load_model(folder)
+                model = cls(loaded.network, loaded.card, device=device, folder=loaded.folder)
+                _LOADED[key] = model
+            return model
+
+    def settle(self, config: RefineConfig) -> RefineConfig:
+        """`config` with the backend that the card chose, where it asks for that.
+
+        Raises:
+            ConfigError: a network size that the network cannot take, or a choice that the card does not have.
+        """
+        check_size(self.card, config)
+        return settle(config, self.card, self.device)
+
+    def forward(self, config: RefineConfig) -> Forward:
+        """What runs the network on normalised patches: opened once for each backend, precision and network size.
+
+        Raises:
+            ConfigError: see `open_backend`.
+        """
+        backend, precision, size = config.backend, config.precision, config.patch.network_size_px
+        key = (backend, precision, size)
+        with self._opening:
+            if key not in self._opened:
+                int8 = read_int8(self.folder, self.card) if precision == "int8" else None
+                self._opened[key] = open_backend(backend, precision, self.network, self.device, size, int8)
+            return self._opened[key]
+
+    def predictor(self, config: RefineConfig) -> Predict:
+        """The network on crops: normalised, and also mirrored where `config` says so."""
+        forward = self.forward(config)
+
+        def predict(crops: Tensor) -> Tensor:
+            if crops.shape[0] == 0:
+                side = config.patch.network_size_px
+                return torch.empty((0, self.card.outputs, side, side), device=crops.device)
+            with torch.inference_mode():
+                patches = normalise(crops)
+                logits = forward(patches)
+                if config.flip:
+                    logits = (logits + forward(patches.flip(3)).flip(3)) / 2
+                return logits.float()
+
+        return predict
+
+    @property
+    def name(self) -> str:
+        """Name and version."""
+        return f"{self.card.name}@{self.card.version}"
+
+
+_LOADED: WeakValueDictionary[tuple[str, str, str], Any] = WeakValueDictionary()
+_LOADING = threading.Lock()
+
+
+def check_size(card: ModelCard, config: RefineConfig) -> None:
+    """Raise ConfigError where the card's network cannot take patches of ``network_size_px``."""
+    spec, size = NETWORKS.get(card.network.name), config.patch.network_size_px
+    if spec is not None and size % spec.multiple_px:
+        raise ConfigError(
+            f"network_size_px for {card.network.name}",
+            expected=f"a multiple of {spec.multiple_px}",
+            got=str(size),
+            fix=f"use {-(-size // spec.multiple_px) * spec.multiple_px}",
+        )
