@@ -42,7 +42,7 @@ class Row:
 
 
 def rows(predictions: Path | None) -> list[Row]:
-    """The table. Groups follow the paper's (Hu et al., IJCV 2022, section 4.4)."""
+    """The table. Groups follow the paper's (Hu et al., IJCV 2022, section 4.2)."""
     light = {"name": "light_unet_s"}
     out = [
         Row("reference", "64 px, padding 16, network 96, dense, NMS 0.25"),

@@ -1,6 +1,6 @@
 """Settings of the refiner: frozen, validated when built, no torch.
 
-Patch terms follow the paper (Tang et al., CVPR 2021, section 3.2; Hu et al., IJCV 2022, Table 6).
+Patch terms follow the paper (Tang et al., CVPR 2021, section 3.2; Hu et al., IJCV 2022, Tables 3 to 7).
 """
 
 from __future__ import annotations

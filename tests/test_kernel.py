@@ -30,6 +30,13 @@ def run(folder: Path, **environment: str) -> None:
     assert done.stdout.strip() == "[0 2 4]", done.stderr
 
 
+def test_every_kernel_has_the_fallback() -> None:
+    root = Path(kernel.__file__).parents[1]
+    files = [path for package in ("bpr_service", "refiner_training") for path in (root / package).rglob("*.py")]
+    own = Path(kernel.__file__)
+    assert [str(path) for path in files if path != own and "njit" in path.read_text()] == []
+
+
 def test_machine_code_is_kept_in_the_folder_that_is_named(tmp_path: Path) -> None:
     run(tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "numba"))
     assert list((tmp_path / "numba").rglob("*.nbi"))

@@ -50,7 +50,7 @@ class LightUNet(nn.Module):
         depth: residual blocks at 1/8 and at 1/16.
         outputs: maps out; 1 is the foreground logit.
         mask_channel: False hides the mask from the network, which then sees the image alone (the ablation of Hu et
-            al., IJCV 2022, Table 1).
+            al., IJCV 2022, Table 2).
     """
 
     def __init__(

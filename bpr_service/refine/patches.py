@@ -1,4 +1,4 @@
-"""Step 2: patches along the boundary (Tang et al., CVPR 2021, section 3.2; the other schemes: Table 6 of the
+"""Step 2: patches along the boundary (Tang et al., CVPR 2021, section 3.2; the other schemes: Table 4 of the
 journal).
 
 Letters: H, W are the image's size, p is ``patch_size_px``, both in px; B is the number of boundary pixels, P of
@@ -257,7 +257,7 @@ def left_out(boundary: Boundary, boxes: Boxes) -> NDArray[np.bool_]:
 
 def drop_full(mask: Mask, boxes: Boxes) -> Boxes:
     """Without the patches that touch the image's border and are all foreground (semantic: Hu et al., section
-    4.5).
+    3.3).
     """
     at_border = (boxes[:, 0] <= 0) | (boxes[:, 1] <= 0) | (boxes[:, 2] >= mask.width) | (boxes[:, 3] >= mask.height)
     keep = np.ones(boxes.shape[0], np.bool_)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bpr_service.errors import ConfigError
+
 if TYPE_CHECKING:
     from refiner_training.evaluate import Evaluation
 
@@ -31,6 +33,9 @@ def instance(
     predictions: Annotated[Path, typer.Option(metavar="PRED.json", help="Results in COCO's format.")],
     before: Annotated[Path | None, typer.Option(metavar="PRED.json", help="The coarse results.")] = None,
     boundary_ratio: Ratio = 0.02,
+    upper_bound: Annotated[
+        str, typer.Option(metavar="PX,...", help="As 1,2,3: also with the truth so near the predicted boundary.")
+    ] = "",
     images: Images = None,
     html: Html = None,
     json: AsJson = False,
@@ -40,7 +45,13 @@ def instance(
     from refiner_training.evaluate import evaluate_instances
 
     evaluation = evaluate_instances(
-        dataset, predictions, before=before, images=images, boundary_ratio=boundary_ratio, workers=workers
+        dataset,
+        predictions,
+        before=before,
+        images=images,
+        boundary_ratio=boundary_ratio,
+        upper_bounds=_distances(upper_bound),
+        workers=workers,
     )
     _deliver(evaluation, html, json)
 
@@ -105,6 +116,14 @@ def panoptic(
         workers=workers,
     )
     _deliver(evaluation, html, json)
+
+
+def _distances(text: str) -> list[int]:
+    """``"1,2,3"`` as numbers; :class:`ConfigError` for what is no distance."""
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(part.isdigit() and 0 < int(part) <= 1000 for part in parts):
+        raise ConfigError("--upper-bound", expected="distances in px, as 1,2,3", got=repr(text), fix="see --help")
+    return [int(part) for part in parts]
 
 
 def _deliver(evaluation: Evaluation, html: Path | None, as_json: bool) -> None:

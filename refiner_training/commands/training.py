@@ -78,9 +78,12 @@ def patches(
     panoptic_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Panoptic: PNGs of the truth.")] = None,
     predictions_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Panoptic: PNGs predicted.")] = None,
     ignore_label: Annotated[int, typer.Option(help="Labels: the one that is no class.")] = 255,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="CONFIG.yaml", help="Cut the patches that this recipe trains on.")
+    ] = None,
     nms_threshold: Annotated[float, typer.Option(min=0, max=0.99, help="The paper trains with 0.25.")] = 0.25,
-    patch_size_px: Annotated[int, typer.Option(min=8)] = 64,
-    padding_px: Annotated[int, typer.Option(min=0)] = 16,
+    patch_size_px: Annotated[int | None, typer.Option(min=8, help="Default the recipe's, or 64.")] = None,
+    padding_px: Annotated[int | None, typer.Option(min=0, help="Default the recipe's, or 16.")] = None,
     per_mask: Annotated[int, typer.Option(min=0, help="At most so many patches a mask; 0 takes all.")] = 0,
     share: Annotated[float, typer.Option(help="Share of the patches that is kept.")] = 1.0,
     seed: int = 0,
@@ -92,13 +95,8 @@ def patches(
     from refiner_training.data.build_patches import PatchSetConfig, build_patch_set
 
     reader = _reader(format, images, truth, predictions, panoptic_dir, predictions_dir, ignore_label)
-    patch = {
-        "patch_size_px": patch_size_px,
-        "padding_px": padding_px,
-        "network_size_px": patch_size_px + 2 * padding_px,
-        "nms_threshold": nms_threshold,
-        "cover": False,
-    }
+    patch = _patch(recipe, {"patch_size_px": patch_size_px, "padding_px": padding_px})
+    patch |= {"nms_threshold": nms_threshold, "cover": False}
     full = format in ("labels", "panoptic")
     settings = {"patch": patch, "full_maps": full, "per_mask": per_mask, "share": share, "seed": seed}
     manifest = build_patch_set(reader, out, build(PatchSetConfig, settings), workers=workers, resume=resume)
@@ -108,6 +106,23 @@ def patches(
         typer.echo(f"skipped {entry}", err=True)
     if skipped:
         raise typer.Exit(1)
+
+
+def _patch(recipe: Path | None, asked: dict[str, int | None]) -> dict[str, Any]:
+    """Size, padding and scheme of the patches: the recipe's, or what is asked for; never two that differ."""
+    from bpr_service.config import PatchConfig
+    from refiner_training.config import load_config
+
+    base = PatchConfig() if recipe is None else load_config(recipe).patch
+    for name, value in asked.items():
+        if recipe is not None and value not in (None, getattr(base, name)):
+            flag = "--" + name.replace("_", "-")
+            expected, fix = f"{getattr(base, name)}, as {recipe} has it", "leave it out, or change the recipe"
+            raise ConfigError(flag, expected=expected, got=str(value), fix=fix)
+    given = {name: value for name, value in asked.items() if value is not None}
+    sizes = {"patch_size_px": base.patch_size_px, "padding_px": base.padding_px, **given}
+    stored = sizes["patch_size_px"] + 2 * sizes["padding_px"]
+    return {**sizes, "network_size_px": stored, "scheme": base.scheme}
 
 
 def _reader(

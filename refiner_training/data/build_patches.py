@@ -2,7 +2,7 @@
 
 Letters: P patches of a mask, c their side as stored (px).
 
-As the paper (Hu et al., IJCV 2022, sections 3.4 and 4): predictions over IoU 0.5 with their ground truth, patches
+As the paper (Hu et al., IJCV 2022, sections 3.3, 3.4 and 4): predictions over IoU 0.5 with their ground truth, patches
 along the predicted boundary thinned by NMS at 0.25, and for semantic and panoptic masks no patches at the image's
 border that hold no boundary. Where there are no predictions, coarse masks are simulated from the ground truth.
 """

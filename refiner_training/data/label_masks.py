@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from bpr_service.kernel import kernel
 from bpr_service.masks.mask import Mask
 
 
@@ -40,7 +40,7 @@ def label_masks(label_map: NDArray[Any], labels: Sequence[int]) -> list[Mask]:
     return masks_of(compact(label_map, labels), len(labels))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _compact(label_map, wanted, position):  # type: ignore[no-untyped-def]
     h, w = label_map.shape
     out = np.empty((h, w), np.int32)
@@ -56,7 +56,7 @@ def _compact(label_map, wanted, position):  # type: ignore[no-untyped-def]
     return out
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _boxes(positions, count):  # type: ignore[no-untyped-def]
     h, w = positions.shape
     boxes = np.zeros((count, 4), np.int64)

@@ -6,7 +6,7 @@ A job carries all it needs, and its outcome only numbers, so that both travel be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from bpr_service.masks.polygons import check_polygons
 from refiner_training.evaluation.common import Failure
 from refiner_training.metrics.change import TripleRow, measure_triple
 from refiner_training.metrics.instance import Cell, Instance, measure_image
+from refiner_training.metrics.upper_bound import with_true_band
 
 Entry = dict[str, Any]
 Triple = tuple[int, int, int]  # indices of annotation, prediction, coarse prediction
@@ -29,6 +30,7 @@ class Settings:
     files: tuple[str, ...]  # ground truth, predictions, and the coarse predictions when there are any
     boundary_ratio: float
     max_detections: int
+    upper_bounds: tuple[int, ...]  # px: widths of the band that gets the truth, see metrics.upper_bound
     aligned: bool  # predictions and coarse predictions list the same objects in the same order
 
 
@@ -72,8 +74,10 @@ def measure(settings: Settings, job: ImageJob) -> Measured:
             )
         )
         sides.append({instance.index: mask for instance, mask in found})
+    masks = {instance.index: mask for instance, mask in truths}
+    for distance in settings.upper_bounds:
+        _measure_bound(settings, truths, sides[0], distance, out)
     if len(sides) == 2:
-        masks = {instance.index: mask for instance, mask in truths}
         for triple in _triples(settings, job, out):
             g, after, coarse = triple
             if g in masks and after in sides[0] and coarse in sides[1]:
@@ -82,6 +86,25 @@ def measure(settings: Settings, job: ImageJob) -> Measured:
                 )
                 out.triples.append((triple, row))
     return out
+
+
+def _measure_bound(
+    settings: Settings, truths: list[tuple[Instance, Mask]], found: dict[int, Mask], distance_px: int, out: Measured
+) -> None:
+    """Measure the predictions once more, those over IoU 0.5 of an annotation with its pixels along their boundary."""
+    masks = {instance.index: mask for instance, mask in truths}
+    best = _best(out.cells[0], by_detection=True)
+    bounded = []
+    for instance in out.detections[0]:
+        mask = found[instance.index]
+        g, iou = best.get(instance.index, (-1, 0.0))
+        if iou > 0.5:
+            mask = with_true_band(mask, masks[g], distance_px)
+        bounded.append((replace(instance, area=float(mask.area)), mask))
+    out.detections.append([instance for instance, _ in bounded])
+    out.cells.append(
+        measure_image(truths, bounded, boundary_ratio=settings.boundary_ratio, max_detections=settings.max_detections)
+    )
 
 
 def _decode(

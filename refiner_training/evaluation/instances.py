@@ -22,6 +22,8 @@ from refiner_training.metrics.instance import AF_TOLERANCE_PX, InstanceScores, s
 
 SERIAL_BELOW = 400  # images
 MAX_DETECTIONS, MAX_DETECTIONS_LVIS = 100, 300
+BOUNDED = ("AP", "boundary_AP", "AF")
+"""What is told of an upper bound."""
 
 
 @dataclass(slots=True)
@@ -40,6 +42,7 @@ def evaluate(
     before: Path | str | None = None,
     images: Path | str | None = None,
     boundary_ratio: float = 0.02,
+    upper_bounds: Sequence[int] = (),
     workers: int | None = None,
 ) -> Evaluation:
     """Measure results in COCO's format against COCO or LVIS annotations.
@@ -50,6 +53,7 @@ def evaluate(
     before : the coarse results that `predictions` were refined from
     images : folder of the images, for the pictures of a report only
     boundary_ratio : boundary IoU's d as a share of the image diagonal: 0.02 COCO, LVIS; 0.005 Cityscapes
+    upper_bounds : px; also measure the predictions with the truth so near their own boundary (the paper's Table 1)
     workers : processes, default one a processor
 
     A coarse mask belongs to the annotation its key ``gt`` names, else to the one of its category it overlaps
@@ -66,6 +70,7 @@ def evaluate(
         files=(str(truth.path), *(str(file.path) for file in files)),
         boundary_ratio=boundary_ratio,
         max_detections=MAX_DETECTIONS_LVIS if truth.lvis else MAX_DETECTIONS,
+        upper_bounds=tuple(upper_bounds),
         aligned=len(files) == 2 and _aligned(files[0].entries, files[1].entries),
     )
     measured = list(
@@ -91,6 +96,9 @@ def evaluate(
     if before is not None:
         summary["before"] = scores[1].summary() | {"predictions": len(files[1].entries)}
         summary["change"] = _change(measured, files)
+    for side, distance in enumerate(upper_bounds, start=len(files)):
+        bound = _score(truth, measured, side).summary()
+        summary |= {f"{name}_upper_bound_{distance}px": bound[name] for name in BOUNDED}
     names = truth.categories
     tables = [{names[c]: row for c, row in s.per_class().items() if row["AP"] is not None} for s in scores]
     return Evaluation(

@@ -17,7 +17,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit
+
+from bpr_service.kernel import kernel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -121,7 +122,7 @@ def _ratio(shared: int, area_a: int, area_b: int) -> float:
 # Kernels. They hold no lock, so that threads can run them side by side.
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _intersection(a, ax, ay, b, bx, by):  # type: ignore[no-untyped-def]
     x0, x1 = max(ax, bx), min(ax + a.shape[1], bx + b.shape[1])
     total = 0
@@ -131,7 +132,7 @@ def _intersection(a, ax, ay, b, bx, by):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _erode(crop, d, outside):  # type: ignore[no-untyped-def]
     """Erode by a square of reach d, O(h w) whatever d: runs along rows, then counts along columns.
 
@@ -164,7 +165,7 @@ def _erode(crop, d, outside):  # type: ignore[no-untyped-def]
     return out
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _boundary_region(crop, d):  # type: ignore[no-untyped-def]
     out = _erode(crop, d, False)
     for y in range(crop.shape[0]):
@@ -173,7 +174,7 @@ def _boundary_region(crop, d):  # type: ignore[no-untyped-def]
     return out
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _area(crop):  # type: ignore[no-untyped-def]
     total = 0
     for y in range(crop.shape[0]):
@@ -182,13 +183,13 @@ def _area(crop):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _region_iou(a, ax, ay, b, bx, by):  # type: ignore[no-untyped-def]
     shared = _intersection(a, ax, ay, b, bx, by)
     return shared / max(_area(a) + _area(b) - shared, 1)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _window(crop, x, y, x0, y0, x1, y1):  # type: ignore[no-untyped-def]
     """Copy the part of a crop at (x, y) that lies in a window; 0 elsewhere."""
     out = np.zeros((y1 - y0, x1 - x0), np.uint8)
@@ -200,7 +201,7 @@ def _window(crop, x, y, x0, y0, x1, y1):  # type: ignore[no-untyped-def]
     return out
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _union_window(a, ax, ay, b, bx, by, height, width, margin):  # type: ignore[no-untyped-def]
     """Give the box around two crops with a margin, inside the image; an empty crop takes no part."""
     x0, y0, x1, y1 = width, height, 0, 0
@@ -213,7 +214,7 @@ def _union_window(a, ax, ay, b, bx, by, height, width, margin):  # type: ignore[
     return x0, y0, max(min(x1 + margin, width), x0), max(min(y1 + margin, height), y0)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _edge_map(seg):  # type: ignore[no-untyped-def]
     h, w = seg.shape
     edge = np.zeros((h, w), np.uint8)
@@ -227,7 +228,7 @@ def _edge_map(seg):  # type: ignore[no-untyped-def]
     return edge
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _matched(edge, other, offsets):  # type: ignore[no-untyped-def]
     """Count the pixels of an edge map, and those with a pixel of the other within the offsets."""
     h, w = edge.shape
@@ -245,7 +246,7 @@ def _matched(edge, other, offsets):  # type: ignore[no-untyped-def]
     return total, hits
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def edge_matches(a, b, offsets):  # type: ignore[no-untyped-def]
     """Count boundary pixels and matched ones of two (h, w) {0, 1} arrays: n_a, hit_a, n_b, hit_b."""
     edge_a, edge_b = _edge_map(a), _edge_map(b)
@@ -254,7 +255,7 @@ def edge_matches(a, b, offsets):  # type: ignore[no-untyped-def]
     return n_a, hit_a, n_b, hit_b
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _f_counts(a, ax, ay, b, bx, by, height, width, offsets):  # type: ignore[no-untyped-def]
     x0, y0, x1, y1 = _union_window(a, ax, ay, b, bx, by, height, width, 1)
     if x1 == x0 or y1 == y0:
@@ -262,7 +263,7 @@ def _f_counts(a, ax, ay, b, bx, by, height, width, offsets):  # type: ignore[no-
     return edge_matches(_window(a, ax, ay, x0, y0, x1, y1), _window(b, bx, by, x0, y0, x1, y1), offsets)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _band_error(a, ax, ay, t, tx, ty, height, width, band):  # type: ignore[no-untyped-def]
     x0, y0, x1, y1 = _union_window(t, tx, ty, t, tx, ty, height, width, band + 1)
     if x1 == x0 or y1 == y0:

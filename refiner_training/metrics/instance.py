@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
 
+from bpr_service.kernel import kernel
 from refiner_training.metrics.boundary import (
     boundary_distance_px,
     boundary_f,
@@ -274,7 +274,7 @@ def _true_positive_f(
     return af, per_category, pairs
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def match_detections(iou, crowd, thresholds):  # type: ignore[no-untyped-def]
     """Match detections by falling score, each to the free true instance of highest IoU (COCO's rule).
 
@@ -296,7 +296,7 @@ def match_detections(iou, crowd, thresholds):  # type: ignore[no-untyped-def]
     return out
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def true_positive_f(iou, f, crowd, thresholds):  # type: ignore[no-untyped-def]
     """Match at each threshold and add up F (D, G) over the matches: match at the first (D,), sums (T,), counts (T,)."""
     match = match_detections(iou, crowd, thresholds)

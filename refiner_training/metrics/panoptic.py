@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from bpr_service.kernel import kernel
 
 MEASURES = ("PQ", "SQ", "RQ")
 
@@ -114,7 +115,7 @@ def _iou(shared: NDArray[np.int64], truth: NDArray[np.int64], prediction: NDArra
     return np.asarray(both / np.maximum(union, 1), dtype=np.float64)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _interior(segments, d):  # type: ignore[no-untyped-def]
     """Mark the pixels whose square of reach d lies in the image and in their own segment: all at once."""
     h, w = segments.shape
@@ -141,7 +142,7 @@ def _interior(segments, d):  # type: ignore[no-untyped-def]
     return out
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _overlaps(truth, inside_truth, prediction, inside_prediction, n_truth, n_prediction):  # type: ignore[no-untyped-def]
     pixels = np.zeros((n_truth + 1, n_prediction + 1), np.int64)
     boundary = np.zeros((n_truth + 1, n_prediction + 1), np.int64)

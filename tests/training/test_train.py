@@ -117,6 +117,21 @@ def test_from_predictions_to_a_model_by_command(data: Path, recipe: Path, tmp_pa
     assert load_model(tmp_path / "run" / "model").card.data
 
 
+def test_patches_are_cut_as_the_recipe_wants_them(data: Path, recipe: Path, tmp_path: Path) -> None:
+    """What a recipe trains on is what ``bpr-train patches --recipe`` cuts; other sizes are refused before any work."""
+    patches, paper = tmp_path / "patches", tmp_path / "paper.yaml"
+    values = {**yaml.safe_load(recipe.read_text()), "data": {"kind": "patches", "patches": str(patches)}}
+    values |= {"patch": {"patch_size_px": 32, "padding_px": 0, "network_size_px": 64, "cover": False}}
+    paper.write_text(yaml.safe_dump(values))
+    arguments = ["patches", "--format", "labels", "--images", data / "images", "--truth", data / "labels"]
+    arguments += ["--out", patches, "--recipe", paper]
+    refused = CliRunner().invoke(app, [str(a) for a in [*arguments, "--padding-px", 16]])
+    assert "--padding-px: expected 0, as" in str(refused.exception)
+    assert not patches.exists()
+    assert CliRunner().invoke(app, [str(a) for a in arguments]).exit_code == 0
+    assert train(load_config(paper), tmp_path / "run", progress="none").is_dir()
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_recipe_is_valid(path: Path) -> None:
     assert load_config(path).name
