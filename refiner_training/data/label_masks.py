@@ -41,7 +41,7 @@ def label_masks(label_map: NDArray[Any], labels: Sequence[int]) -> list[Mask]:
 
 
 @kernel
-def _compact(label_map, wanted, position):  # type: ignore[no-untyped-def]
+def _compact(label_map: Any, wanted: Any, position: Any) -> Any:
     h, w = label_map.shape
     out = np.empty((h, w), np.int32)
     last, last_position = np.int64(label_map[0, 0]) + 1, np.int32(-1)
@@ -57,7 +57,7 @@ def _compact(label_map, wanted, position):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _boxes(positions, count):  # type: ignore[no-untyped-def]
+def _boxes(positions: Any, count: Any) -> Any:
     h, w = positions.shape
     boxes = np.zeros((count, 4), np.int64)
     boxes[:, 0], boxes[:, 1] = w, h

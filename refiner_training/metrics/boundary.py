@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -123,7 +123,7 @@ def _ratio(shared: int, area_a: int, area_b: int) -> float:
 
 
 @kernel
-def _intersection(a, ax, ay, b, bx, by):  # type: ignore[no-untyped-def]
+def _intersection(a: Any, ax: Any, ay: Any, b: Any, bx: Any, by: Any) -> Any:
     x0, x1 = max(ax, bx), min(ax + a.shape[1], bx + b.shape[1])
     total = 0
     for y in range(max(ay, by), min(ay + a.shape[0], by + b.shape[0])):
@@ -133,7 +133,7 @@ def _intersection(a, ax, ay, b, bx, by):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _erode(crop, d, outside):  # type: ignore[no-untyped-def]
+def _erode(crop: Any, d: Any, outside: Any) -> Any:
     """Erode by a square of reach d, O(h w) whatever d: runs along rows, then counts along columns.
 
     `outside` is the value of what lies around the crop: False background, True foreground.
@@ -166,7 +166,7 @@ def _erode(crop, d, outside):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _boundary_region(crop, d):  # type: ignore[no-untyped-def]
+def _boundary_region(crop: Any, d: Any) -> Any:
     out = _erode(crop, d, False)
     for y in range(crop.shape[0]):
         for x in range(crop.shape[1]):
@@ -175,7 +175,7 @@ def _boundary_region(crop, d):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _area(crop):  # type: ignore[no-untyped-def]
+def _area(crop: Any) -> Any:
     total = 0
     for y in range(crop.shape[0]):
         for x in range(crop.shape[1]):
@@ -184,13 +184,13 @@ def _area(crop):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _region_iou(a, ax, ay, b, bx, by):  # type: ignore[no-untyped-def]
+def _region_iou(a: Any, ax: Any, ay: Any, b: Any, bx: Any, by: Any) -> Any:
     shared = _intersection(a, ax, ay, b, bx, by)
     return shared / max(_area(a) + _area(b) - shared, 1)
 
 
 @kernel
-def _window(crop, x, y, x0, y0, x1, y1):  # type: ignore[no-untyped-def]
+def _window(crop: Any, x: Any, y: Any, x0: Any, y0: Any, x1: Any, y1: Any) -> Any:
     """Copy the part of a crop at (x, y) that lies in a window; 0 elsewhere."""
     out = np.zeros((y1 - y0, x1 - x0), np.uint8)
     top, bottom = max(y, y0), min(y + crop.shape[0], y1)
@@ -202,7 +202,7 @@ def _window(crop, x, y, x0, y0, x1, y1):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _union_window(a, ax, ay, b, bx, by, height, width, margin):  # type: ignore[no-untyped-def]
+def _union_window(a: Any, ax: Any, ay: Any, b: Any, bx: Any, by: Any, height: Any, width: Any, margin: Any) -> Any:
     """Give the box around two crops with a margin, inside the image; an empty crop takes no part."""
     x0, y0, x1, y1 = width, height, 0, 0
     if a.size > 0:
@@ -215,7 +215,7 @@ def _union_window(a, ax, ay, b, bx, by, height, width, margin):  # type: ignore[
 
 
 @kernel
-def _edge_map(seg):  # type: ignore[no-untyped-def]
+def _edge_map(seg: Any) -> Any:
     h, w = seg.shape
     edge = np.zeros((h, w), np.uint8)
     for y in range(h - 1):
@@ -229,7 +229,7 @@ def _edge_map(seg):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _matched(edge, other, offsets):  # type: ignore[no-untyped-def]
+def _matched(edge: Any, other: Any, offsets: Any) -> Any:
     """Count the pixels of an edge map, and those with a pixel of the other within the offsets."""
     h, w = edge.shape
     total, hits = 0, 0
@@ -247,7 +247,7 @@ def _matched(edge, other, offsets):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def edge_matches(a, b, offsets):  # type: ignore[no-untyped-def]
+def edge_matches(a: Any, b: Any, offsets: Any) -> Any:
     """Count boundary pixels and matched ones of two (h, w) {0, 1} arrays: n_a, hit_a, n_b, hit_b."""
     edge_a, edge_b = _edge_map(a), _edge_map(b)
     n_a, hit_a = _matched(edge_a, edge_b, offsets)
@@ -256,7 +256,7 @@ def edge_matches(a, b, offsets):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _f_counts(a, ax, ay, b, bx, by, height, width, offsets):  # type: ignore[no-untyped-def]
+def _f_counts(a: Any, ax: Any, ay: Any, b: Any, bx: Any, by: Any, height: Any, width: Any, offsets: Any) -> Any:
     x0, y0, x1, y1 = _union_window(a, ax, ay, b, bx, by, height, width, 1)
     if x1 == x0 or y1 == y0:
         return 0, 0, 0, 0
@@ -264,7 +264,7 @@ def _f_counts(a, ax, ay, b, bx, by, height, width, offsets):  # type: ignore[no-
 
 
 @kernel
-def _band_error(a, ax, ay, t, tx, ty, height, width, band):  # type: ignore[no-untyped-def]
+def _band_error(a: Any, ax: Any, ay: Any, t: Any, tx: Any, ty: Any, height: Any, width: Any, band: Any) -> Any:
     x0, y0, x1, y1 = _union_window(t, tx, ty, t, tx, ty, height, width, band + 1)
     if x1 == x0 or y1 == y0:
         return 0, 0

@@ -275,7 +275,7 @@ def _true_positive_f(
 
 
 @kernel
-def match_detections(iou, crowd, thresholds):  # type: ignore[no-untyped-def]
+def match_detections(iou: Any, crowd: Any, thresholds: Any) -> Any:
     """Match detections by falling score, each to the free true instance of highest IoU (COCO's rule).
 
     `iou` (D, G), `crowd` (G,) -> (T, D) int64: the column matched at each threshold, -1 where there is none
@@ -297,7 +297,7 @@ def match_detections(iou, crowd, thresholds):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def true_positive_f(iou, f, crowd, thresholds):  # type: ignore[no-untyped-def]
+def true_positive_f(iou: Any, f: Any, crowd: Any, thresholds: Any) -> Any:
     """Match at each threshold and add up F (D, G) over the matches: match at the first (D,), sums (T,), counts (T,)."""
     match = match_detections(iou, crowd, thresholds)
     total = np.zeros(thresholds.size, np.float64)

@@ -116,7 +116,7 @@ def _iou(shared: NDArray[np.int64], truth: NDArray[np.int64], prediction: NDArra
 
 
 @kernel
-def _interior(segments, d):  # type: ignore[no-untyped-def]
+def _interior(segments: Any, d: Any) -> Any:
     """Mark the pixels whose square of reach d lies in the image and in their own segment: all at once."""
     h, w = segments.shape
     rows = np.zeros((h, w), np.uint8)
@@ -143,7 +143,9 @@ def _interior(segments, d):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _overlaps(truth, inside_truth, prediction, inside_prediction, n_truth, n_prediction):  # type: ignore[no-untyped-def]
+def _overlaps(
+    truth: Any, inside_truth: Any, prediction: Any, inside_prediction: Any, n_truth: Any, n_prediction: Any
+) -> Any:
     pixels = np.zeros((n_truth + 1, n_prediction + 1), np.int64)
     boundary = np.zeros((n_truth + 1, n_prediction + 1), np.int64)
     truth_boundary = np.zeros(n_truth, np.int64)
