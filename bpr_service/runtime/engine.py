@@ -17,6 +17,7 @@ import asyncio
 import math
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -31,7 +32,7 @@ from bpr_service.runtime.device import DeviceOwner
 from bpr_service.runtime.lanes import Lanes
 from bpr_service.runtime.pump import Pump
 from bpr_service.runtime.settings import EngineConfig, EngineEvents, ModelSource
-from bpr_service.runtime.work import Lane, Memory, Slot, Stages, Work, past_deadline
+from bpr_service.runtime.work import Hold, Lane, Memory, Slot, Stages, Work, past_deadline
 
 __all__ = ["Engine", "EngineConfig", "EngineEvents", "ModelSource", "State"]
 
@@ -76,6 +77,7 @@ class Engine:
         self._decoders = ThreadPoolExecutor(self.config.cpu_workers, "decode")
         self._encoders = ThreadPoolExecutor(self.config.cpu_workers, "encode")
         self.requests = 0
+        self._works: weakref.WeakSet[Work] = weakref.WeakSet()
         self._undecoded = 0
         self._patches_each = 0.0
 
@@ -107,6 +109,13 @@ class Engine:
         """Wait until every admitted request has really ended; False where ``timeout_s`` passed first."""
         with self._changed:
             return self._changed.wait_for(lambda: self.requests == 0, timeout_s)
+
+    def abandon(self) -> None:
+        """End every request with `NotReadyError`, whatever works on it."""
+        with self._changed:
+            works = list(self._works)
+        for work in works:
+            self.cancel(work, NotReadyError("the server stopped before the work was done", fix="send it again"))
 
     def stop(self) -> None:
         """End the threads. Requests that are still there fail with `NotReadyError`."""
@@ -177,21 +186,29 @@ class Engine:
             return 0.0
         return (pump.queue.patches + pump.on_device + self._undecoded * self._patches_each) / pump.pace
 
-    def admit(self) -> Slot:
-        """A slot, before anything costly is done; `NotReadyError`, or `BusyError` with the time to come
-        back.
+    def check_room(self) -> None:
+        """Raise what `admit` would raise now."""
+        with self._changed:
+            self._check_room()
+
+    def admit(self, hold: Hold | None = None) -> Slot:
+        """A slot, before anything costly is done, which takes over the memory of ``hold``; `NotReadyError`, or
+        `BusyError` with the time to come back.
         """
         with self._changed:
-            self._check_ready()
-            wait_s = self.expected_wait_s()
-            if self.requests >= self.config.max_requests or wait_s > self.config.max_queue_wait_s:
-                raise BusyError(
-                    "the server is at capacity",
-                    fix="try again after the time in Retry-After",
-                    retry_after_s=min(30.0, max(1.0, math.ceil(wait_s / 2))),
-                )
+            self._check_room()
             self.requests += 1
-        return Slot(self.memory, self._released)
+        return Slot(hold or Hold(self.memory), self._released)
+
+    def _check_room(self) -> None:
+        self._check_ready()
+        wait_s = self.expected_wait_s()
+        if self.requests >= self.config.max_requests or wait_s > self.config.max_queue_wait_s:
+            raise BusyError(
+                "the server is at capacity",
+                fix="try again after the time in Retry-After",
+                retry_after_s=min(30.0, max(1.0, math.ceil(wait_s / 2))),
+            )
 
     def _released(self) -> None:
         with self._changed:
@@ -255,6 +272,7 @@ class Engine:
         work.hold()
         with self._changed:
             self._undecoded += 1
+            self._works.add(work)
         try:
             self._decoders.submit(self._decode, work)
         except RuntimeError:

@@ -90,29 +90,63 @@ class Memory:
             self.used_bytes -= n_bytes
 
 
-class Slot:
-    """The right to be worked on. Released once, when the work it was given to has really ended."""
+class Hold:
+    """Memory that one request has reserved; `release` gives it back, once."""
 
-    def __init__(self, memory: Memory, on_release: Callable[[], None]) -> None:
+    def __init__(self, memory: Memory, held_bytes: int = 0) -> None:
+        """``held_bytes`` are reserved already."""
         self._memory = memory
+        self._held_bytes = held_bytes
+        self._lock = threading.Lock()
+        self._released = False
+
+    def reserve(self, n_bytes: int) -> None:
+        """Reserve more; see `Memory.reserve`. Nothing once it is released."""
+        with self._lock:
+            if not self._released:
+                self._memory.reserve(n_bytes, self._held_bytes)
+                self._held_bytes += n_bytes
+
+    def free(self, n_bytes: int) -> None:
+        """Give a part back."""
+        with self._lock:
+            if not self._released:
+                self._memory.free(n_bytes)
+                self._held_bytes -= n_bytes
+
+    def split(self, n_bytes: int) -> Hold:
+        """Move ``n_bytes`` of what is held to a hold of their own, which may outlive this one."""
+        with self._lock:
+            n_bytes = 0 if self._released else min(n_bytes, self._held_bytes)
+            self._held_bytes -= n_bytes
+        return Hold(self._memory, n_bytes)
+
+    def release(self) -> None:
+        with self._lock:
+            held, self._held_bytes = self._held_bytes, 0
+            self._released = True
+            self._memory.free(held)
+
+
+class Slot:
+    """The right to be worked on, and the memory of the request. Released once, when its work has really ended."""
+
+    def __init__(self, hold: Hold, on_release: Callable[[], None]) -> None:
+        self.hold = hold
         self._on_release = on_release
-        self._held_bytes = 0
         self._lock = threading.Lock()
         self.released = False
 
     def reserve(self, n_bytes: int) -> None:
         """Reserve memory until the slot is released; see `Memory.reserve`."""
-        with self._lock:
-            if not self.released:
-                self._memory.reserve(n_bytes, self._held_bytes)
-                self._held_bytes += n_bytes
+        self.hold.reserve(n_bytes)
 
     def release(self) -> None:
         with self._lock:
             if self.released:
                 return
             self.released = True
-            self._memory.free(self._held_bytes)
+        self.hold.release()
         self._on_release()
 
 

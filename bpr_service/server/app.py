@@ -10,8 +10,8 @@ from starlette.responses import Response
 from bpr_service.errors import BprError
 from bpr_service.runtime.engine import Engine
 from bpr_service.server.http import health, routes
-from bpr_service.server.http.auth import Keys, read_keys
-from bpr_service.server.http.gate import Edge
+from bpr_service.server.http.auth import Keys
+from bpr_service.server.http.gate import Gate
 from bpr_service.server.http.openapi import install_openapi, problems
 from bpr_service.server.http.problems import problem_response
 from bpr_service.server.label_studio import routes as label_studio
@@ -41,8 +41,8 @@ def create_app(
     metrics.watch(engine)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, responses=problems(422))
     if keys is None:
-        keys = Keys(read_keys(settings.api_keys_file) if settings.api_keys_file else None)
-    app.state.engine, app.state.settings, app.state.metrics, app.state.keys = engine, settings, metrics, keys
+        keys = Keys(path=settings.api_keys_file)
+    app.state.engine, app.state.settings, app.state.metrics = engine, settings, metrics
     app.state.fleet_text = None  # the metrics of all processes, where this one is of a fleet
     app.state.catalogue = catalogue or ServedModels()
     for router in (health.router, routes.router, label_studio.router, page.router):
@@ -51,7 +51,7 @@ def create_app(
         app.include_router(job_router)
     for kind in (BprError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _problem)
-    app.add_middleware(Edge, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(Gate, keys=keys, metrics=metrics, settings=settings)
     install_openapi(app, label_studio.PredictRequest)
     if settings.otel:
         from bpr_service.server.telemetry import instrument

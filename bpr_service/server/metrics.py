@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -12,7 +15,7 @@ from bpr_service.runtime.device import device_memory_bytes
 from bpr_service.runtime.engine import Engine, EngineEvents
 
 if TYPE_CHECKING:
-    from bpr_service.jobs.engine import JobEngine
+    from bpr_service.jobs.engine import JobEngine, Load
 
 LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -61,9 +64,11 @@ class Metrics(EngineEvents):
         """Also export what ``engine`` holds at the moment of a scrape."""
         self.registry.register(_EngineCollector(engine))
 
-    def watch_jobs(self, jobs: JobEngine) -> None:
-        """Also export how busy the installation of jobs is at the moment of a scrape."""
-        self.registry.register(_JobsCollector(jobs))
+    def watch_jobs(self, jobs: JobEngine) -> JobFigures:
+        """Also export how busy the installation of jobs is, as the figures say that are returned."""
+        figures = JobFigures(jobs)
+        self.registry.register(_JobsCollector(figures))
+        return figures
 
     def text(self) -> bytes:
         """All of them in Prometheus's text format."""
@@ -100,21 +105,48 @@ class _EngineCollector(Collector):
         ]
 
 
-class _JobsCollector(Collector):
-    def __init__(self, jobs: JobEngine) -> None:
-        self._jobs = jobs
+class JobFigures:
+    """How busy the installation of jobs is, asked every ``every_s`` by a thread of its own.
 
-    def describe(self) -> list[Metric]:
-        return []  # so that registering it asks no database
+    A scrape reads what was found last and never waits for the database; what is older than three looks counts as none.
+    """
+
+    def __init__(self, jobs: JobEngine, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._jobs, self._every_s, self._clock = jobs, every_s, clock
+        self._found: tuple[float, Load] | None = None
+
+    def start(self) -> None:
+        """Look from now on; ends with the process."""
+        threading.Thread(target=self._run, name="job-figures", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            self.look()
+            time.sleep(self._every_s)
+
+    def look(self) -> None:
+        """Ask the database once."""
+        try:
+            self._found = (self._clock(), self._jobs.load())
+        except Exception:  # whatever is wrong with it: there are no figures
+            self._found = None
+
+    def latest(self) -> Load | None:
+        """What was found last, None where that is nothing or too old."""
+        if self._found is None or self._clock() - self._found[0] > 3 * self._every_s:
+            return None
+        return self._found[1]
+
+
+class _JobsCollector(Collector):
+    def __init__(self, figures: JobFigures) -> None:
+        self._figures = figures
 
     def collect(self) -> list[Metric]:
-        up = GaugeMetricFamily("bpr_jobs_database_up", "1 while the jobs database answers")
-        try:
-            load = self._jobs.load()
-        except Exception:  # whatever is wrong with the database: the server's own metrics still are told
-            up.add_metric([], 0.0)
+        load = self._figures.latest()
+        up = GaugeMetricFamily("bpr_jobs_database_up", "1 while the jobs database answers", float(load is not None))
+        if load is None:
             return [up]
-        up.add_metric([], 1.0)
         queued = GaugeMetricFamily("bpr_jobs_queued", "Work that waits for a worker, by queue", labels=["queue"])
         running = GaugeMetricFamily("bpr_jobs_running", "Work under way, by queue", labels=["queue"])
         for family, counts in ((queued, load.queued), (running, load.running)):

@@ -25,6 +25,18 @@ class ServerSettings(EngineConfig):
     """Where model versions are kept; the user's own store where unset. Its active versions go before the bundled."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that the server may be called by (the Host header). None: any where there are keys, else localhost and
+    addresses."""
+    max_connections: int = Field(default=1024, ge=1)
+    """Connections at a time; what comes beyond is closed at once."""
+    header_s: float = Field(default=10.0, gt=0.0)
+    """How long a caller may take to send a whole header."""
+    grace_s: float = Field(default=5.0, gt=0.0)
+    """How long a body, or the taking of an answer, may stand still before it must keep up with the least rate."""
+    least_bytes_per_s: int = Field(default=16 << 10, ge=1)
+    """What a body must come, and an answer be taken, at least."""
+
     max_body_bytes: int = Field(default=64 << 20, ge=1024)
     max_pixels: int = Field(default=1 << 26, ge=1)
     """Pixels of an image, read from its header before it is decoded."""

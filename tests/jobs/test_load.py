@@ -20,7 +20,7 @@ from tests.jobs.fleet import Fleet
 
 def scrape(engine: JobEngine) -> dict[str, str]:
     metrics = Metrics()
-    metrics.watch_jobs(engine)
+    metrics.watch_jobs(engine).look()
     lines = generate_latest(metrics.registry).decode().splitlines()
     return dict(line.rsplit(" ", 1) for line in lines if line.startswith("bpr_jobs"))
 

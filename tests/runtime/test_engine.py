@@ -25,7 +25,7 @@ from bpr_service.errors import (
     UnknownName,
 )
 from bpr_service.runtime.engine import Engine, EngineEvents
-from bpr_service.runtime.work import Memory, Slot
+from bpr_service.runtime.work import Hold, Memory, Slot
 from tests.runtime.doubles import Patches, Predictor, Source, send, started
 
 
@@ -264,7 +264,7 @@ def test_too_many_patches_in_one_request() -> None:
 
 def test_memory_is_reserved_and_given_back() -> None:
     memory = Memory(100)
-    slots = [Slot(memory, lambda: None), Slot(memory, lambda: None)]
+    slots = [Slot(Hold(memory), lambda: None), Slot(Hold(memory), lambda: None)]
     slots[0].reserve(60)
     with pytest.raises(BusyError):
         slots[1].reserve(60)
@@ -276,6 +276,20 @@ def test_memory_is_reserved_and_given_back() -> None:
     assert memory.used_bytes == 0
     slots[1].reserve(60)
     assert memory.used_bytes == 0, "a slot that is gone takes nothing more"
+
+
+def test_a_part_of_a_hold_can_outlive_it() -> None:
+    memory = Memory(100)
+    hold = Hold(memory)
+    hold.reserve(50)
+    hold.free(10)
+    answer = hold.split(25)
+    hold.release()
+    assert memory.used_bytes == 25
+    answer.release()
+    answer.release()
+    hold.free(5)
+    assert memory.used_bytes == 0
 
 
 def test_a_batch_that_does_not_fit_is_halved() -> None:

@@ -21,6 +21,7 @@ from bpr_service.masks.mask import Mask
 from bpr_service.runtime.dummy import DummyModels
 from bpr_service.runtime.engine import Engine
 from bpr_service.server.app import create_app
+from bpr_service.server.http.connection import guarded
 from bpr_service.server.metrics import Metrics
 from bpr_service.server.process.build import warm_stages
 from bpr_service.server.settings import ServerSettings
@@ -52,7 +53,15 @@ def serving(
         door.bind(("127.0.0.1", 0))
         port = door.getsockname()[1]
     server = uvicorn.Server(
-        uvicorn.Config(app, port=port, log_config=None, lifespan="off", access_log=False, server_header=False)
+        uvicorn.Config(
+            app,
+            port=port,
+            log_config=None,
+            lifespan="off",
+            access_log=False,
+            server_header=False,
+            http=guarded(config.max_connections, config.header_s),
+        )
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -66,10 +75,10 @@ def serving(
     finally:
         engine.drain()
         assert engine.wait_idle(10), "a slot was never released"
-        assert engine.memory.used_bytes == 0, "reserved memory was never freed"
         server.should_exit = True
         thread.join(10)
         engine.stop()
+        assert engine.memory.used_bytes == 0, "reserved memory was never freed"
 
 
 def picture() -> np.ndarray:

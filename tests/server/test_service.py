@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import queue
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -29,16 +29,10 @@ def test_probes_and_version(server: Running) -> None:
 def test_open_inference_protocol(server: Running) -> None:
     assert server.client.get("/v2/health/live").json() == {"live": True}
     assert server.client.get("/v2/health/ready").json() == {"ready": True}
-    assert server.client.get("/v2").json().keys() == {"name", "version", "extensions"}
     version = server.client.get("/version").json()["presets"]["balanced"]["version"]
     for path in ("/v2/models/dummy", f"/v2/models/dummy/versions/{version}", "/v2/models/balanced"):
-        answer = server.client.get(path).json()
-        assert answer["name"] == "dummy"
-        assert answer["versions"] == [version]
-        assert answer["platform"]
-        for tensor in (*answer["inputs"], *answer["outputs"]):
-            assert tensor.keys() == {"name", "datatype", "shape"}
         assert server.client.get(path + "/ready").json() == {"name": "dummy", "ready": True}
+        assert server.client.get(path).status_code == 404, "no inference by that protocol, so no metadata of it"
 
 
 def test_metrics_count_what_happened() -> None:
@@ -86,13 +80,21 @@ def test_a_log_line_has_sizes_and_timings_and_nothing_of_the_request(
     server: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
     secret = {"id": "patient-4711", "diagnosis": "none", "segmentation": coarse().to_rle()}
-    with caplog.at_level(logging.INFO, logger="bpr_service.server"):
-        server.client.post("/v1/refine/instance", json=body(masks=[secret]), headers={"X-Request-ID": "log-1"})
-        # The line is written once the answer has left, so it can come a moment after the client has it.
-        until = time.monotonic() + 10
-        while not (lines := [r for r in caplog.records if r.getMessage() == "request"]) and time.monotonic() < until:
-            time.sleep(0.01)
-    (record,) = lines
+    found: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if request_id.get() == "log-1":
+                found.put(record)
+
+    listener = Listener()
+    logging.getLogger("bpr_service.server").addHandler(listener)
+    try:
+        with caplog.at_level(logging.INFO, logger="bpr_service.server"):
+            server.client.post("/v1/refine/instance", json=body(masks=[secret]), headers={"X-Request-ID": "log-1"})
+            record = found.get(timeout=30)  # written once the answer has left
+    finally:
+        logging.getLogger("bpr_service.server").removeHandler(listener)
     token = request_id.set("log-1")
     try:
         line = json.loads(JsonFormatter().format(record))

@@ -10,15 +10,16 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, get_args
 
-from fastapi import Request
 from pydantic import Field, TypeAdapter, ValidationError
 
 from bpr_service.config import Settings
 from bpr_service.errors import AuthError, BusyError, ConfigError, ForbiddenError
+from bpr_service.server.logs import log
 
 Scope = Literal["refine", "jobs", "admin"]
 
@@ -68,7 +69,7 @@ class Bucket:
     least).
     """
 
-    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = per_minute / 60.0
         self._room = max(1.0, per_minute / 10.0)
         self._tokens = self._room
@@ -88,27 +89,50 @@ class Bucket:
             return (1.0 - self._tokens) / self._rate
 
 
-class Keys:
-    """The keys of a server; with none, every caller may do everything."""
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: the name of the key, and what it may do."""
 
-    def __init__(self, keys: list[ApiKey] | None = None) -> None:
-        self._keys = keys or []
-        self._buckets = {key.name: Bucket(key.per_minute) for key in self._keys if key.per_minute}
+    name: str
+    scopes: frozenset[str]
+
+
+ANYBODY = Caller("anonymous", frozenset(get_args(Scope)))
+"""The caller of a server without keys: may do everything."""
+
+
+class Keys:
+    """The keys of a server; with none, every caller may do everything.
+
+    Args:
+        keys: fixed keys; None reads ``path``, and reads it again whenever the file changes. A file that is damaged
+            then leaves the keys as they were.
+        path: see ``keys``.
+        processes: that share the rates of the keys between them.
+    """
+
+    def __init__(self, keys: list[ApiKey] | None = None, *, path: Path | None = None, processes: int = 1) -> None:
+        self._path, self._processes = path, processes
+        self._lock = threading.Lock()
+        self._stamp: tuple[int, int, int] | None = _stamp(path) if path is not None else None
+        self._buckets: dict[str, tuple[int, Bucket]] = {}
+        self._keys = read_keys(path) if path is not None and keys is None else keys or []
 
     def __bool__(self) -> bool:
-        return bool(self._keys)
+        return self._path is not None or bool(self._keys)
 
-    def check(self, authorization: str | None, scope: Scope) -> str:
-        """Name of the key in an ``Authorization`` header.
+    def check(self, authorization: str | None, scope: Scope) -> Caller:
+        """Whose key is in an ``Authorization`` header.
 
         Raises `AuthError` (none, or not known), `ForbiddenError` (without ``scope``), `BusyError` (over its
         rate).
         """
-        if not self._keys:
-            return "anonymous"
+        if not self:
+            return ANYBODY
+        self._read_again()
         digest = hash_key(_presented(authorization))
         found: ApiKey | None = None
-        for key in self._keys:  # every key is compared: the time tells nothing of which one is near
+        for key in self._keys:  # every key is compared: the time does not show which one is near
             if hmac.compare_digest(digest, key.sha256):
                 found = key
         if found is None:
@@ -120,14 +144,48 @@ class Keys:
                 got=f"{found.name} with {', '.join(found.scopes)}",
                 fix="use another key",
             )
-        if (bucket := self._buckets.get(found.name)) and (wait_s := bucket.take()):
+        if wait_s := self._wait_s(found):
             raise BusyError(
                 "the key's rate is exceeded",
                 expected=f"at most {found.per_minute} requests a minute",
                 fix="try again after the time in Retry-After",
                 retry_after_s=wait_s,
             )
-        return found.name
+        return Caller(found.name, frozenset(found.scopes))
+
+    def _wait_s(self, key: ApiKey) -> float:
+        """Seconds until a key may call again, by this process's share of its rate; 0 where it may now."""
+        if key.per_minute is None:
+            return 0.0
+        with self._lock:
+            per_minute, bucket = self._buckets.get(key.name, (0, None))
+            if bucket is None or per_minute != key.per_minute:
+                bucket = Bucket(key.per_minute / self._processes)
+                self._buckets[key.name] = (key.per_minute, bucket)
+        return bucket.take()
+
+    def _read_again(self) -> None:
+        """Take over a changed file: a key that was taken out stops to work with the next call."""
+        if self._path is None:
+            return
+        with self._lock:
+            if (stamp := _stamp(self._path)) == self._stamp:
+                return
+            self._stamp = stamp
+            try:
+                self._keys = read_keys(self._path)
+                log.info("the keys were read again", extra={"fields": {"keys": len(self._keys)}})
+            except ConfigError as error:
+                log.error("the keys stay as they were", extra={"fields": {"reason": str(error)}})
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file does; None where it is not there."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def _presented(authorization: str | None) -> str:
@@ -141,15 +199,3 @@ def _presented(authorization: str | None) -> str:
         except (binascii.Error, UnicodeDecodeError):
             pass
     raise AuthError("no API key", expected="the header Authorization: Bearer KEY", fix="send your key")
-
-
-def require(scope: Scope) -> Callable[[Request], Awaitable[None]]:
-    """A dependency of routes that need a key with ``scope``."""
-
-    async def check(request: Request) -> None:
-        keys: Keys = request.app.state.keys
-        name = keys.check(request.headers.get("authorization"), scope)
-        state: Any = request.state
-        state.key_name = name
-
-    return check

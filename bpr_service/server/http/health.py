@@ -1,11 +1,11 @@
-"""Probes and metrics: liveness, readiness, version, and the Open Inference Protocol v2 names of the same."""
+"""Probes and metrics: liveness, readiness, version, and the Open Inference Protocol's names of the probes."""
 
 from __future__ import annotations
 
 import platform
 from typing import Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
@@ -14,14 +14,11 @@ from bpr_service import __version__
 from bpr_service.errors import NotFoundError, NotReadyError
 from bpr_service.runtime.engine import Engine
 from bpr_service.runtime.work import Lane
-from bpr_service.server.http.auth import require
 from bpr_service.server.http.openapi import problems
-
-PLATFORM = "bpr_safetensors"
 
 router = APIRouter()
 _UNREADY = problems(503)
-_MISSING = problems(401, 403, 404, 429)
+_MISSING = problems(404)
 
 
 def engine_of(request: Request) -> Engine:
@@ -90,12 +87,6 @@ async def oip_ready(request: Request) -> dict[str, bool]:
     return {"ready": True}
 
 
-@router.get("/v2", tags=["open inference protocol"], dependencies=[Depends(require("refine"))])
-async def oip_server() -> dict[str, Any]:
-    """Server metadata."""
-    return {"name": "bpr-service", "version": __version__, "extensions": []}
-
-
 def _find(engine: Engine, name: str, model_version: str | None) -> Lane:
     for lane in engine.lanes():
         if name in (lane.model, lane.preset) and model_version in (None, lane.version):
@@ -115,28 +106,3 @@ async def oip_model_ready(request: Request, name: str, model_version: str | None
     """Ready where the server is and this model (or preset) is served."""
     check_ready(engine_of(request))
     return {"name": _find(engine_of(request), name, model_version).model, "ready": True}
-
-
-@router.get(
-    "/v2/models/{name}",
-    tags=["open inference protocol"],
-    responses=_MISSING,
-    dependencies=[Depends(require("refine"))],
-)
-@router.get(
-    "/v2/models/{name}/versions/{model_version}",
-    tags=["open inference protocol"],
-    responses=_MISSING,
-    dependencies=[Depends(require("refine"))],
-)
-async def oip_model(request: Request, name: str, model_version: str | None = None) -> dict[str, Any]:
-    """Model metadata: what the network itself takes and gives (served through `/v1/refine`, not `/infer`)."""
-    lane = _find(engine_of(request), name, model_version)
-    size = lane.network_size_px
-    return {
-        "name": lane.model,
-        "versions": [lane.version],
-        "platform": PLATFORM,
-        "inputs": [{"name": "patches", "datatype": "UINT8", "shape": [-1, size, size, 4]}],
-        "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, size, size]}],
-    }

@@ -5,22 +5,79 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Body, Depends, Header, Query, Request
-from starlette.concurrency import run_in_threadpool
+from fastapi import APIRouter, Body, Header, Query, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from bpr_service import storage
-from bpr_service.errors import ConflictError, NotFoundError
+from bpr_service.errors import BusyError, ConflictError, ForbiddenError, NotFoundError, NotReadyError
 from bpr_service.jobs.engine import Job, JobEngine
 from bpr_service.jobs.requests import RefineRequest, TrainRequest
-from bpr_service.server.http.auth import require
 from bpr_service.server.http.openapi import problems
 
-WATCH_S, KEEP_ALIVE_S = 0.5, 15.0
+WATCH_S, KEEP_ALIVE_S = 1.0, 15.0
+THREADS, WAITING, ANSWER_S = 4, 64, 10.0
+"""Threads for the jobs database, calls that may wait for one, and how long a call may take."""
+STREAMS, STREAMS_EACH = 64, 8
+"""Event streams at a time: in all, and of one key."""
+T = TypeVar("T")
 Key = Annotated[str | None, Header(alias="Idempotency-Key", description="The job's id; the same id is done once.")]
+
+
+class JobThreads:
+    """Threads of the jobs database alone: one that hangs keeps nobody but its own callers waiting, and them not long.
+
+    Args:
+        answer_s: how long a call may take, in seconds.
+    """
+
+    def __init__(self, answer_s: float = ANSWER_S) -> None:
+        self._pool = ThreadPoolExecutor(THREADS, "jobs")
+        self._answer_s = answer_s
+        self._waiting = 0
+
+    async def call(self, function: Callable[..., T], *args: Any) -> T:
+        """``function(*args)`` in a thread. Raises `BusyError`, or `NotReadyError` where it takes too long."""
+        if self._waiting >= WAITING:
+            raise BusyError("too many calls wait for the jobs database", fix="try again later", retry_after_s=5.0)
+        self._waiting += 1
+        future = self._pool.submit(function, *args)
+        future.add_done_callback(lambda _: self._done())
+        try:
+            async with asyncio.timeout(self._answer_s):
+                return await asyncio.wrap_future(future)
+        except TimeoutError:
+            raise NotReadyError(
+                "the jobs database does not answer", fix="try again later", retry_after_s=self._answer_s
+            ) from None
+
+    def _done(self) -> None:
+        self._waiting -= 1
+
+
+class Streams:
+    """Event streams that are open, by the caller's name."""
+
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
+
+    def begin(self, caller: str) -> None:
+        """Raises `BusyError` where the caller, or all together, have too many."""
+        if self._open[caller] >= STREAMS_EACH or self._open.total() >= STREAMS:
+            raise BusyError(
+                "too many event streams",
+                expected=f"at most {STREAMS_EACH} of a key and {STREAMS} in all",
+                fix="close some, or ask for the job itself now and then",
+                retry_after_s=10.0,
+            )
+        self._open[caller] += 1
+
+    def end(self, caller: str) -> None:
+        self._open[caller] -= 1
 
 
 def create_router() -> APIRouter:
@@ -30,18 +87,19 @@ def create_router() -> APIRouter:
 
 def job_router(jobs: JobEngine) -> APIRouter:
     """The routes over a jobs engine."""
-    router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(require("jobs"))])
-    _add_submit(router, jobs)
-    _add_reading(router, jobs)
-    _add_steering(router, jobs)
+    router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+    threads = JobThreads()
+    _add_submit(router, jobs, threads)
+    _add_reading(router, jobs, threads)
+    _add_steering(router, jobs, threads)
     return router
 
 
-def _add_submit(router: APIRouter, jobs: JobEngine) -> None:
+def _add_submit(router: APIRouter, jobs: JobEngine, threads: JobThreads) -> None:
     refusals = problems(400, 401, 403, 404, 409, 422, 429, 503)
 
     async def submit(kind: str, values: dict[str, Any], key: str | None) -> JSONResponse:
-        job = await run_in_threadpool(jobs.submit, {**values, "kind": kind}, key)
+        job = await threads.call(jobs.submit, {**values, "kind": kind}, key)
         return JSONResponse(job.to_json(), status_code=202, headers={"Location": f"/v1/jobs/{job.id}"})
 
     @router.post("/refine", status_code=202, responses=refusals, openapi_extra=_body(RefineRequest))
@@ -50,12 +108,22 @@ def _add_submit(router: APIRouter, jobs: JobEngine) -> None:
         return await submit("refine", values, key)
 
     @router.post("/train", status_code=202, responses=refusals, openapi_extra=_body(TrainRequest))
-    async def submit_train(values: Annotated[dict[str, Any], Body()], key: Key = None) -> JSONResponse:
-        """Retrain a refinement model on data of one's own."""
+    async def submit_train(
+        request: Request, values: Annotated[dict[str, Any], Body()], key: Key = None
+    ) -> JSONResponse:
+        """Retrain a refinement model on data of one's own. To have it promoted needs the scope ``admin``."""
+        if values.get("promote_if_better") and "admin" not in request.state.caller.scopes:
+            raise ForbiddenError(  # it would change what every server serves, as an activation does
+                "this key may not have a model promoted",
+                expected="a key with the scope admin",
+                got=request.state.caller.name,
+                fix="train without promote_if_better, and let an operator activate the model",
+            )
         return await submit("train", values, key)
 
 
-def _add_reading(router: APIRouter, jobs: JobEngine) -> None:
+def _add_reading(router: APIRouter, jobs: JobEngine, threads: JobThreads) -> None:
+    streams = Streams()
     refusals = problems(401, 403, 404, 429, 503)
 
     @router.get("", responses=refusals)
@@ -63,44 +131,47 @@ def _add_reading(router: APIRouter, jobs: JobEngine) -> None:
         limit: Annotated[int, Query(ge=1, le=1000)] = 100, kind: str | None = None, state: str | None = None
     ) -> JSONResponse:
         """The newest jobs first."""
-        found = await run_in_threadpool(lambda: jobs.list(limit=limit, kind=kind, state=state))
+        found = await threads.call(lambda: jobs.list(limit=limit, kind=kind, state=state))
         return JSONResponse({"jobs": [job.to_json() for job in found]})
 
     @router.get("/{job_id}", responses=refusals)
     async def get_job(job_id: str) -> JSONResponse:
         """State, progress, message and result."""
-        return JSONResponse((await run_in_threadpool(jobs.get, job_id)).to_json())
+        return JSONResponse((await threads.call(jobs.get, job_id)).to_json())
 
     @router.get("/{job_id}/log", response_class=PlainTextResponse, responses=refusals)
     async def get_log(job_id: str) -> PlainTextResponse:
         """The end of the job's log."""
-        return PlainTextResponse(await run_in_threadpool(jobs.log, job_id))
+        return PlainTextResponse(await threads.call(jobs.log, job_id))
 
     @router.get("/{job_id}/events", responses=refusals)
     async def get_events(job_id: str, request: Request) -> StreamingResponse:
         """Server-sent events: ``progress`` whenever something is new, then ``end``."""
-        first = await run_in_threadpool(jobs.get, job_id)
+        first = await threads.call(jobs.get, job_id)
+        streams.begin(request.state.caller.name)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_events(jobs, first, request), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(
+            _events(jobs, first, request, threads, streams), media_type="text/event-stream", headers=headers
+        )
 
     @router.get("/{job_id}/result", responses=problems(401, 403, 404, 409, 429, 503))
     async def get_result(job_id: str, file: str | None = None) -> Response:
         """The summary; ``?file=report`` gives the report, ``?file=predictions`` a refined JSON file."""
-        return await run_in_threadpool(_result, jobs, job_id, file)
+        return await threads.call(_result, jobs, job_id, file)
 
 
-def _add_steering(router: APIRouter, jobs: JobEngine) -> None:
+def _add_steering(router: APIRouter, jobs: JobEngine, threads: JobThreads) -> None:
     refusals = problems(401, 403, 404, 409, 429, 503)
 
     @router.post("/{job_id}/cancel", responses=refusals)
     async def cancel(job_id: str) -> JSONResponse:
         """Stop a job; what is done stays for a resume."""
-        return JSONResponse((await run_in_threadpool(jobs.cancel, job_id)).to_json())
+        return JSONResponse((await threads.call(jobs.cancel, job_id)).to_json())
 
     @router.post("/{job_id}/resume", responses=refusals)
     async def resume(job_id: str) -> JSONResponse:
         """Go on with a job that was cancelled or has failed."""
-        return JSONResponse((await run_in_threadpool(jobs.resume, job_id)).to_json())
+        return JSONResponse((await threads.call(jobs.resume, job_id)).to_json())
 
 
 def _body(model: type[RefineRequest] | type[TrainRequest]) -> dict[str, Any]:
@@ -112,7 +183,17 @@ def _body(model: type[RefineRequest] | type[TrainRequest]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-async def _events(jobs: JobEngine, job: Job, request: Request) -> AsyncIterator[str]:
+async def _events(
+    jobs: JobEngine, job: Job, request: Request, threads: JobThreads, streams: Streams
+) -> AsyncIterator[str]:
+    try:
+        async for text in _changes(jobs, job, request, threads):
+            yield text
+    finally:
+        streams.end(request.state.caller.name)
+
+
+async def _changes(jobs: JobEngine, job: Job, request: Request, threads: JobThreads) -> AsyncIterator[str]:
     last, sent = "", 0.0
     while True:
         text = json.dumps(job.to_json(), ensure_ascii=False)
@@ -128,7 +209,7 @@ async def _events(jobs: JobEngine, job: Job, request: Request) -> AsyncIterator[
         await asyncio.sleep(WATCH_S)
         if await request.is_disconnected():
             return
-        job = await run_in_threadpool(jobs.get, job.id)
+        job = await threads.call(jobs.get, job.id)
 
 
 def _result(jobs: JobEngine, job_id: str, file: str | None) -> Response:

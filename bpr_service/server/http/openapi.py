@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from bpr_service import __version__
-from bpr_service.server.http.schemas import InstanceRequest, PanopticRequest, Problem, SemanticRequest, Task
+from bpr_service.server.codec.schemas import InstanceRequest, PanopticRequest, Problem, SemanticRequest, Task
 
 _MEANING = {
     400: "The body is not what its content type says",

@@ -8,59 +8,21 @@ from typing import Any
 
 import orjson
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from bpr_service.errors import BprError, BusyError, InputError, NotReadyError
+from bpr_service.errors import BprError, BusyError, NotReadyError
+from bpr_service.server.codec.faults import invalid
 from bpr_service.server.logs import request_id
 
 PROBLEM_JSON = "application/problem+json"
-MAX_ERRORS = 10
-"""Faults that one answer lists."""
-
-
-def located(error: BprError, pointer: str) -> BprError:
-    """Say where in the request ``error`` lies: a JSON pointer (RFC 6901)."""
-    if not getattr(error, "pointer", None):
-        error.pointer = pointer  # type: ignore[attr-defined]
-    return error
-
-
-def invalid(error: ValidationError | RequestValidationError) -> InputError:
-    """Pydantic's complaint as one `InputError` that lists the first faults with pointers."""
-    faults = [
-        {
-            "pointer": "/" + "/".join(str(part) for part in fault["loc"]),
-            "expected": fault["msg"],
-            "got": _short(fault.get("input")),
-        }
-        for fault in error.errors()[:MAX_ERRORS]
-    ]
-    first = faults[0]
-    problem = InputError(
-        f"the request is not valid at {first['pointer']}",
-        expected=first["expected"][:1].lower() + first["expected"][1:],
-        got=first["got"],
-        fix="see /docs for the request's shape",
-    )
-    problem.faults = faults  # type: ignore[attr-defined]
-    return problem
-
-
-def _short(value: Any) -> str:
-    """What came, in a few characters: a large value is named by its type and length."""
-    if isinstance(value, str | bytes | list | dict) and len(value) > 20:
-        return f"{type(value).__name__} of length {len(value)}"
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def problem_response(error: BaseException) -> Response:
     """The answer for any exception; one that is not ours tells nothing but that it happened."""
     headers: dict[str, str] = {}
     if isinstance(error, RequestValidationError):
-        error = invalid(error)
+        error = invalid(error.errors())
     if isinstance(error, BprError):
         status, code, detail = error.http_status, error.code, str(error)
     elif isinstance(error, HTTPException):

@@ -6,19 +6,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from bpr_service.runtime.engine import Engine
-from bpr_service.runtime.work import Lane, Slot, Stages, Work
-from bpr_service.server.http.answer import frame
-from bpr_service.server.http.auth import require
-from bpr_service.server.http.limits import disconnected, media_type, read_body
-from bpr_service.server.http.openapi import problems, refine_docs
-from bpr_service.server.http.parse import JSON, MULTIPART, decode_image, parse_call
-from bpr_service.server.http.plans import Plan, make_plan
-from bpr_service.server.http.schemas import (
+from bpr_service.runtime.work import Hold, Lane, Slot, Stages, Work
+from bpr_service.server.codec.answer import frame
+from bpr_service.server.codec.parse import JSON, MULTIPART, decode_image, parse_call
+from bpr_service.server.codec.plans import Plan, make_plan
+from bpr_service.server.codec.schemas import (
     ActivateRequest,
     ActivateResponse,
     InstanceRequest,
@@ -29,13 +26,14 @@ from bpr_service.server.http.schemas import (
     SemanticRequest,
     Task,
 )
+from bpr_service.server.http.body import disconnected, media_type, read_body
+from bpr_service.server.http.openapi import problems, refine_docs
 from bpr_service.server.logs import request_id
 from bpr_service.server.metrics import Metrics
 from bpr_service.server.settings import ServerSettings
 from bpr_service.server.telemetry import record_steps
 
 router = APIRouter(prefix="/v1")
-_REFINE = [Depends(require("refine"))]
 _REFUSALS = problems(400, 401, 403, 413, 415, 422, 429, 503, 504)
 
 
@@ -44,7 +42,6 @@ _REFUSALS = problems(400, 401, 403, 413, 415, 422, 429, 503, 504)
     tags=["refine"],
     response_model=RefineResponse,
     responses=_REFUSALS,
-    dependencies=_REFINE,
     openapi_extra=refine_docs("instance", InstanceRequest),
 )
 async def refine_instance(request: Request) -> Response:
@@ -57,7 +54,6 @@ async def refine_instance(request: Request) -> Response:
     tags=["refine"],
     response_model=RefineResponse,
     responses=_REFUSALS,
-    dependencies=_REFINE,
     openapi_extra=refine_docs("semantic", SemanticRequest),
 )
 async def refine_semantic(request: Request) -> Response:
@@ -70,7 +66,6 @@ async def refine_semantic(request: Request) -> Response:
     tags=["refine"],
     response_model=RefineResponse,
     responses=_REFUSALS,
-    dependencies=_REFINE,
     openapi_extra=refine_docs("panoptic", PanopticRequest),
 )
 async def refine_panoptic(request: Request) -> Response:
@@ -104,15 +99,19 @@ async def _refine(request: Request, task: Task) -> Response:
 
 
 async def admitted(request: Request, started: float) -> tuple[Slot, bytes]:
-    """A slot, and then the body: what cannot be worked on is not even read."""
-    settings = _settings(request)
-    slot = _engine(request).admit()
+    """The body, and then a slot, so that a body that comes slowly keeps nobody out.
+
+    What could not be worked on now is not even read.
+    """
+    settings, engine = _settings(request), _engine(request)
+    engine.check_room()
+    hold = Hold(engine.memory)
     try:
-        body = await read_body(request, slot, settings.max_body_bytes, started + settings.timeout_s)
+        body = await read_body(request, hold, settings, started + settings.timeout_s)
+        return engine.admit(hold), body
     except BaseException:
-        slot.release()
+        hold.release()
         raise
-    return slot, body
 
 
 async def through_engine(
@@ -128,6 +127,7 @@ async def through_engine(
     """
     engine, settings = _engine(request), _settings(request)
     plans: list[Plan] = []
+    kept: list[Callable[[], None]] = []
     timings: dict[str, float] = {"receive": (time.monotonic() - started) * 1e3}
 
     def decode(work: Work) -> tuple[Lane, Stages]:
@@ -145,10 +145,14 @@ async def through_engine(
 
     def finish(work: Work, result: Any) -> Any:
         answer = encode(work, plans[0], result)
+        if isinstance(answer, bytes):  # stays until its last byte has been sent
+            work.slot.reserve(len(answer))
+            kept.append(work.slot.hold.split(len(answer)).release)
         _count(request, plans[0], result, timings)
         return answer
 
     answer = await engine.run(slot, decode, finish, deadline=started + settings.timeout_s, gone=disconnected(request))
+    request.state.frees = [*getattr(request.state, "frees", ()), *kept]
     record_steps(request.app, timings)
     return answer, timings
 
@@ -184,7 +188,6 @@ def _settings(request: Request) -> ServerSettings:
     tags=["models"],
     response_model=ModelList,
     responses=problems(401, 403, 429),
-    dependencies=_REFINE,
 )
 async def list_models(request: Request) -> Any:
     """Models that are served or could be."""
@@ -200,7 +203,6 @@ async def list_models(request: Request) -> Any:
     tags=["models"],
     response_model=ActivateResponse,
     responses=problems(400, 401, 403, 404, 409, 413, 415, 422, 429, 503),
-    dependencies=[Depends(require("admin"))],
 )
 async def activate_model(request: Request, name: str, body: ActivateRequest | None = None) -> Any:
     """Serve a version: it is loaded and warmed first, then swapped in at once; where that fails nothing changes."""

@@ -13,22 +13,21 @@ from typing import Annotated, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
-from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from bpr_service.errors import BprError, ForbiddenError, InputError, LimitError
 from bpr_service.masks.mask import Mask
 from bpr_service.runtime.work import Slot, Work
-from bpr_service.server.http.auth import require
+from bpr_service.server.codec.faults import located, validated
+from bpr_service.server.codec.parse import BYTES_PER_MASK_PIXEL, JSON, Call, decode_base64, decode_image, load_json
+from bpr_service.server.codec.plans import InstancePlan, Plan
+from bpr_service.server.codec.schemas import Options
+from bpr_service.server.http.body import media_type
 from bpr_service.server.http.health import check_ready, engine_of
-from bpr_service.server.http.limits import media_type
 from bpr_service.server.http.openapi import problems
-from bpr_service.server.http.parse import BYTES_PER_MASK_PIXEL, JSON, Call, decode_base64, decode_image, load_json
-from bpr_service.server.http.plans import InstancePlan, Plan
-from bpr_service.server.http.problems import invalid, located
 from bpr_service.server.http.routes import admitted, through_engine
-from bpr_service.server.http.schemas import Options
 from bpr_service.server.label_studio.brush_rle import decode_brush, encode_brush
 from bpr_service.server.settings import ServerSettings
 
@@ -59,20 +58,20 @@ class Region(_Loose):
 
 
 class Annotation(_Loose):
-    result: list[Region] = Field(default_factory=list)
+    result: Annotated[list[Region], Field(fail_fast=True)] = Field(default_factory=list)
 
 
 class LabelTask(_Loose):
     """A task: its data, and what was annotated or predicted so far."""
 
     data: dict[str, Any]
-    drafts: list[Annotation] = Field(default_factory=list)
-    annotations: list[Annotation] = Field(default_factory=list)
-    predictions: list[Annotation] = Field(default_factory=list)
+    drafts: Annotated[list[Annotation], Field(fail_fast=True)] = Field(default_factory=list)
+    annotations: Annotated[list[Annotation], Field(fail_fast=True)] = Field(default_factory=list)
+    predictions: Annotated[list[Annotation], Field(fail_fast=True)] = Field(default_factory=list)
 
 
 class Context(_Loose):
-    result: list[Region] = Field(default_factory=list)
+    result: Annotated[list[Region], Field(fail_fast=True)] = Field(default_factory=list)
 
 
 class PredictParams(_Loose):
@@ -82,7 +81,7 @@ class PredictParams(_Loose):
 class PredictRequest(_Loose):
     """What Label Studio posts to ``/predict``."""
 
-    tasks: Annotated[list[LabelTask], Field(max_length=MAX_TASKS)]
+    tasks: Annotated[list[LabelTask], Field(max_length=MAX_TASKS, fail_fast=True)]
     model_version: str | None = None
     project: str | None = None
     label_config: str | None = None
@@ -107,7 +106,7 @@ async def health(request: Request) -> dict[str, str]:
     return {"status": "UP", "model_class": "BoundaryPatchRefinement"}
 
 
-@router.post("/setup", responses=problems(400, 401, 403, 422, 429, 503), dependencies=[Depends(require("refine"))])
+@router.post("/setup", responses=problems(400, 401, 403, 422, 429, 503))
 async def setup(request: Request, body: dict[str, Any]) -> dict[str, str]:
     """Label Studio tells of a project; the answer is the model version."""
     engine = engine_of(request)
@@ -119,7 +118,6 @@ async def setup(request: Request, body: dict[str, Any]) -> dict[str, str]:
     "/predict",
     response_model=PredictResponse,
     responses=problems(400, 401, 403, 413, 415, 422, 429, 503, 504),
-    dependencies=[Depends(require("refine"))],
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -155,10 +153,7 @@ def _version(lane: Any) -> str:
 
 
 def _parse(body: bytes) -> PredictRequest:
-    try:
-        return PredictRequest.model_validate(load_json(body))
-    except ValidationError as error:
-        raise invalid(error) from None
+    return validated(PredictRequest, load_json(body))
 
 
 def _regions(task: LabelTask, asked: PredictRequest) -> list[Region]:

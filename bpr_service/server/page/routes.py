@@ -6,13 +6,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response
 
 from bpr_service.errors import NotFoundError
-from bpr_service.server.http.answer import base64_text
-from bpr_service.server.http.auth import require
+from bpr_service.server.codec.answer import base64_text
 from bpr_service.server.http.openapi import problems
 
 router = APIRouter()
@@ -51,9 +50,7 @@ def _assets() -> dict[str, Path]:
     return {path.name: path for path in FOLDER.iterdir() if path.suffix in TYPES}
 
 
-@router.get(
-    "/v1/examples", tags=["examples"], responses=problems(401, 403, 429), dependencies=[Depends(require("refine"))]
-)
+@router.get("/v1/examples", tags=["examples"], responses=problems(401, 403, 429))
 async def list_examples() -> dict[str, list[str]]:
     """Names of the bundled examples."""
     from bpr_service.examples import NAMES
@@ -65,7 +62,6 @@ async def list_examples() -> dict[str, list[str]]:
     "/v1/examples/{name}",
     tags=["examples"],
     responses=problems(401, 403, 404, 422, 429),
-    dependencies=[Depends(require("refine"))],
 )
 async def get_example(name: str) -> dict[str, Any]:
     """A photograph and its coarse masks: the body of ``POST /v1/refine/instance``."""

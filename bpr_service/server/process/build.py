@@ -16,15 +16,22 @@ from bpr_service.runtime.dummy import DummyModels
 from bpr_service.runtime.engine import Engine
 from bpr_service.runtime.work import Lane, Stages
 from bpr_service.server.app import create_app
+from bpr_service.server.http.auth import Keys
+from bpr_service.server.logs import log
 from bpr_service.server.metrics import Metrics
 from bpr_service.server.models import StoreModels
 from bpr_service.server.settings import ServerSettings
 
 CPU_BATCH_PATCHES = 32
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-def build(settings: ServerSettings) -> tuple[Any, Engine, ServerSettings]:
-    """The application, its engine (to be started by `serve`), and the settings as the device wants them."""
+def build(settings: ServerSettings, processes: int = 1) -> tuple[Any, Engine, ServerSettings]:
+    """The application, its engine (to be started by `serve`), and the settings as the device wants them.
+
+    ``processes`` share the rates of the keys between them.
+    """
+    warn_if_open(settings)
     device = choose_device(settings.device)
     bound_heap()
     if device == "cpu":
@@ -37,6 +44,7 @@ def build(settings: ServerSettings) -> tuple[Any, Engine, ServerSettings]:
         engine,
         settings,
         catalogue=None if settings.dummy else models,
+        keys=Keys(path=settings.api_keys_file, processes=processes),
         metrics=metrics,
         job_router=job_router(metrics) if settings.jobs else None,
     )
@@ -45,6 +53,15 @@ def build(settings: ServerSettings) -> tuple[Any, Engine, ServerSettings]:
 
         StoreFollower(engine, models.chosen).start()  # ends with the process
     return app, engine, settings
+
+
+def warn_if_open(settings: ServerSettings) -> None:
+    """Say it loudly where anybody who reaches the address may do everything."""
+    if settings.api_keys_file is None and settings.host not in LOOPBACK:
+        fields = {"host": settings.host, "fix": "set BPR_API_KEYS_FILE (bpr keys makes one)"}
+        log.warning(
+            "NO KEYS: whoever reaches this address may refine, run jobs and swap models", extra={"fields": fields}
+        )
 
 
 def for_cpu(settings: ServerSettings) -> ServerSettings:
@@ -80,7 +97,7 @@ def job_router(metrics: Metrics) -> Any:
         raise ConfigError(
             "jobs", expected="the extra jobs", got=str(error), fix="pip install 'bpr-service[jobs]'"
         ) from None
-    metrics.watch_jobs(JobEngine(patience_s=0.0))  # a scrape does not wait for a database that restarts
+    metrics.watch_jobs(JobEngine(patience_s=0.0)).start()
     return create_router()
 
 

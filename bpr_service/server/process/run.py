@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import signal
 import socket
 import threading
@@ -15,6 +17,7 @@ import uvicorn
 
 from bpr_service.errors import BprError, FatalDeviceError
 from bpr_service.runtime.engine import Engine
+from bpr_service.server.http.connection import guarded, room_for_connections
 from bpr_service.server.logs import configure_logging, log
 from bpr_service.server.process.build import build
 from bpr_service.server.process.fleet_metrics import fleet_metrics
@@ -22,6 +25,8 @@ from bpr_service.server.process.member import BACKLOG, Member
 from bpr_service.server.settings import ServerSettings
 
 FAILED_LOOK_S = 0.5
+LAST_ANSWERS_S = 1
+"""What answers may still take to leave once the drain is over."""
 
 
 class Server(uvicorn.Server):
@@ -47,7 +52,7 @@ def run(settings: ServerSettings) -> int:
 def run_member(settings: ServerSettings, member: Member, listener: socket.socket, own: socket.socket) -> int:
     """`run` for a process of a fleet: on the fleet's ``listener``, and for its siblings on the Unix socket ``own``."""
     configure_logging(settings.log_level, process=member.process)
-    app, engine, settings = build(settings)
+    app, engine, settings = build(settings, processes=len(member.devices))
     app.state.fleet_text = partial(fleet_metrics, member, app.state.metrics.text)
 
     def open_doors() -> list[socket.socket]:
@@ -72,6 +77,7 @@ async def serve(
         log_config=None,
         access_log=False,
         server_header=False,
+        http=guarded(room_for_connections(settings.max_connections), settings.header_s),
         lifespan="off",
         timeout_keep_alive=30,
         timeout_graceful_shutdown=5,
@@ -116,6 +122,11 @@ async def serve(
     if not serving.done() and not failure:
         log.info("draining", extra={"fields": {"requests": engine.requests}})
         clean = await asyncio.to_thread(engine.wait_idle, settings.drain_s)
+    if not clean:
+        fields = {"requests": engine.requests}
+        log.error("requests were still in flight at the end of the drain", extra={"fields": fields})
+        engine.abandon()
+        server.config.timeout_graceful_shutdown = LAST_ANSWERS_S
     server.should_exit = True
     never = doors is not None and not ready.is_set()
     if never:
@@ -125,18 +136,18 @@ async def serve(
     stopped.cancel()
     if watching:
         watching.cancel()
+    if not clean:  # threads that are still at work would be waited for
+        log.info("stopped")
+        logging.shutdown()
+        os._exit(1)
     await asyncio.to_thread(engine.stop)
     for error in failure:
         reason = str(error) if isinstance(error, BprError) else repr(error)
         log.error(
             "the engine failed" if ready.is_set() else "the engine did not start", extra={"fields": {"reason": reason}}
         )
-    if not clean:
-        log.error(
-            "requests were still in flight at the end of the drain", extra={"fields": {"requests": engine.requests}}
-        )
     log.info("stopped")
-    return 1 if failure or not clean or not (server.started or never) else 0
+    return 1 if failure or not (server.started or never) else 0
 
 
 async def leave_when_failed(engine: Engine, failure: list[BaseException], stop: asyncio.Event) -> None:

@@ -30,9 +30,9 @@ def test_a_new_key_is_kept_as_a_hash_only() -> None:
 def test_bearer_and_basic_and_nothing_else() -> None:
     keys = Keys([ApiKey(name="ann", sha256=hash_key("secret"))])
     basic = base64.b64encode(b"anyone:secret").decode()
-    assert keys.check("Bearer secret", "refine") == "ann"
-    assert keys.check("bearer  secret ", "refine") == "ann"
-    assert keys.check(f"Basic {basic}", "refine") == "ann"
+    assert keys.check("Bearer secret", "refine").name == "ann"
+    assert keys.check("bearer  secret ", "refine").name == "ann"
+    assert keys.check(f"Basic {basic}", "refine").name == "ann"
     for header in (None, "", "Bearer", "Bearer ", "Bearer Secret", "Basic !!!", "Digest secret", "secret"):
         with pytest.raises(AuthError):
             keys.check(header, "refine")
@@ -50,7 +50,7 @@ def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(auth.hmac, "compare_digest", counted)
     kept = [ApiKey(name=f"k{i}", sha256=hash_key(str(i))) for i in range(4)]
-    assert Keys(kept).check("Bearer 0", "refine") == "k0"
+    assert Keys(kept).check("Bearer 0", "refine").name == "k0"
     assert seen == [key.sha256 for key in kept], "the first match must not end the search"
 
 
@@ -100,10 +100,46 @@ def test_bpr_keys_shows_a_key_once_and_keeps_its_hash(tmp_path: Path) -> None:
     assert first.exit_code == 0, first.output
     second = CliRunner().invoke(app, ["keys", "bob", "--file", str(path), "--per-minute", "60"])
     keys = Keys(read_keys(path))
-    assert keys.check(f"Bearer {first.output.strip()}", "admin") == "ann"
-    assert keys.check(f"Bearer {second.output.strip()}", "jobs") == "bob"
+    assert keys.check(f"Bearer {first.output.strip()}", "admin").name == "ann"
+    assert keys.check(f"Bearer {second.output.strip()}", "jobs").name == "bob"
     assert path.stat().st_mode & 0o077 == 0
     assert first.output.strip() not in path.read_text()
     assert len(json.loads(path.read_text())) == 2
     again = CliRunner().invoke(app, ["keys", "ann", "--file", str(path)])
     assert again.exit_code != 0
+
+
+def write(path: Path, *keys: ApiKey) -> None:
+    path.write_text(json.dumps([key.model_dump(mode="json") for key in keys]))
+
+
+def test_a_key_that_was_taken_out_of_the_file_stops_to_work(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    first, second = ApiKey(name="first", sha256=hash_key("1")), ApiKey(name="second", sha256=hash_key("2"))
+    write(path, first, second)
+    keys = Keys(path=path)
+    assert keys.check("Bearer 2", "refine").name == "second"
+    write(path, first)
+    with pytest.raises(AuthError):
+        keys.check("Bearer 2", "refine")
+    path.write_text("damaged")
+    assert keys.check("Bearer 1", "refine").name == "first", "a damaged file leaves the keys as they were"
+    path.unlink()
+    assert keys.check("Bearer 1", "refine").name == "first"
+    write(path, second)
+    assert keys.check("Bearer 2", "refine").name == "second"
+
+
+def test_processes_share_a_rate() -> None:
+    key = ApiKey(name="a", sha256=hash_key("a"), per_minute=120)
+    alone, shared = Keys([key]), Keys([key], processes=3)
+
+    def allowed(keys: Keys) -> int:
+        for n in range(100):
+            try:
+                keys.check("Bearer a", "refine")
+            except BusyError:
+                return n
+        return 100
+
+    assert (allowed(alone), allowed(shared)) == (12, 4)

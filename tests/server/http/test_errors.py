@@ -77,7 +77,7 @@ def test_400_what_is_not_json(server: Running, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("content", "kind", "word"),
     [
-        (b"--x\r\n", "multipart/form-data; boundary=x", "broken"),
+        (b"--x\r\n", "multipart/form-data; boundary=x", "breaks off"),
         (b"whatever", "multipart/form-data", "boundary"),
         (b"", "multipart/form-data; boundary=x", "breaks off"),
         (
@@ -136,7 +136,7 @@ def test_401_and_403_where_there_are_keys() -> None:
             "/",
         ):
             assert server.client.get(path).status_code == 200, path
-        for path in ("/v1/models", "/v2", "/v2/models/dummy", "/v1/examples"):
+        for path in ("/v1/models", "/v1/examples"):
             problem(server.client.get(path), 401, "unauthorized")
 
 
@@ -145,7 +145,7 @@ def test_401_and_403_where_there_are_keys() -> None:
 
 def test_404(server: Running) -> None:
     problem(server.client.get("/nothing"), 404, "not_found")
-    problem(server.client.get("/v2/models/nope"), 404, "not_found", "dummy")
+    problem(server.client.get("/v2/models/nope/ready"), 404, "not_found", "dummy")
     problem(server.client.get("/v2/models/dummy/versions/v77/ready"), 404, "not_found")
     problem(server.client.post("/v1/models/nope/activate", json={}), 404, "not_found", "expected dummy")
     problem(server.client.post("/v1/models/dummy/activate", json={"version": "x"}), 404, "not_found")
@@ -170,7 +170,7 @@ def test_409_while_another_model_is_activated(server: Running) -> None:
 def test_413_a_body_is_refused_by_its_header_before_it_is_read(small: Running) -> None:
     port = int(small.url.rsplit(":", 1)[1])
     with socket.create_connection(("127.0.0.1", port), 5) as connection:
-        head = "POST /v1/refine/instance HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = "POST /v1/refine/instance HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         connection.sendall((head + "Content-Length: 99999999999999\r\n\r\n").encode())  # and not a byte of it
         answer = whole_answer(connection)
     assert b" 413 " in answer.split(b"\r\n")[0]
@@ -265,7 +265,7 @@ RLE = coarse().to_rle()
     ("changes", "words", "pointer"),
     [
         ({"image": None}, ["valid"], "/image"),
-        ({"image": {"url": "http://127.0.0.1/secret"}}, ["data"], "/image/data"),
+        ({"image": {"url": "http://127.0.0.1/secret"}}, ["data"], "/image/url"),
         ({"masks": 7}, ["list"], "/masks"),
         ({"masks": [{}]}, ["segmentation"], "/masks/0/segmentation"),
         ({"masks": [{"segmentation": {"size": [1], "counts": ""}}]}, ["2 items"], "/masks/0/segmentation/rle/size"),
@@ -467,10 +467,10 @@ def test_504_past_the_deadline() -> None:
 
 
 def test_504_a_body_that_comes_too_slowly() -> None:
-    with serving({"timeout_s": 0.3}) as server:
+    with serving({"grace_s": 0.2}) as server:
         port = int(server.url.rsplit(":", 1)[1])
         with socket.create_connection(("127.0.0.1", port), 5) as connection:
-            head = "POST /v1/refine/instance HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            head = "POST /v1/refine/instance HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             connection.sendall((head + "Content-Length: 1000\r\n\r\n{").encode())
             answer = whole_answer(connection)
         assert b" 504 " in answer.split(b"\r\n")[0]
@@ -482,7 +482,7 @@ def test_a_caller_that_leaves_frees_its_slot() -> None:
         data = json.dumps(body(masks=[{"segmentation": RLE}] * 20)).encode()
         port = int(server.url.rsplit(":", 1)[1])
         with socket.create_connection(("127.0.0.1", port), 5) as connection:
-            head = "POST /v1/refine/instance HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            head = "POST /v1/refine/instance HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
             until = time.monotonic() + 5
             while server.engine.queue_patches < 50 and time.monotonic() < until:

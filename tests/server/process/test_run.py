@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import httpx
 import pytest
 
 from bpr_service.errors import ConfigError
+from bpr_service.server.process.build import warn_if_open
 from bpr_service.server.settings import ServerSettings
 from tests.server.helpers import body
 
@@ -107,54 +109,36 @@ def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> None:
     assert len(finished) <= 6
 
 
+def admitted(url: str) -> None:
+    """Return once the server works on a request."""
+    until = time.monotonic() + 60
+    while "bpr_requests_admitted 1.0" not in ask(url + "/metrics").text:
+        assert time.monotonic() < until, "nothing was admitted"
+
+
 def test_while_draining_it_is_not_ready_and_finishes_what_is_in_flight(tmp_path: Path) -> None:
-    with process(tmp_path, BPR_MAX_REQUESTS="4") as (server, url, _):
-        done: list[tuple[int, float]] = []
-        stop = threading.Event()
-
-        def slow_body() -> Iterator[bytes]:
-            data = json.dumps(body()).encode()
-            yield data[:1000]
-            stop.wait(20)
-            yield data[1000:]
-
-        def client() -> None:
-            headers = {"content-type": "application/json"}
-            response = httpx.post(
-                url + "/v1/refine/instance", content=slow_body(), headers=headers, timeout=30, verify=False
-            )
-            done.append((response.status_code, time.monotonic()))
-
-        thread = threading.Thread(target=client)
-        thread.start()
-        until = time.monotonic() + 10
-        while "bpr_requests_admitted 1.0" not in ask(url + "/metrics").text and time.monotonic() < until:
-            time.sleep(0.02)
+    with process(tmp_path, BPR_DUMMY_CALL_MS="3000") as (server, url, _), ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(httpx.post, url + "/v1/refine/instance", json=body(), timeout=60)
+        admitted(url)
         server.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        assert ask(url + "/readyz").status_code == 503
+        while ask(url + "/readyz").status_code == 200:
+            pass
         assert ask(url + "/livez").status_code == 200
-        refused = httpx.post(url + "/v1/refine/instance", json=body(), verify=False)
+        refused = httpx.post(url + "/v1/refine/instance", json=body())
         assert refused.status_code == 503
         assert refused.headers["retry-after"]
-        assert server.poll() is None, "it waits for the request in flight"
-        stop.set()
-        assert server.wait(15) == 0
-        thread.join(5)
-    assert done[0][0] == 200
+        assert server.wait(60) == 0
+        assert answer.result(60).status_code == 200
 
 
-def test_a_drain_that_takes_too_long_ends_and_says_so(tmp_path: Path) -> None:
-    with process(tmp_path, BPR_DRAIN_S="0.5") as (server, url, log):
-        port = int(url.rsplit(":", 1)[1])
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            head = "POST /v1/refine/instance HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            connection.sendall((head + "Content-Length: 1000\r\n\r\n{").encode())
-            until = time.monotonic() + 10
-            while "bpr_requests_admitted 1.0" not in ask(url + "/metrics").text and time.monotonic() < until:
-                time.sleep(0.02)
-            server.send_signal(signal.SIGTERM)
-            assert server.wait(20) == 1
+def test_a_drain_that_takes_too_long_ends_and_every_caller_is_told(tmp_path: Path) -> None:
+    env = {"BPR_DRAIN_S": "0.5", "BPR_DUMMY_CALL_MS": "6000"}
+    with process(tmp_path, **env) as (server, url, log), ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(httpx.post, url + "/v1/refine/instance", json=body(), timeout=60)
+        admitted(url)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 1
+        assert (answer.result(60).status_code, answer.result().json()["code"]) == (503, "not_ready")
     assert "still in flight" in log.read_text()
 
 
@@ -182,3 +166,14 @@ def test_answers_name_the_backend_that_was_asked_for(tmp_path: Path) -> None:
         answer = httpx.post(f"{url}/v1/refine/instance", json=body(), timeout=60).json()
     assert answer["device"] == "cpu, openvino bf16"
     assert answer["masks"][0]["status"] in ("refined", "unchanged")
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [({}, False), ({"host": "0.0.0.0"}, True), ({"host": "0.0.0.0", "api_keys_file": "keys.json"}, False)],
+)
+def test_a_server_without_keys_says_so_where_others_reach_it(
+    settings: dict[str, Any], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_if_open(ServerSettings(**settings))
+    assert ("NO KEYS" in caplog.text) == warned

@@ -10,7 +10,7 @@ import orjson
 
 from bpr_service.masks.mask import Mask
 from bpr_service.runtime.work import Work
-from bpr_service.server.http.schemas import MaskIn, PngMask, Rle
+from bpr_service.server.codec.schemas import MaskIn, PngMask, Rle
 
 OWN_KEYS = ("segmentation", "bbox", "area", "status", "reason", "patches", "changed_px", "added_px", "removed_px")
 

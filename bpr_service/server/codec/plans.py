@@ -14,10 +14,10 @@ from bpr_service.masks.mask import Mask
 from bpr_service.refine.labels.planes import LabelRegions
 from bpr_service.refine.tasks import unchanged
 from bpr_service.runtime.work import Slot, Stages
-from bpr_service.server.http.answer import base64_text, mask_entries
-from bpr_service.server.http.parse import Call, check_size, decode_masks
-from bpr_service.server.http.problems import located
-from bpr_service.server.http.schemas import MaskIn, Options
+from bpr_service.server.codec.answer import base64_text, mask_entries
+from bpr_service.server.codec.faults import located
+from bpr_service.server.codec.parse import Call, check_size, decode_masks
+from bpr_service.server.codec.schemas import MaskIn, Options
 from bpr_service.server.settings import ServerSettings
 
 Image = NDArray[np.uint8]

@@ -9,16 +9,16 @@ from typing import Any, TypeVar
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from bpr_service.errors import BodyError, BprError, InputError, LimitError, MaskError
 from bpr_service.masks.images import read_image
 from bpr_service.masks.mask import Mask, as_mask
 from bpr_service.runtime.work import Slot
-from bpr_service.server.http.limits import check_runs, picture_size
-from bpr_service.server.http.multipart import Part, parse_multipart
-from bpr_service.server.http.problems import invalid, located
-from bpr_service.server.http.schemas import (
+from bpr_service.server.codec.faults import located, validated
+from bpr_service.server.codec.limits import check_runs, picture_size
+from bpr_service.server.codec.multipart import Part, parse_multipart
+from bpr_service.server.codec.schemas import (
     EncodedFile,
     InstanceRequest,
     MaskIn,
@@ -65,7 +65,7 @@ def parse_call(body: bytes, content_type: str, task: Task) -> Call:
     """
     if content_type.lower().startswith(MULTIPART):
         return _from_parts(parse_multipart(body, content_type), task)
-    request = _validated(_KINDS[task], load_json(body))
+    request = validated(_KINDS[task], load_json(body))
     label_map = getattr(request, "label_map", None) or getattr(request, "segment_map", None)
     return Call(
         task,
@@ -101,15 +101,6 @@ def decode_base64(text: str, pointer: str) -> bytes:
         raise located(
             BodyError("not base64", expected="base64", got=got, fix="encode the file's bytes"), pointer
         ) from None
-
-
-def _validated(kind: type[_M], value: Any) -> _M:
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        raise invalid(error) from None
-    except RecursionError:
-        raise BodyError("the body is nested too deeply", expected="the documented shape", fix="see /docs") from None
 
 
 def _map_name(task: Task) -> str:
@@ -162,7 +153,7 @@ def _from_parts(parts: list[Part], task: Task) -> Call:
         task,
         image,
         masks,
-        _validated(Options, options),
+        validated(Options, options),
         pngs[0] if pngs and task != "instance" else None,
         _list_of(SegmentInfo, segments, "segments_info"),
     )
@@ -183,7 +174,7 @@ def _list_of(kind: type[_M], value: Any, name: str) -> list[_M] | None:
         return None
     if not isinstance(value, list):
         raise located(InputError(name, expected="a JSON list", got=type(value).__name__, fix="see /docs"), f"/{name}")
-    return [_validated(kind, item) for item in value]
+    return [validated(kind, item) for item in value]
 
 
 # ---------------------------------------------------------------- pictures and masks

@@ -1,0 +1,1 @@
+"""From bodies to pictures and masks, and from results to answers."""
