@@ -104,7 +104,6 @@ def metrics() -> dict[str, set[str]]:
     )  # fmt: skip
     exported.watch(engine)
     jobs: Any = SimpleNamespace(load=lambda: Load({"parts": 0}, {"parts": 0}, 0))
-    exported.watch_jobs(jobs)
     exported.watch_jobs(jobs).look()
     labels = {c._name: set(c._labelnames) for c in vars(exported).values() if hasattr(c, "_labelnames")}
     parts = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",)}
