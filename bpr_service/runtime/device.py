@@ -76,6 +76,11 @@ class DeviceOwner:
         self._inbox.put((function, future))
         return future
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread is there."""
+        return self._thread.is_alive()
+
     def stop(self, timeout_s: float | None = None) -> None:
         """Let the thread end after what is queued."""
         self._inbox.put(None)

@@ -138,8 +138,8 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """False after a fatal device error: the process should be replaced."""
-        return self.state != "failed"
+        """False after a fatal device error, or where patches do not move any more: the process should be replaced."""
+        return self.state != "failed" and self._pump.works()
 
     # ------------------------------------------------------------------ models
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -20,6 +21,7 @@ from bpr_service.runtime.work import Predictor, Work
 if TYPE_CHECKING:
     from torch import Tensor
 
+log = logging.getLogger(__name__)
 FAILURES_IN_A_ROW = 5
 """Batches that may fail one after the other before the device is taken for broken."""
 
@@ -48,6 +50,7 @@ class Pump:
         expecting: Callable[[], bool],
         finish: Callable[[Work], None],
         broken: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._owner, self._config, self._lock, self._events = owner, config, lock, events
         self._expecting, self._finish, self._broken = expecting, finish, broken
@@ -59,10 +62,28 @@ class Pump:
         self._results: queue.SimpleQueue[tuple[list[Slice[Work]], Future[Any]] | None] = queue.SimpleQueue()
         self._failures = 0
         self._stopped = False
+        self._clock = clock
+        self._moved_at = clock()
+        """When patches last moved, or nothing waited."""
+        self._threads = [
+            threading.Thread(target=target, name=name, daemon=True)
+            for name, target in (("feeder", self._feed), ("collector", self._collect))
+        ]
 
     def start(self) -> None:
-        for name, target in (("feeder", self._feed), ("collector", self._collect)):
-            threading.Thread(target=target, name=name, daemon=True).start()
+        for thread in self._threads:
+            thread.start()
+
+    def works(self) -> bool:
+        """Whether patches move: both threads are there, and what waits does not wait for too long."""
+        if self._stopped or not self._threads[0].ident:  # not started yet
+            return True
+        with self._lock:
+            waits = bool(self.on_device or len(self.queue))
+        if not waits:
+            self._moved_at = self._clock()
+        late = self._clock() - self._moved_at > self._config.stalled_s
+        return self._owner.is_alive and all(thread.is_alive() for thread in self._threads) and not late
 
     def stop(self) -> None:
         """Let both threads end; what is on the device runs out first."""
@@ -80,41 +101,55 @@ class Pump:
             work.fail(error)
 
     def _feed(self) -> None:
-        while True:
+        while not self._stopped:
+            batch: list[Slice[Work]] = []
             self._permits.acquire()
-            batch = self._next_batch()
-            if batch is None:
-                return
-            parts, slices = [], []
-            for piece in batch:
-                work = piece.request
-                try:
-                    if work.ended or work.stages is None:
-                        raise CancelledError("ended before its patches were cut")
-                    with work.stage_lock, work.timed("crop"):
-                        parts.append(work.stages.crops(piece.start, piece.stop))
-                    slices.append(piece)
-                except BaseException as error:
-                    self._abandon(piece, error)
-            if not slices:
-                self._permits.release()
-                continue
-            crops = joined(parts)
-            refiner = slices[0].request.lane.refiner  # type: ignore[union-attr]
-            done = self._owner.call(partial(self._predict, refiner, crops, len(slices)))
-            done.add_done_callback(partial(self._computed, slices))
-            del parts, slices, crops, batch, done, piece, work
+            try:
+                batch = self._next_batch()
+                if self._to_device(batch):
+                    continue
+            except BaseException as error:  # no memory, most likely: the next batch may fit
+                log.exception("a batch could not be cut")
+                for piece in batch:
+                    self._abandon(piece, DeviceError("a batch could not be cut", got=type(error).__name__))
+            self._permits.release()
+            del batch
+
+    def _to_device(self, batch: list[Slice[Work]]) -> bool:
+        """Cut the patches of a batch and hand them to the device; False where nobody waits for any."""
+        parts, slices = [], []
+        for piece in list(batch):
+            work = piece.request
+            try:
+                if work.ended or work.stages is None:
+                    raise CancelledError("ended before its patches were cut")
+                with work.stage_lock, work.timed("crop"):
+                    parts.append(work.stages.crops(piece.start, piece.stop))
+                slices.append(piece)
+            except BaseException as error:
+                batch.remove(piece)
+                self._abandon(piece, error)
+        if not slices:
+            return False
+        crops = joined(parts)
+        refiner = slices[0].request.lane.refiner  # type: ignore[union-attr]
+        done = self._owner.call(partial(self._predict, refiner, crops, len(slices)))
+        done.add_done_callback(partial(self._computed, slices))
+        return True
 
     def _computed(self, slices: list[Slice[Work]], future: Future[Any]) -> None:
         self._results.put((slices, future))
 
-    def _next_batch(self) -> list[Slice[Work]] | None:
-        """Wait for patches, then up to ``max_batch_wait_ms`` for more while requests are being decoded."""
+    def _next_batch(self) -> list[Slice[Work]]:
+        """Wait for patches, then up to ``max_batch_wait_ms`` for more while requests are being decoded.
+
+        Nothing where the pump was stopped.
+        """
         room = self._config.max_batch_patches
         with self._lock:
             while True:
                 if self._stopped:
-                    return None
+                    return []
                 ready = self.queue.head_patches()
                 wait_s: float | None = None
                 if ready:
@@ -154,32 +189,39 @@ class Pump:
         return joined([self._in_halves(refiner, crops[:half]), self._in_halves(refiner, crops[half:])])
 
     def _collect(self) -> None:
-        """Hand results back, in the order of the batches: sums of floats must not depend on the load."""
         while (item := self._results.get()) is not None:
+            self._moved_at = self._clock()
             slices, future = item
-            error = future.exception()
-            if error is not None:
-                self._failed(slices, error)
-                continue
-            self._failures = 0
-            logits, seconds = future.result()
-            offset = 0
-            for piece in slices:
-                work, n = piece.request, piece.stop - piece.start
-                try:
-                    if not work.ended and work.stages is not None:
-                        work.add_ms("network", seconds * 1e3)
-                        with work.stage_lock, work.timed("add"):
-                            work.stages.add(piece.start, logits[offset : offset + n])
-                        work.added += n
-                        if work.added == work.n_patches:
-                            self._finish(work)
-                except BaseException as failure:
-                    work.fail(failure)
-                finally:
-                    self._off_device(piece)
-                    offset += n
-            del item, future, slices, logits, piece, work
+            try:
+                self._hand_back(slices, future)
+            except BaseException:  # whatever it was, others wait for their results too
+                log.exception("results could not be handed back")
+            del item, future, slices
+
+    def _hand_back(self, slices: list[Slice[Work]], future: Future[Any]) -> None:
+        """Hand results back, in the order of the batches: sums of floats must not depend on the load."""
+        error = future.exception()
+        if error is not None:
+            self._failed(slices, error)
+            return
+        self._failures = 0
+        logits, seconds = future.result()
+        offset = 0
+        for piece in slices:
+            work, n = piece.request, piece.stop - piece.start
+            try:
+                if not work.ended and work.stages is not None:
+                    work.add_ms("network", seconds * 1e3)
+                    with work.stage_lock, work.timed("add"):
+                        work.stages.add(piece.start, logits[offset : offset + n])
+                    work.added += n
+                    if work.added == work.n_patches:
+                        self._finish(work)
+            except BaseException as failure:
+                work.fail(failure)
+            finally:
+                self._off_device(piece)
+                offset += n
 
     def _abandon(self, piece: Slice[Work], error: BaseException) -> None:
         self.drop(piece.request, error)

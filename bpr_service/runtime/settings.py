@@ -63,6 +63,8 @@ class EngineConfig(EnvironmentSettings):
     """A request that would wait longer than this, by the measured pace of the device, is refused at once."""
     max_patches: int = Field(default=20_000, ge=1)
     """Patches of one request."""
+    stalled_s: float = Field(default=120.0, gt=0.0)
+    """Patches that have waited so long while none came back mean that the device hangs: the process is not alive."""
     memory_mb: int = Field(default=4096, ge=64)
     """What all requests together may reserve for bodies, images and masks, in MiB."""
     cpu_workers: int = Field(default=2, ge=1, le=256)

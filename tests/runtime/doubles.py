@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -103,3 +105,31 @@ def send(engine: Engine, tag: int, n: int, timeout_s: float = 10.0, preset: str 
         lambda work, result: (work.lane.version if work.lane else "", result),
         deadline=time.monotonic() + timeout_s,
     )
+
+
+@contextmanager
+def running(source: Source | None = None, **config: Any) -> Iterator[Engine]:
+    engine = started(source, **config)
+    try:
+        yield engine
+    finally:
+        engine.drain()
+        predictor = engine.lanes()[0].refiner
+        if predictor.gate is not None:
+            predictor.gate.set()
+        idle = engine.wait_idle(5)
+        engine.stop()
+        assert idle, "a slot was never released"
+        assert engine.memory.used_bytes == 0
+
+
+@contextmanager
+def held(engine: Engine) -> Iterator[threading.Event]:
+    """The device busy with a request of one patch, until the event is set."""
+    predictor: Predictor = engine.lanes()[0].refiner
+    predictor.gate = threading.Event()
+    blocker = send(engine, 250, 1)
+    assert predictor.running.wait(5)
+    yield predictor.gate
+    predictor.gate.set()
+    blocker.future.result(5)

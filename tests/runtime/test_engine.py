@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -25,36 +23,7 @@ from bpr_service.errors import (
     UnknownName,
 )
 from bpr_service.runtime.engine import Engine, EngineEvents
-from bpr_service.runtime.work import Hold, Memory, Slot
-from tests.runtime.doubles import Patches, Predictor, Source, send, started
-
-
-@contextmanager
-def running(source: Source | None = None, **config: Any) -> Iterator[Engine]:
-    engine = started(source, **config)
-    try:
-        yield engine
-    finally:
-        engine.drain()
-        predictor = engine.lanes()[0].refiner
-        if predictor.gate is not None:
-            predictor.gate.set()
-        idle = engine.wait_idle(5)
-        engine.stop()
-        assert idle, "a slot was never released"
-        assert engine.memory.used_bytes == 0
-
-
-@contextmanager
-def held(engine: Engine) -> Iterator[threading.Event]:
-    """The device busy with a request of one patch, until the event is set."""
-    predictor: Predictor = engine.lanes()[0].refiner
-    predictor.gate = threading.Event()
-    blocker = send(engine, 250, 1)
-    assert predictor.running.wait(5)
-    yield predictor.gate
-    predictor.gate.set()
-    blocker.future.result(5)
+from tests.runtime.doubles import Patches, Predictor, Source, held, running, send, started
 
 
 def wait_until(true: Any, timeout_s: float = 5.0) -> None:
@@ -260,36 +229,6 @@ def test_the_queue_of_patches_is_bounded() -> None:
 def test_too_many_patches_in_one_request() -> None:
     with running(max_patches=10) as engine, pytest.raises(LimitError, match="at most 10 patches, got 11"):
         send(engine, 1, 11).future.result(5)
-
-
-def test_memory_is_reserved_and_given_back() -> None:
-    memory = Memory(100)
-    slots = [Slot(Hold(memory), lambda: None), Slot(Hold(memory), lambda: None)]
-    slots[0].reserve(60)
-    with pytest.raises(BusyError):
-        slots[1].reserve(60)
-    with pytest.raises(LimitError, match="at most 100 bytes"):
-        slots[0].reserve(60)
-    slots[0].release()
-    slots[1].reserve(60)
-    slots[1].release()
-    assert memory.used_bytes == 0
-    slots[1].reserve(60)
-    assert memory.used_bytes == 0, "a slot that is gone takes nothing more"
-
-
-def test_a_part_of_a_hold_can_outlive_it() -> None:
-    memory = Memory(100)
-    hold = Hold(memory)
-    hold.reserve(50)
-    hold.free(10)
-    answer = hold.split(25)
-    hold.release()
-    assert memory.used_bytes == 25
-    answer.release()
-    answer.release()
-    hold.free(5)
-    assert memory.used_bytes == 0
 
 
 def test_a_batch_that_does_not_fit_is_halved() -> None:
