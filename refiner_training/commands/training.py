@@ -188,6 +188,7 @@ def export(
             help="Also quantise to int8, on a patch set or, with `data`, on the recipe's training data.",
         ),
     ] = None,
+    half: Annotated[bool, typer.Option(help="Round the weights to half precision: half the room.")] = False,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads that are measured with; 0 takes torch's.")] = 0,
 ) -> None:
     """Write the model version of a run's best checkpoint, and measure what runs it best here."""
@@ -210,13 +211,14 @@ def export(
             version=version,
             measure=measure,
             calibrate=calibrate,
+            half=half,
         )
     else:
         if out is None or checkpoint is not None or not measure:
             raise ConfigError(
                 "export --model", expected="--out, and neither --checkpoint nor --no-measure", fix="see --help"
             )
-        found = export_model(str(model), out, version=version, calibrate=calibrate)
+        found = export_model(str(model), out, version=version, calibrate=calibrate, half=half)
     typer.echo(f"exported {found}")
     if measure:
         from bpr_service.network.candidates import table

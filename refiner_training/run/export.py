@@ -54,6 +54,7 @@ def export_run(
     version: str | None = None,
     measure: bool = False,
     calibrate: str | None = None,
+    half: bool = False,
 ) -> Path:
     """Write the model version of a run: the averaged network of ``best.ckpt``, else of ``last.ckpt``.
 
@@ -67,6 +68,7 @@ def export_run(
         figures: what was measured, for the card, beside what validation gave.
         version: default the step and the first digits of the weights' SHA-256.
         measure, calibrate: see `write_measured`; with neither, nothing is measured.
+        half: round the weights to half precision first, so that they are stored in half the room.
 
     Returns:
         The model version's folder.
@@ -99,6 +101,8 @@ def export_run(
             fix="export it with the configuration it was trained with",
         )
     network.load_state_dict(state)
+    if half:
+        network.half().float()
     digest = hashlib.sha256(b"".join(state[n].float().numpy().tobytes() for n in sorted(state))).hexdigest()[:8]
     card = ModelCard(
         name=config.name,
@@ -119,7 +123,9 @@ def export_run(
     return target
 
 
-def export_model(source: str, out: Path, *, version: str | None = None, calibrate: str | None = None) -> Path:
+def export_model(
+    source: str, out: Path, *, version: str | None = None, calibrate: str | None = None, half: bool = False
+) -> Path:
     """Measure a model version, quantise it where `calibrate` says on what, and write it as a new one.
 
     A quantised network that the source holds is kept unless a new one is made.
@@ -129,6 +135,7 @@ def export_model(source: str, out: Path, *, version: str | None = None, calibrat
         out: a folder that holds no version: versions never change.
         version: default the source's with ``+measured``, or ``+int8``.
         calibrate: see `write_measured`.
+        half: see `export_run`.
 
     Raises:
         UnknownName, ModelError: no such model, or a damaged one.
@@ -158,7 +165,8 @@ def export_model(source: str, out: Path, *, version: str | None = None, calibrat
     kept = read_int8(loaded.folder, card) if card.int8 and not calibrate else None
     number = card.version.partition("+")[0]
     card = card.with_options(version=version or f"{number}+{'int8' if calibrate or kept else 'measured'}")
-    write_measured(out, loaded.network, card, config, calibrate, kept)
+    network = loaded.network.half().float() if half else loaded.network
+    write_measured(out, network, card, config, calibrate, kept)
     return out
 
 

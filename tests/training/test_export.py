@@ -10,12 +10,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner, Result
 
 from bpr_service.errors import BprError
 from bpr_service.network import candidates
-from bpr_service.network.weights import read_card
+from bpr_service.network.weights import WEIGHTS_FILE, load_model, read_card
 from bpr_service.refine.refiner import Refiner
 from refiner_training.cli import app
 from refiner_training.config import load_config
@@ -89,6 +90,20 @@ def test_no_measure(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert done.exit_code == 0, done.output
     assert done.stdout == f"exported {tmp_path / 'a'}\n"
     assert read_card(tmp_path / "a").runtime is None
+
+
+def test_half_of_the_room(run: Path, tmp_path: Path) -> None:
+    whole = (run / "model" / WEIGHTS_FILE).stat().st_size
+    for source in ([run], ["--model", run / "model"]):
+        out = tmp_path / str(len(source))
+        done = call("export", *source, "--out", out, "--half")
+        assert done.exit_code == 0, done.output
+        assert (out / WEIGHTS_FILE).stat().st_size < 0.7 * whole
+        exact, rounded = (load_model(folder).network.state_dict() for folder in (run / "model", out))
+        for name, values in rounded.items():
+            assert torch.equal(
+                values, exact[name].half().to(values.dtype) if values.is_floating_point() else exact[name]
+            )
 
 
 def test_calibrated_on_the_recipe_s_own_data(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
