@@ -35,7 +35,7 @@ import httpx
 import numpy as np
 
 from bpr_service.jobs.engine import Job, JobEngine
-from bpr_service.jobs.settings import load_job_settings
+from bpr_service.jobs.settings import JobSettings
 from bpr_service.masks.mask import Mask, as_mask
 from bpr_service.network.weights import find_model
 from bpr_service.runtime.model_store import ModelStore
@@ -91,7 +91,8 @@ class Service:
         own = {"BPR_JOBS_FOLDER": str(root / "jobs"), "BPR_JOBS_MODELS": str(root / "models")}
         own |= {"BPR_MODEL_STORE": str(root / "models"), "BPR_JOBS_ROOTS": json.dumps(roots)}
         self.environment = {**os.environ, **own, "BPR_JOBS_POLL_S": "0.5", "OMP_NUM_THREADS": "1"}
-        self.engine = JobEngine(load_job_settings(self.environment))
+        settings = JobSettings(folder=str(root / "jobs"), models=str(root / "models"), roots=roots, poll_s=0.5)
+        self.engine = JobEngine(settings)
         self.store = ModelStore(str(root / "models"))
         self.answers: list[tuple[float, int, str]] = []
         """(time, HTTP status, version that answered) of each request."""

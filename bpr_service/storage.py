@@ -50,7 +50,15 @@ def join_inside(folder: str, relative: str, *, within: tuple[str, ...] | None = 
         FormatError: the name is empty, absolute, has a ``..`` part, or leaves ``within`` through a link.
     """
     parts = relative.replace("\\", "/").split("/")
-    if not relative or relative.startswith("/") or ":" in parts[0] or ".." in parts or "\0" in relative:
+    if (
+        not relative
+        or relative.startswith("/")
+        or ":" in parts[0]
+        or "::" in relative
+        or "://" in relative
+        or ".." in parts
+        or "\0" in relative
+    ):
         raise FormatError(
             "a file name leaves its folder",
             expected="a relative name without '..'",

@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bpr_service.errors import CancelledError
-from bpr_service.jobs.database import Database, JobRow
+from bpr_service.jobs.database import Database
 from bpr_service.jobs.refine.loader_process import RefinerSpec
 from bpr_service.jobs.refine.loaders import RefinerPool
 from bpr_service.jobs.settings import JobSettings
+from bpr_service.jobs.tables import JobRow
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -34,6 +35,8 @@ class Context:
     """Called between units; does not return when the worker is to end."""
     alive: Callable[[], None] = lambda: None
     """Called when a unit is done: the worker is not hung."""
+    client: Any = field(default=None, repr=False)
+    """DBOS's client, which queues parts."""
     device_turn: threading.Lock = field(default_factory=threading.Lock, repr=False)
     """Held by the part that the device works on; the next one is fetched meanwhile and waits for its turn."""
     _pool: RefinerPool | None = field(default=None, repr=False)

@@ -1,16 +1,13 @@
-"""The engine's own tables: jobs, the progress of their parts, workers. Execution is DBOS's own business.
-
-All times are seconds since 1970 on the database's clock, so machines need not agree on the time.
-"""
+"""What is asked of the tables: jobs, the progress of their parts, workers; patient with a database that restarts."""
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -20,68 +17,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from bpr_service.errors import NotReadyError
+from bpr_service.jobs.tables import JobRow, job_of, jobs, meta, parts, workers
 
+log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
-
-meta = sa.MetaData()
-jobs = sa.Table(
-    "bpr_jobs",
-    meta,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("request", sa.Text, nullable=False),
-    sa.Column("created", sa.Float, nullable=False),
-    sa.Column("attempt", sa.Integer, nullable=False, default=1),
-    sa.Column("cancelled", sa.Boolean, nullable=False, default=False),
-    sa.Column("message", sa.Text, nullable=False, default=""),
-    sa.Column("progress", sa.Text, nullable=False, default="{}"),
-    sa.Column("result", sa.Text),
-    sa.Column("started", sa.Float),
-    sa.Column("ended", sa.Float),
-)
-parts = sa.Table(
-    "bpr_parts",
-    meta,
-    sa.Column("job", sa.Text, primary_key=True),
-    sa.Column("part", sa.Integer, primary_key=True),
-    sa.Column("units", sa.Integer, nullable=False, default=0),
-    sa.Column("done", sa.Integer, nullable=False, default=0),
-    sa.Column("failed", sa.Integer, nullable=False, default=0),
-    sa.Column("stalls", sa.Integer, nullable=False, default=0),
-    sa.Column("done_at_start", sa.Integer, nullable=False, default=-1),
-)
-workers = sa.Table(
-    "bpr_workers",
-    meta,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("host", sa.Text, nullable=False),
-    sa.Column("pid", sa.Integer, nullable=False),
-    sa.Column("device", sa.Text, nullable=False),
-    sa.Column("started", sa.Float, nullable=False),
-    sa.Column("beat", sa.Float, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class JobRow:
-    id: str
-    kind: str
-    request: dict[str, Any]
-    created: float
-    attempt: int
-    cancelled: bool
-    message: str
-    progress: dict[str, Any]
-    result: dict[str, Any] | None
-    started: float | None
-    ended: float | None
-
-    @property
-    def workflow(self) -> str:
-        """Id of the workflow that does the present attempt."""
-        return f"{self.id}:{self.attempt}"
+Enqueue = Callable[[sa.Connection, int], None]
+"""Puts an attempt of a job into its queue, in the transaction of the connection."""
 
 
 def patiently(function: Callable[P, R]) -> Callable[P, R]:
@@ -97,9 +39,10 @@ def patiently(function: Callable[P, R]) -> Callable[P, R]:
             except (OperationalError, DBAPIError) as error:
                 lost = isinstance(error, OperationalError) or error.connection_invalidated
                 if not lost or time.monotonic() > give_up:
+                    log.warning("the jobs database: %s", error.orig)
                     raise NotReadyError(
                         "the jobs database does not answer",
-                        got=str(error.orig),
+                        got=type(error.orig).__name__,  # its own text names host and user
                         fix="start it, or check BPR_JOBS_DATABASE",
                     ) from error
                 time.sleep(pause)
@@ -109,16 +52,24 @@ def patiently(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class Database:
-    """The tables, on SQLite or PostgreSQL. ``patience_s``: how long a call waits for a database that is away."""
+    """The tables, on SQLite or PostgreSQL.
 
-    def __init__(self, url: str, *, patience_s: float = 300.0) -> None:
+    Args:
+        patience_s: how long a call waits for a database that is away.
+        statement_s: how long a statement, a lock or a free connection may take.
+    """
+
+    def __init__(self, url: str, *, patience_s: float = 300.0, statement_s: float = 10.0) -> None:
         self.patience_s = patience_s
         if url.startswith("sqlite:///"):
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            self.engine = sa.create_engine(url, connect_args={"timeout": 30})
+            self.engine = sa.create_engine(url, pool_timeout=statement_s, connect_args={"timeout": statement_s})
         else:
             driver_url = sa.make_url(url).set(drivername="postgresql+psycopg")
-            self.engine = sa.create_engine(driver_url, pool_pre_ping=True, connect_args={"connect_timeout": 5})
+            arguments = {"connect_timeout": 5, "options": f"-c statement_timeout={int(1000 * statement_s)}"}
+            self.engine = sa.create_engine(
+                driver_url, pool_pre_ping=True, pool_timeout=statement_s, connect_args=arguments
+            )
         self.on_sqlite = self.engine.dialect.name == "sqlite"
         self._insert: Any = sqlite.insert if self.on_sqlite else postgresql.insert
         clock = "extract(epoch from clock_timestamp())"
@@ -133,6 +84,10 @@ class Database:
             else:
                 c.execute(sa.text("SELECT pg_advisory_xact_lock(7311001)"))
             meta.create_all(c)
+            known = {column["name"] for column in sa.inspect(c).get_columns(jobs.name)}
+            for name in ("owner", "out"):  # of a later release than the table
+                if name not in known:
+                    c.execute(sa.text(f"ALTER TABLE {jobs.name} ADD COLUMN {name} TEXT"))
 
     @contextmanager
     def exclusively(self, what: str) -> Iterator[None]:
@@ -156,11 +111,19 @@ class Database:
     # --- jobs ----------------------------------------------------------------------------------------------------
 
     @patiently
-    def add_job(self, job_id: str, kind: str, request: str) -> bool:
-        """Add a job; False when the id is known."""
+    def add_job(
+        self, job_id: str, kind: str, request: str, *, owner: str | None, out: str | None, then: Enqueue
+    ) -> bool:
+        """Add a job and put it into its queue, both or neither; False when the id is known.
+
+        Args:
+            then: queues the job's first attempt on the connection that it is given.
+        """
         statement = self._insert(jobs).values(
             id=job_id,
             kind=kind,
+            owner=owner,
+            out=out,
             request=request,
             created=self.now,
             attempt=1,
@@ -169,21 +132,27 @@ class Database:
             progress="{}",
         )
         with self.engine.begin() as c:
-            return bool(c.execute(statement.on_conflict_do_nothing()).rowcount)
+            added = bool(c.execute(statement.on_conflict_do_nothing()).rowcount)
+            if added:
+                then(c, 1)
+            return added
 
     @patiently
     def job(self, job_id: str) -> JobRow | None:
         with self.engine.connect() as c:
             row = c.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().first()
-        return _job(row) if row else None
+        return job_of(row) if row else None
 
     @patiently
-    def list_jobs(self, limit: int, kind: str | None = None) -> list[JobRow]:
+    def list_jobs(self, limit: int, kind: str | None = None, owner: str | None = None) -> list[JobRow]:
+        """The newest jobs first, of all owners where none is named."""
         query = sa.select(jobs).order_by(jobs.c.created.desc()).limit(limit)
         if kind:
             query = query.where(jobs.c.kind == kind)
+        if owner is not None:
+            query = query.where(jobs.c.owner == owner)
         with self.engine.connect() as c:
-            return [_job(row) for row in c.execute(query).mappings()]
+            return [job_of(row) for row in c.execute(query).mappings()]
 
     @patiently
     def update_job(self, job_id: str, attempt: int | None = None, **values: Any) -> bool:
@@ -201,15 +170,52 @@ class Database:
             return bool(c.execute(statement).rowcount)
 
     @patiently
-    def next_attempt(self, job_id: str, attempt: int) -> bool:
-        """Go from ``attempt`` to the next one; False when somebody else did."""
+    def next_attempt(self, job_id: str, attempt: int, then: Enqueue) -> bool:
+        """Go from ``attempt`` to the next one and queue it, both or neither; False when somebody else did."""
         statement = (
             sa.update(jobs)
             .where(jobs.c.id == job_id, jobs.c.attempt == attempt)
             .values(attempt=attempt + 1, cancelled=False, message="", ended=None, result=None)
         )
         with self.engine.begin() as c:
-            return bool(c.execute(statement).rowcount)
+            taken = bool(c.execute(statement).rowcount)
+            if taken:
+                then(c, attempt + 1)
+            return taken
+
+    @patiently
+    def count_open(self, owner: str | None) -> int:
+        """Jobs of an owner that have not ended."""
+        query = sa.select(sa.func.count()).where(jobs.c.ended.is_(None), jobs.c.owner.is_not_distinct_from(owner))
+        with self.engine.connect() as c:
+            return int(c.execute(query).scalar_one())
+
+    @patiently
+    def is_taken(self, out: str, owner: str | None) -> bool:
+        """True where a job of another owner writes, or wrote, to ``out``."""
+        other = jobs.c.owner.is_distinct_from(owner)
+        with self.engine.connect() as c:
+            return c.execute(sa.select(jobs.c.id).where(jobs.c.out == out, other).limit(1)).first() is not None
+
+    @patiently
+    def ended_jobs(self) -> list[tuple[str, float]]:
+        """(id, seconds since its end) of all jobs that have ended, the oldest first."""
+        query = sa.select(jobs.c.id, self.now - jobs.c.ended).where(jobs.c.ended.is_not(None)).order_by(jobs.c.ended)
+        with self.engine.connect() as c:
+            return [(str(job_id), float(ago_s)) for job_id, ago_s in c.execute(query)]
+
+    @patiently
+    def remove_job(self, job_id: str) -> None:
+        """Remove a job's rows."""
+        with self.engine.begin() as c:
+            c.execute(sa.delete(parts).where(parts.c.job == job_id))
+            c.execute(sa.delete(jobs).where(jobs.c.id == job_id))
+
+    @patiently
+    def remove_workers(self, older_than_s: float) -> None:
+        """Remove the rows of workers that were buried long ago."""
+        with self.engine.begin() as c:
+            c.execute(sa.delete(workers).where(workers.c.state == "reaped", workers.c.beat < self.now - older_than_s))
 
     # --- parts --------------------------------------------------------------------------------------------------
 
@@ -283,15 +289,37 @@ class Database:
                 c.execute(sa.update(workers).where(workers.c.id.in_(gone)).values(state="reaped"))
             return gone
 
+    # --- workflows: DBOS's own table, read -----------------------------------------------------------------------
+
+    @property
+    def _workflows(self) -> Any:
+        names = ("workflow_uuid", "queue_name", "status")
+        return sa.table("workflow_status", *map(sa.column, names), schema=None if self.on_sqlite else "dbos")
+
     @patiently
-    def count_workflows(self) -> dict[tuple[str, str], int]:
-        """Workflows that wait (``ENQUEUED``) or run (``PENDING``), by queue and state: read from DBOS's own table."""
-        table = sa.table("workflow_status", sa.column("queue_name"), sa.column("status"))
-        table.schema = None if self.on_sqlite else "dbos"
+    def count_workflows(self, prefix: str | None = None) -> dict[tuple[str, str], int]:
+        """Workflows by (queue, state): those that wait or run; or all whose id begins with ``prefix``."""
+        table = self._workflows
         key = (table.c.queue_name, table.c.status)
-        query = sa.select(*key, sa.func.count()).where(table.c.status.in_(["ENQUEUED", "PENDING"])).group_by(*key)
+        query = sa.select(*key, sa.func.count()).group_by(*key)
+        if prefix is None:
+            query = query.where(table.c.status.in_(["ENQUEUED", "PENDING"]))
+        else:
+            query = query.where(table.c.workflow_uuid.startswith(prefix, autoescape=True))
         with self.engine.connect() as c:
             return {(str(queue), str(status)): int(count) for queue, status, count in c.execute(query)}
+
+    @patiently
+    def workflows_of(self, prefix: str, *, unfinished: bool = False) -> list[str]:
+        """Ids of the workflows whose id begins with ``prefix``: ``JOB:``, or ``JOB:ATTEMPT.`` for its parts."""
+        table = self._workflows
+        query = sa.select(table.c.workflow_uuid).where(table.c.workflow_uuid.startswith(prefix, autoescape=True))
+        if unfinished:
+            query = query.where(table.c.status.in_(["ENQUEUED", "DELAYED", "PENDING"]))
+        with self.engine.connect() as c:
+            return [str(workflow) for workflow in c.execute(query).scalars()]
+
+    # --- workers -------------------------------------------------------------------------------------------------
 
     @patiently
     def list_workers(self) -> list[dict[str, Any]]:
@@ -299,11 +327,3 @@ class Database:
         query = sa.select(workers, (self.now - workers.c.beat).label("silent_s")).where(workers.c.state != "reaped")
         with self.engine.connect() as c:
             return [dict(row) for row in c.execute(query).mappings()]
-
-
-def _job(row: Any) -> JobRow:
-    values = dict(row)
-    values["request"] = json.loads(values["request"])
-    values["progress"] = json.loads(values["progress"] or "{}")
-    values["result"] = json.loads(values["result"]) if values["result"] else None
-    return JobRow(**values)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bpr_service.jobs.database import Database
 
 NAME = "bpr"
-VERSION = "1"
+VERSION = "2"
 """Of the workflows' shape. DBOS's default, a hash of the source, would strand running jobs at every release."""
 WORK_QUEUES: dict[str, tuple[str, ...]] = {"refine": ("jobs", "parts"), "train": ("train",)}
 """The queues of each kind of job."""

@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bpr_service.errors import ConfigError, ConflictError, NotFoundError, NotReadyError
-from bpr_service.jobs.database import Database, JobRow
+from bpr_service.jobs.admission import check_ceilings, check_promotion, check_quota
+from bpr_service.jobs.database import Database, Enqueue
 from bpr_service.jobs.refine.plan import fingerprint
 from bpr_service.jobs.requests import RefineRequest, TrainRequest, canonical, digest, parse_request
 from bpr_service.jobs.roots import Roots
-from bpr_service.jobs.settings import JobSettings, load_job_settings
+from bpr_service.jobs.settings import JobSettings
+from bpr_service.jobs.tables import JobRow
 
 if TYPE_CHECKING:
     from dbos import DBOSClient
+    from sqlalchemy import Connection
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 QUEUES: dict[str, str] = {"refine": "jobs", "train": "train"}
@@ -45,6 +48,7 @@ class Job:
 
     id: str
     kind: str
+    owner: str | None
     state: State
     request: dict[str, Any]
     message: str
@@ -61,7 +65,7 @@ class Job:
 
     def to_json(self) -> dict[str, Any]:
         times = {key: _iso(getattr(self, key)) for key in ("created", "started", "ended")}
-        keys = ("id", "kind", "state", "message", "progress", "result", "attempt", "request")
+        keys = ("id", "kind", "owner", "state", "message", "progress", "result", "attempt", "request")
         return {key: getattr(self, key) for key in keys} | times
 
 
@@ -83,8 +87,8 @@ class JobEngine:
 
     def __init__(self, settings: JobSettings | None = None, *, patience_s: float = 10.0) -> None:
         """``patience_s``: how long a call waits for a database that does not answer, before ``NotReadyError``."""
-        self.settings = settings or load_job_settings()
-        self.database = Database(self.settings.url, patience_s=patience_s)
+        self.settings = settings or JobSettings.load()
+        self.database = Database(self.settings.url, patience_s=patience_s, statement_s=self.settings.statement_s)
         self.roots = Roots(self.settings.roots)
 
     @cached_property
@@ -97,19 +101,30 @@ class JobEngine:
 
     # --- the six -------------------------------------------------------------------------------------------------
 
-    def submit(self, values: dict[str, Any], job_id: str | None = None) -> Job:
+    def submit(
+        self, values: dict[str, Any], job_id: str | None = None, *, owner: str | None = None, may_promote: bool = True
+    ) -> Job:
         """Accept a job; the same id, or without one the same request over the same files, is done once.
+
+        Args:
+            owner: who submits it; jobs of different owners share neither an id nor an ``out``.
+            may_promote: it may replace the active version of its name, by the request's own rule.
 
         Raises:
             ConfigError, UnknownName: the request is not valid.
-            ForbiddenError: a path is outside the roots.
-            ConflictError: the id is taken by another request.
+            ForbiddenError: a path is outside the roots; it would promote and may not.
+            LimitError: it asks for more than the settings allow, or the owner has too many jobs.
+            ConflictError: the id is taken by another request, or ``out`` by another owner.
         """
         request = parse_request(values)
+        if isinstance(request, TrainRequest):
+            request = check_promotion(request, self.settings, may_promote=may_promote)
         resolved = self.roots.confine(request)
         self._check(resolved)
+        text = canonical(request)
         if job_id is None:
-            job_id = f"{request.kind}-{digest(canonical(request), self._stamp(resolved))[:16]}"
+            whose = () if owner is None else (owner,)
+            job_id = f"{request.kind}-{digest(text, self._stamp(resolved), *whose)[:16]}"
         elif not _ID.fullmatch(job_id):
             raise ConfigError(
                 "a job's id",
@@ -117,26 +132,37 @@ class JobEngine:
                 got=repr(job_id),
                 fix="choose another",
             )
-        text = canonical(request)
-        _ = self.client
-        self.database.add_job(job_id, request.kind, text)
-        row = self._row(job_id)
-        if canonical(parse_request(row.request)) != text:
+        enqueue = self._enqueue(job_id, request.kind)
+        row = self.database.job(job_id)
+        if row is None:
+            out = self._free(resolved, owner)
+            self.database.add_job(job_id, request.kind, text, owner=owner, out=out, then=enqueue)
+            row = self._row(job_id)
+        if row.owner != owner or canonical(parse_request(row.request)) != text:
             raise ConflictError(
                 f"job {job_id} is there with another request", expected="the same request", fix="choose another id"
             )
-        if row.attempt == 1:
-            self._enqueue(row)  # again after a crash between the two; an id that runs already is left as it is
         return self.get(job_id)
+
+    def _free(self, request: RefineRequest | TrainRequest, owner: str | None) -> str | None:
+        """Where the request writes, once it is known that this owner may have one more job, and may write there."""
+        check_quota(self.database.count_open(owner), self.settings)
+        if not isinstance(request, RefineRequest):
+            return None
+        if self.database.is_taken(request.out, owner):
+            raise ConflictError("out", expected="a place that no other owner's job writes to", fix="choose another")
+        return request.out
 
     def get(self, job_id: str) -> Job:
         """Raises ``NotFoundError``."""
         return self._jobs([self._row(job_id)])[0]
 
-    def list(self, *, limit: int = 100, kind: str | None = None, state: str | None = None) -> JobList:
-        """The newest jobs first."""
+    def list(
+        self, *, limit: int = 100, kind: str | None = None, state: str | None = None, owner: str | None = None
+    ) -> JobList:
+        """The newest jobs first; of all owners where none is named."""
         _ = self.client
-        jobs = self._jobs(self.database.list_jobs(limit, kind))
+        jobs = self._jobs(self.database.list_jobs(limit, kind, owner))
         return [job for job in jobs if state in (None, job.state)]
 
     def cancel(self, job_id: str) -> Job:
@@ -149,7 +175,8 @@ class JobEngine:
         if job.ended_for_good:
             raise ConflictError(f"job {job_id} cannot be cancelled", expected="queued or running", got=job.state)
         self.database.update_job(job_id, job.attempt, cancelled=True, message="cancelled", ended=True)
-        self.client.cancel_workflow(f"{job_id}:{job.attempt}", cancel_children=True)
+        parts = self.database.workflows_of(f"{job_id}:{job.attempt}.", unfinished=True)
+        self.client.cancel_workflows([f"{job_id}:{job.attempt}", *parts])
         return self.get(job_id)
 
     def resume(self, job_id: str) -> Job:
@@ -166,8 +193,7 @@ class JobEngine:
                 got=job.state,
                 fix="submit a new job to do it again" if job.state == "done" else "wait for it",
             )
-        self.database.next_attempt(job_id, job.attempt)
-        self._enqueue(self._row(job_id))
+        self.database.next_attempt(job_id, job.attempt, self._enqueue(job_id, job.kind))
         return self.get(job_id)
 
     def run_worker(self, *, device: str = "cpu", workers: int = 0, kinds: Sequence[str] | None = None) -> None:
@@ -176,6 +202,12 @@ class JobEngine:
         from bpr_service.jobs.worker import Worker
 
         Worker(self.settings, device=device, workers=workers, kinds=KINDS if kinds is None else kinds).run()
+
+    def prune(self, *, older_than_s: float, keep_bytes: float | None = None) -> Sequence[str]:
+        """Remove what ended jobs left, by age and size; see `bpr_service.jobs.prune`."""
+        from bpr_service.jobs.prune import prune
+
+        return prune(self, older_than_s=older_than_s, keep_bytes=keep_bytes)
 
     # --- beside them: what a person looks at ---------------------------------------------------------------------
 
@@ -237,19 +269,17 @@ class JobEngine:
             )
         return row
 
-    def _enqueue(self, row: JobRow) -> None:
+    def _enqueue(self, job_id: str, kind: str) -> Enqueue:
+        """What puts an attempt of a job into its queue, in a transaction of the database."""
         from bpr_service.jobs.dbos_setup import VERSION
 
-        self.client.enqueue(
-            {
-                "workflow_name": row.kind,
-                "queue_name": QUEUES[row.kind],
-                "workflow_id": row.workflow,
-                "app_version": VERSION,
-            },
-            row.id,
-            str(row.attempt),
-        )
+        client = self.client  # makes the tables where they are missing
+
+        def enqueue(connection: Connection, attempt: int) -> None:
+            options = {"queue_name": QUEUES[kind], "workflow_id": f"{job_id}:{attempt}", "app_version": VERSION}
+            client.enqueue_in_transaction(connection, {**options, "workflow_name": kind}, job_id, str(attempt))
+
+        return enqueue
 
     def _jobs(self, rows: Sequence[JobRow]) -> JobList:
         ids = [row.workflow for row in rows]
@@ -264,7 +294,7 @@ class JobEngine:
         if row.kind == "refine" and "total" in progress:
             done, failed = self.database.sum_parts(row.id)
             progress = {**progress, "done": done, "failed": failed}
-        same = ("id", "kind", "request", "message", "result", "created", "started", "ended", "attempt")
+        same = ("id", "kind", "owner", "request", "message", "result", "created", "started", "ended", "attempt")
         return Job(state=state, progress=progress, **{name: getattr(row, name) for name in same})
 
     def _check(self, request: RefineRequest | TrainRequest) -> None:
@@ -273,6 +303,7 @@ class JobEngine:
         from bpr_service.jobs.refine.plan import open_file
 
         get_preset(request.preset)
+        check_ceilings(request, self.settings)
         if isinstance(request, RefineRequest):
             build(RefineConfig, request.settings)
             open_file(request)

@@ -142,6 +142,19 @@ def watch(job_id: JobId) -> None:
 
 
 @jobs.command()
+def prune(
+    older_than: Annotated[float, typer.Option(help="Days since the end of a job.", min=0)] = 90.0,
+    keep_mb: Annotated[float | None, typer.Option(help="What ended jobs may hold together, MB.", min=0)] = None,
+) -> None:
+    """Remove what ended jobs left: rows, plans, parts, logs. What they wrote to OUT stays."""
+    keep = None if keep_mb is None else 1e6 * keep_mb
+    removed = _engine().prune(older_than_s=86_400 * older_than, keep_bytes=keep)
+    typer.echo(f"{len(removed)} jobs removed")
+    for job_id in removed:
+        typer.echo(f"  {job_id}")
+
+
+@jobs.command()
 def log(job_id: JobId) -> None:
     """Print a job's log."""
     typer.echo(_engine().log(job_id), nl=False)

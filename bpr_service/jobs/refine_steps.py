@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from bpr_service.errors import CancelledError
 from bpr_service.jobs.context import Context
-from bpr_service.jobs.database import JobRow
 from bpr_service.jobs.refine.batch import settle_model, spec_of
 from bpr_service.jobs.refine.journal import PartWriter, count_failed
 from bpr_service.jobs.refine.merge import merge
@@ -19,6 +18,7 @@ from bpr_service.jobs.refine.report import Report, Totals
 from bpr_service.jobs.refine.unit import Outcome
 from bpr_service.jobs.requests import RefineRequest
 from bpr_service.jobs.roots import Roots
+from bpr_service.jobs.tables import JobRow
 from bpr_service.runtime.model_store import ModelStore
 
 R = TypeVar("R")

@@ -35,9 +35,12 @@ class Roots:
         """
         root, path = self._split(name)
         parts = path.replace("\\", "/").split("/")
-        if ".." in parts or "\0" in path:
+        if ".." in parts or "\0" in path or "::" in path or "://" in path:
             raise ForbiddenError(
-                f"{name!r} leaves its root", expected="a path without '..'", got=name, fix="name a file inside a root"
+                f"{name!r} leaves its root",
+                expected="a path without '..', '::' and '://'",
+                got=name,
+                fix="name a file inside a root",
             )
         if write and not root.write:
             raise ForbiddenError(
@@ -68,9 +71,17 @@ class Roots:
             f"{name!r} is in no root", expected=f"a path in a root ({known})", got=name, fix="name a root"
         )
 
+    def _model(self, name: str) -> str:
+        """A bundled model's name, or a version's folder inside a root."""
+        from bpr_service.network.weights import bundled_models
+
+        return name if name in bundled_models() else self.resolve(name)
+
     def confine(self, request: RefineRequest | TrainRequest) -> RefineRequest | TrainRequest:
         """The request with every path resolved. Raises as `resolve` does."""
         values = request.model_dump()
+        if isinstance(request, RefineRequest) and request.model and "@" not in request.model:
+            values["model"] = self._model(request.model)
         for field in READS:
             if values.get(field):
                 values[field] = self.resolve(values[field])

@@ -1,17 +1,18 @@
-"""Settings of the jobs engine: ``BPR_JOBS_*`` environment variables. Nothing heavy is imported."""
+"""Settings of jobs: ``BPR_JOBS_*`` environment variables, one bound or place each. Nothing heavy is imported."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_settings import SettingsConfigDict
 
-from bpr_service.config import Settings, build
-from bpr_service.errors import ConfigError
+from bpr_service.config import Settings
+from bpr_service.jobs.requests import HeldOut
+from bpr_service.runtime.settings import EnvironmentSettings
 
 
 class Root(Settings):
@@ -21,15 +22,27 @@ class Root(Settings):
     write: bool = True
 
 
-class JobSettings(Settings):
-    """How jobs are kept and worked on. All processes of one installation share the database, folder and roots."""
+class Promotion(Settings):
+    """What the operator lets a training job replace, and what it is measured on then."""
+
+    names: tuple[str, ...]
+    held_out: HeldOut
+
+
+class JobSettings(EnvironmentSettings):
+    """How jobs are kept and worked on, and what they may ask for.
+
+    All processes of one installation share the database, folder and roots.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="BPR_JOBS_")
 
     database: str = ""
     """SQLAlchemy URL; ``postgresql://...`` where several machines work; default: SQLite in the folder."""
     folder: str = ""
     """Plans, unfinished parts, logs and training runs; several machines need a shared file system here."""
     roots: dict[str, Root] = Field(default_factory=dict)
-    """What jobs may read and write, by name."""
+    """What jobs may read and write, by name: ``{"data": "/data", "public": {"path": "s3://b/p", "write": false}}``."""
     models: str | None = None
     """The model store; default: that of ``bpr models``."""
     beat_s: float = Field(default=5.0, gt=0)
@@ -43,6 +56,8 @@ class JobSettings(Settings):
     """Pause before storage that failed (a full disk, a lost connection) is tried again."""
     drain_s: float = Field(default=30.0, ge=0)
     """How long after SIGTERM the unit under way may still take; then it is left to the next worker."""
+    statement_s: float = Field(default=10.0, gt=0)
+    """How long one statement of the database, or a free connection to it, may take."""
     parallel_jobs: int = Field(default=8, ge=1, le=256)
     """Refine jobs that one worker keeps under way; their parts are worked on one at a time."""
     trainer: tuple[str, ...] = ()
@@ -50,48 +65,47 @@ class JobSettings(Settings):
     log_units: bool = False
     """Write a line to the job's log for every unit that was refined."""
 
+    max_queued: int = Field(default=1000, ge=1)
+    """Jobs of one owner that wait or run."""
+    max_pixels: int = Field(default=1 << 27, ge=1)
+    """The largest ``settings.max_pixels`` of a job."""
+    max_steps: int = Field(default=1_000_000, ge=1)
+    """The most steps of a training job."""
+    max_loaders: int = Field(default=64, ge=0)
+    """The most processes and threads that a recipe may ask for."""
+    max_time_limit_s: float = Field(default=7 * 86_400.0, gt=0)
+    max_disk_limit_mb: float = Field(default=200_000.0, gt=0)
+    promotion: Promotion | None = None
+    """Lets jobs of these names promote by themselves, whoever submits them, measured on this data and no other."""
+
+    keep_days: float = Field(default=90.0, gt=0)
+    """Jobs that ended longer ago are removed by a worker, each day: rows, parts, logs; never what they wrote."""
+    keep_mb: float | None = Field(default=None, gt=0)
+    """What ended jobs may keep in the folder, together; the oldest go first."""
+
+    @field_validator("roots", mode="before")
+    @classmethod
+    def _short(cls, roots: Any) -> Any:
+        if not isinstance(roots, Mapping):
+            return roots
+        return {name: {"path": root} if isinstance(root, str) else root for name, root in roots.items()}
+
     @property
     def home(self) -> Path:
+        """The folder."""
         data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
         return Path(self.folder or Path(data) / "bpr" / "jobs")
 
     @property
     def url(self) -> str:
+        """The database."""
         return self.database or f"sqlite:///{self.home / 'jobs.sqlite'}"
 
     @property
     def on_sqlite(self) -> bool:
+        """True where one worker serves."""
         return self.url.startswith("sqlite")
 
     def job_folder(self, job_id: str) -> Path:
+        """Where a job keeps its plan, its parts and its log."""
         return self.home / "runs" / job_id
-
-
-def load_job_settings(environment: Mapping[str, str] | None = None, **overrides: Any) -> JobSettings:
-    """Settings from ``BPR_JOBS_DATABASE``, ``_FOLDER``, ``_ROOTS`` and so on; values that are not text are JSON.
-
-    ``BPR_JOBS_ROOTS`` is JSON: ``{"data": "/data", "public": {"path": "s3://bucket/p", "write": false}}``.
-
-    Raises:
-        ConfigError: a value of the wrong type, or a root that is no folder or address.
-    """
-    environment = os.environ if environment is None else environment
-    values: dict[str, Any] = {}
-    for name in JobSettings.model_fields:
-        text = environment.get(f"BPR_JOBS_{name.upper()}")
-        if text is None:
-            continue
-        if name in ("database", "folder", "models"):
-            values[name] = text
-            continue
-        try:
-            values[name] = json.loads(text)
-        except ValueError:
-            fix = 'for example BPR_JOBS_ROOTS={"data": "/data"}'
-            raise ConfigError(f"BPR_JOBS_{name.upper()}", expected="JSON", got=text[:60], fix=fix) from None
-    values.update({name: value for name, value in overrides.items() if value is not None})
-    values.setdefault("models", environment.get("BPR_MODEL_STORE"))
-    roots = values.get("roots") or {}
-    if isinstance(roots, Mapping):
-        values["roots"] = {k: {"path": v} if isinstance(v, str) else v for k, v in roots.items()}
-    return build(JobSettings, values)

@@ -8,7 +8,6 @@ up its own work again.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
@@ -20,19 +19,25 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dbos import DBOS, SetWorkflowID
+from dbos import DBOS
+from filelock import FileLock, Timeout
 
 from bpr_service.errors import BprError, CancelledError, ConflictError
 from bpr_service.jobs import refine_steps
 from bpr_service.jobs.context import Context
-from bpr_service.jobs.database import Database, JobRow
+from bpr_service.jobs.database import Database
 from bpr_service.jobs.dbos_setup import KINDS, VERSION, queues_of, worker_config
+from bpr_service.jobs.engine import JobEngine
 from bpr_service.jobs.settings import JobSettings
+from bpr_service.jobs.tables import JobRow
 from bpr_service.jobs.train import compare, steps
 
 log = logging.getLogger(__name__)
 MAX_STARTS = 1000
 """Starts of a workflow that DBOS counts; a unit that kills its worker is found long before, part by part."""
+BATCH = 256
+"""Parts that are put into the queue in one transaction."""
+UNFINISHED = ("ENQUEUED", "DELAYED", "PENDING")
 _context: Context | None = None
 
 
@@ -75,21 +80,49 @@ def _merge(job_id: str, attempt: str) -> str:
     return _step("merge", job_id, attempt, refine_steps.merge_job)
 
 
+@DBOS.step(name="dispatch")
+def _dispatch(job_id: str, attempt: str, parts: str) -> str:
+    """Put all parts into their queue, many in a transaction; one that is there already stays as it is."""
+
+    def work(context: Context, row: JobRow) -> str:
+        client = context.client
+        for start in range(0, int(parts), BATCH):
+            with context.database.engine.begin() as c:
+                for part in range(start, min(start + BATCH, int(parts))):
+                    options = {"queue_name": "parts", "workflow_id": f"{row.workflow}.{part}", "app_version": VERSION}
+                    client.enqueue_in_transaction(
+                        c, {**options, "workflow_name": "refine-part"}, job_id, attempt, str(part)
+                    )
+            context.alive()
+        return parts
+
+    return _step("dispatch", job_id, attempt, work)
+
+
+@DBOS.step(name="wait")
+def _wait(job_id: str, attempt: str) -> str:
+    """Wait until every part has ended; the number of those that failed, so that a resume finds the others done."""
+
+    def work(context: Context, row: JobRow) -> str:
+        while True:
+            states = context.database.count_workflows(f"{row.workflow}.")
+            ended = sum(count for (_, state), count in states.items() if state not in UNFINISHED)
+            if ended == sum(states.values()):
+                return str(ended - sum(count for (_, state), count in states.items() if state == "SUCCESS"))
+            if context.cancelled(row):
+                raise CancelledError(f"job {job_id} was cancelled")
+            time.sleep(context.settings.poll_s)
+
+    return _step("wait", job_id, attempt, work)
+
+
 @DBOS.workflow(name="refine", max_recovery_attempts=MAX_STARTS)
 def refine_job(job_id: str, attempt: str) -> str:
-    """Plan, then one child workflow a part, then merge."""
-    handles = []
-    for part in range(int(_plan(job_id, attempt))):
-        with SetWorkflowID(f"{job_id}:{attempt}.{part}"):
-            handles.append(DBOS.enqueue_workflow("parts", refine_part, job_id, attempt, str(part)))
-    failed = []
-    for handle in handles:
-        try:
-            handle.get_result()
-        except Exception as error:  # the others go on, so that a resume finds as much as possible done
-            failed.append(str(error))
-    if failed:
-        raise RuntimeError(f"{len(failed)} of {len(handles)} parts failed; the first: {failed[0]}")
+    """Plan, then one workflow a part, then merge."""
+    parts = _dispatch(job_id, attempt, _plan(job_id, attempt))
+    failed = _wait(job_id, attempt)
+    if failed != "0":
+        raise RuntimeError(f"{failed} of {parts} parts failed")
     return _merge(job_id, attempt)
 
 
@@ -128,7 +161,7 @@ class Worker:
         """``kinds`` of jobs to work on: a machine without a trainer leaves training to others."""
         self.settings = settings
         self.queues = [queue for kind in kinds for queue in queues_of(kind)]
-        self.database = Database(settings.url)
+        self.database = Database(settings.url, statement_s=settings.statement_s)
         host = socket.gethostname()
         self.id = "sqlite" if self.database.on_sqlite else f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.context = Context(settings, self.database, device, workers, self.id)
@@ -137,7 +170,7 @@ class Worker:
         self._asked = threading.Event()
         self._busy = threading.Lock()
         self._alive_at = time.monotonic()
-        self._lock_file: Any = None
+        self._single: Any = None
 
     def run(self) -> None:
         """Work until SIGTERM or SIGINT; then finish the unit under way and end the process with 0.
@@ -149,8 +182,8 @@ class Worker:
         self.settings.home.mkdir(parents=True, exist_ok=True)
         self.database.create()
         _context = self.context
-        with self.database.exclusively("migrate"):
-            DBOS.migrate(self.settings.url)
+        engine = JobEngine(self.settings)
+        self.context.client = engine.client  # brings DBOS's tables up to date
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._asked.set())
         DBOS(config=worker_config(self.settings, self.id))
@@ -160,6 +193,7 @@ class Worker:
         self._queues()
         print(f"bpr worker {self.id}: ready", file=sys.stderr, flush=True)
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        threading.Thread(target=self._prune_daily, args=(engine,), name="prune", daemon=True).start()
         self._asked.wait()
         threading.Timer(self.settings.drain_s, self._leave).start()
         while self._under_way():  # a unit between two checks; it calls _leave_if_asked when it is done
@@ -184,10 +218,10 @@ class Worker:
             return
         path = f"{self.database.engine.url.database}.worker.lock"
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        self._lock_file = open(path, "w")  # noqa: SIM115 - held until the process ends
+        self._single = FileLock(path)  # held until the process ends
         try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self._single.acquire(timeout=0)
+        except Timeout:
             raise ConflictError(
                 "a worker runs already",
                 expected="one worker on SQLite",
@@ -214,6 +248,16 @@ class Worker:
             if time.monotonic() - self._alive_at > self.settings.part_timeout_s:
                 self._start_afresh(f"no unit done for {self.settings.part_timeout_s:g} s")
             time.sleep(self.settings.beat_s)
+
+    def _prune_daily(self, engine: JobEngine) -> None:
+        keep = self.settings.keep_mb
+        while True:
+            try:
+                with self.database.exclusively("prune"):
+                    engine.prune(older_than_s=86_400 * self.settings.keep_days, keep_bytes=keep and 1e6 * keep)
+            except Exception:
+                log.exception("worker %s: old jobs could not be removed", self.id)
+            time.sleep(86_400)
 
     def _recover(self, gone: list[str]) -> None:
         """Put the workflows of dead workers back into their own queues; those of the living are not touched."""

@@ -18,7 +18,7 @@ from bpr_service.cli import app
 from bpr_service.errors import BprError
 from bpr_service.jobs.dbos_setup import queues_of
 from bpr_service.jobs.engine import Load
-from bpr_service.jobs.settings import JobSettings, load_job_settings
+from bpr_service.jobs.settings import JobSettings
 from bpr_service.server.http import health, routes
 from bpr_service.server.http.jobs import job_router
 from bpr_service.server.label_studio import routes as label_studio
@@ -46,9 +46,10 @@ def settings_problems(values: Mapping[str, str]) -> Iterator[str]:
     try:
         with mock.patch.dict("os.environ", {k: v for k, v in values.items() if k in server}, clear=True):
             loaded = ServerSettings.load()
+        with mock.patch.dict("os.environ", values, clear=True):
+            JobSettings.load()
         if not DEVICE.fullmatch(loaded.device):
             yield f"BPR_DEVICE: {loaded.device}"
-        load_job_settings(values)
     except BprError as error:
         yield str(error)
 

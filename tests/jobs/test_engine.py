@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bpr_service.errors import ConfigError, ConflictError, ForbiddenError, NotFoundError, UnknownName
 from bpr_service.jobs.engine import JobEngine
-from bpr_service.jobs.settings import load_job_settings
+from bpr_service.jobs.settings import JobSettings
 from tests.jobs.fleet import Fleet
 
 
@@ -88,12 +88,22 @@ def test_bad_jobs(local: Fleet) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["data:../x", "data:a/../../x", "/etc/passwd", "s3://bucket/x", "data:link/x", "data:a\\..\\..\\x"]
+    "path",
+    [
+        "data:../x",
+        "data:a/../../x",
+        "/etc/passwd",
+        "s3://bucket/x",
+        "data:link/x",
+        "data:a\\..\\..\\x",
+        "data:a::file:///etc/x",
+        "data:a/s3://bucket/x",
+    ],
 )
 def test_roots_do_not_let_out(path: str, local: Fleet) -> None:
     job = local.submit(images=1)
     (local.root / "link").symlink_to("/etc")
-    for field in ("images", "predictions", "dataset", "out"):
+    for field in ("images", "predictions", "dataset", "out", "model"):
         with pytest.raises(ForbiddenError):
             local.engine.submit({**job.request, field: path})
     with pytest.raises(UnknownName, match="root"):
@@ -101,10 +111,8 @@ def test_roots_do_not_let_out(path: str, local: Fleet) -> None:
 
 
 def test_a_read_only_root(tmp_path: Path) -> None:
-    settings = load_job_settings(
-        {"BPR_JOBS_ROOTS": json.dumps({"data": {"path": str(tmp_path), "write": False}})}, folder=str(tmp_path / "jobs")
-    )
-    engine = JobEngine(settings)
+    roots: Any = {"data": {"path": str(tmp_path), "write": False}}
+    engine = JobEngine(JobSettings(roots=roots, folder=str(tmp_path / "jobs")))
     request = {"kind": "refine", "task": "semantic", "images": "data:i", "predictions": "data:p", "out": "data:o"}
     with pytest.raises(ForbiddenError, match="may be written"):
         engine.submit(request)
@@ -137,9 +145,12 @@ def test_a_broken_file_fails_the_job_with_its_byte(local: Fleet) -> None:
     assert local.wait(job.id).state == "done"
 
 
-def test_settings() -> None:
+def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BPR_JOBS_ROOTS", "data=/data")
     with pytest.raises(ConfigError, match="BPR_JOBS_ROOTS"):
-        load_job_settings({"BPR_JOBS_ROOTS": "data=/data"})
-    settings = load_job_settings({"BPR_JOBS_ROOTS": '{"a": "/a"}', "BPR_JOBS_DEAD_AFTER_S": "7"})
+        JobSettings.load()
+    monkeypatch.setenv("BPR_JOBS_ROOTS", '{"a": "/a"}')
+    monkeypatch.setenv("BPR_JOBS_DEAD_AFTER_S", "7")
+    settings = JobSettings.load()
     assert settings.roots["a"].path == "/a"
     assert settings.dead_after_s == 7

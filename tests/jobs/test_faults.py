@@ -57,7 +57,7 @@ def test_a_worker_that_hangs_and_comes_back(tmp_path: Path, postgres_url: str) -
 
 def test_a_slow_but_living_worker_is_left_alone(tmp_path: Path, postgres_url: str) -> None:
     fleet = Fleet(tmp_path, postgres_url)
-    fleet.settings = fleet.settings.with_options(dead_after_s=20.0)  # on a busy machine a beat may come late
+    fleet.settings = fleet.settings.model_copy(update={"dead_after_s": 20.0})  # on a busy machine a beat may come late
     fleet.start()
     job = fleet.submit(images=8, part_images=8)
     fleet.wait(job.id, lambda job: sum(fleet.refined(job.id).values()) >= 1)
@@ -147,7 +147,7 @@ def replace_refine_unit(root: Path, body: str) -> str:
 
 def test_a_worker_that_gets_nothing_done_starts_again(local: Fleet) -> None:
     """It gives signs of life, but an image never ends: a new process takes the part up and is not caught again."""
-    local.settings = local.settings.with_options(part_timeout_s=10.0)
+    local.settings = local.settings.model_copy(update={"part_timeout_s": 10.0})
     once = local.root / "hung"
     site = replace_refine_unit(
         local.root,
@@ -199,7 +199,7 @@ def test_a_unit_that_outlasts_the_drain_is_left_to_the_next_worker(local: Fleet)
         "    open(os.environ['HUNG'], 'w').close()\n"
         "    time.sleep(3600)\n",
     )
-    local.settings = local.settings.with_options(drain_s=0.2)
+    local.settings = local.settings.model_copy(update={"drain_s": 0.2})
     worker = local.start(PYTHONPATH=site, HUNG=str(once))
     job = local.submit(images=4)
     local.wait(job.id, lambda job: once.exists())

@@ -26,7 +26,7 @@ TRAINER = (sys.executable, str(Path(__file__).with_name("stand_in_trainer.py")))
 class TrainFleet(Fleet):
     def __init__(self, root: Path, database: str) -> None:
         super().__init__(root, database)
-        self.settings = self.settings.with_options(trainer=TRAINER)
+        self.settings = self.settings.model_copy(update={"trainer": TRAINER})
         self.engine.settings = self.settings
         coco_set(root, 2)
         self.new = tiny_model(root / "new", seed=1)

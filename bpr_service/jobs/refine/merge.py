@@ -57,7 +57,9 @@ def merge(file: PredictionFormat, place: Place, plan: Plan, out: str) -> Iterato
                     for position, data in frame.records():
                         buckets.add(position, data)
                 for name, data in frame.files():
-                    waiting.append(pool.submit(storage.write_bytes, storage.join_inside(out, name), data))
+                    waiting.append(
+                        pool.submit(storage.write_bytes, storage.join_inside(out, name, within=file.paths.within), data)
+                    )
                 while len(waiting) > WRITERS:
                     waiting.pop(0).result()
                 yield frame.header

@@ -8,9 +8,9 @@ from typing import Any
 
 from bpr_service.errors import CancelledError, ModelError
 from bpr_service.jobs.context import Context
-from bpr_service.jobs.database import JobRow
 from bpr_service.jobs.refine.report import evaluate_command, read_json
 from bpr_service.jobs.requests import RefineRequest
+from bpr_service.jobs.tables import JobRow
 from bpr_service.jobs.train.trainer import Child
 from bpr_service.jobs.train.training_files import TrainingFiles
 

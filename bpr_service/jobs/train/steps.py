@@ -15,9 +15,9 @@ from bpr_service import storage
 from bpr_service.config import Settings, build
 from bpr_service.errors import BprError, ConfigError, ModelError
 from bpr_service.jobs.context import Context
-from bpr_service.jobs.database import JobRow
 from bpr_service.jobs.requests import TrainRequest
 from bpr_service.jobs.settings import JobSettings
+from bpr_service.jobs.tables import JobRow
 from bpr_service.jobs.train.trainer import Child
 from bpr_service.jobs.train.training_files import TrainingFiles
 from bpr_service.recipe import Recipe

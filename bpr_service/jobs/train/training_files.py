@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -10,14 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from bpr_service import storage
 from bpr_service.config import get_preset
 from bpr_service.errors import CancelledError, NotFoundError
 from bpr_service.jobs.context import Context
-from bpr_service.jobs.database import JobRow
 from bpr_service.jobs.refine.report import default_trainer
 from bpr_service.jobs.requests import TrainRequest
 from bpr_service.jobs.roots import Roots
+from bpr_service.jobs.tables import JobRow
 from bpr_service.network.weights import bundled_models, find_model
 from bpr_service.runtime.model_store import ModelStore
 
@@ -52,20 +53,23 @@ class TrainingFiles:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run; waits, noticing a cancellation, while another worker's trainer lives."""
-        with (self.folder / "lock").open("w") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if self.context.cancelled(self.row):
-                        raise CancelledError(f"job {self.row.id} was cancelled") from None
-                    self.context.database.update_job(self.row.id, self.row.attempt, message=WAITING)
-                    self.context.alive()
-                    self.context.stopping()
-                    time.sleep(self.context.settings.poll_s)
+        lock = FileLock(self.folder / "lock")
+        while True:
+            try:
+                lock.acquire(timeout=0)
+                break
+            except Timeout:
+                if self.context.cancelled(self.row):
+                    raise CancelledError(f"job {self.row.id} was cancelled") from None
+                self.context.database.update_job(self.row.id, self.row.attempt, message=WAITING)
+                self.context.alive()
+                self.context.stopping()
+                time.sleep(self.context.settings.poll_s)
+        try:
             self.context.database.update_job(self.row.id, self.row.attempt, message="")
             yield
+        finally:
+            lock.release()
 
     def parent(self) -> tuple[str, str]:
         """Name and folder of the version to start from: the one asked for, else the active one."""
