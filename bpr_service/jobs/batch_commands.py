@@ -5,14 +5,23 @@ Nothing heavy is imported before a command runs.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from bpr_service.jobs.refine.batch import Result
+    from bpr_service.jobs.refine.batch import Drive, Result
 
 batch = typer.Typer(help="Refine a whole prediction file or folder.", no_args_is_help=True)
+
+
+class EngineName(StrEnum):
+    """What runs the parts."""
+
+    local = "local"
+    ray = "ray"
+
 
 Images = Annotated[str, typer.Option(help="Folder of the images; a path or an address (s3://...).")]
 Format = Annotated[str | None, typer.Option("--format", help="Format of the predictions.")]
@@ -26,6 +35,9 @@ Truth = Annotated[str | None, typer.Option(help="Ground truth; the report then h
 Work = Annotated[str | None, typer.Option(help="Folder or address for unfinished work; default OUT.bpr-work.")]
 Part = Annotated[str | None, typer.Option(metavar="I/N", help="Only share I of N, from 0; needs --work.")]
 Merge = Annotated[bool, typer.Option("--merge", help="Only put the shares together; needs --work.")]
+Engine = Annotated[EngineName, typer.Option(help="local, or ray: the actors of a cluster.")]
+Address = Annotated[str | None, typer.Option(help="Ray's cluster; default: RAY_ADDRESS, else one started here.")]
+Actors = Annotated[int | None, typer.Option(help="Devices of Ray's cluster; default: all it has.", min=1)]
 Set = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE instead of the preset's, as backend=card.")]
 
 
@@ -46,13 +58,17 @@ def instance(
     work: Work = None,
     part: Part = None,
     merge: Merge = False,
+    engine: Engine = EngineName.local,
+    address: Address = None,
+    actors: Actors = None,
     settings: Set = None,
 ) -> None:
     """Refine instance masks: coco (default), lvis, cityscapes, yolo."""
     values = {"task": "instance", "images": images, "predictions": predictions, "out": out, "dataset": dataset,
               "format": format_, "preset": preset, "model": model, "settings": settings}  # fmt: skip
     options = {"device": device, "workers": workers, "resume": resume, "report": report,
-               "ground_truth": ground_truth, "work": work, "part": part, "merge": merge}  # fmt: skip
+               "ground_truth": ground_truth, "work": work, "part": part, "merge": merge, "engine": engine,
+               "address": address, "actors": actors}  # fmt: skip
     _run_batch(values, options)
 
 
@@ -76,6 +92,9 @@ def semantic(
     work: Work = None,
     part: Part = None,
     merge: Merge = False,
+    engine: Engine = EngineName.local,
+    address: Address = None,
+    actors: Actors = None,
     settings: Set = None,
 ) -> None:
     """Refine label maps: png (default), cityscapes, cityscapes-train-ids, ade, voc."""
@@ -84,7 +103,8 @@ def semantic(
               "settings": settings}  # fmt: skip
     options = {"device": device, "workers": workers, "resume": resume, "report": report,
                "ground_truth": ground_truth, "classes": classes,
-               "work": work, "part": part, "merge": merge}  # fmt: skip
+               "work": work, "part": part, "merge": merge, "engine": engine,
+               "address": address, "actors": actors}  # fmt: skip
     _run_batch(values, options)
 
 
@@ -105,6 +125,9 @@ def panoptic(
     work: Work = None,
     part: Part = None,
     merge: Merge = False,
+    engine: Engine = EngineName.local,
+    address: Address = None,
+    actors: Actors = None,
     settings: Set = None,
 ) -> None:
     """Refine panoptic segments."""
@@ -112,7 +135,8 @@ def panoptic(
               "panoptic_dir": panoptic_dir, "preset": preset, "model": model,
               "settings": settings}  # fmt: skip
     options = {"device": device, "workers": workers, "resume": resume, "report": report,
-               "ground_truth": ground_truth, "work": work, "part": part, "merge": merge}  # fmt: skip
+               "ground_truth": ground_truth, "work": work, "part": part, "merge": merge, "engine": engine,
+               "address": address, "actors": actors}  # fmt: skip
     _run_batch(values, options)
 
 
@@ -123,9 +147,23 @@ def _run_batch(values: dict[str, Any], options: dict[str, Any]) -> None:
 
     request = parse_request({"kind": "refine", **values, "settings": parse_settings(values["settings"] or ())})
     assert isinstance(request, RefineRequest)
-    result = run_batch(request, Batch(**{**options, "part": _share(options["part"])}))
+    drive = _drive(options)
+    result = run_batch(request, Batch(**{**options, "part": _share(options["part"])}), drive=drive)
     _print_result(result, request.out)
     raise typer.Exit(result.exit_code)
+
+
+def _drive(options: dict[str, Any]) -> Drive | None:
+    """What ``--engine`` names; takes the options that are its own out of the others."""
+    engine, address, actors = (options.pop(name) for name in ("engine", "address", "actors"))
+    if engine == EngineName.local:
+        return None
+    from functools import partial
+
+    from bpr_service.jobs.ray.driver import refine_on_ray
+
+    own = {"device": options["device"], "workers": options["workers"]}
+    return partial(refine_on_ray, address=address, actors=actors, **own)
 
 
 def _share(text: str | None) -> tuple[int, int] | None:

@@ -10,6 +10,7 @@ from bpr_service.jobs.settings import JobSettings
 
 if TYPE_CHECKING:
     from dbos import DBOSClient
+    from sqlalchemy import Connection
 
     from bpr_service.jobs.database import Database
 
@@ -36,6 +37,22 @@ def open_client(settings: JobSettings, database: Database) -> DBOSClient:
     with database.exclusively("migrate"):
         DBOS.migrate(settings.url)
     return DBOSClient(system_database_url=settings.url, serializer=DBOSPortableJSONSerializer(), application_name=NAME)
+
+
+def enqueue(
+    client: DBOSClient,
+    connection: Connection,
+    queue: str,
+    workflow: str,
+    workflow_id: str,
+    arguments: tuple[str, ...],
+) -> None:
+    """Put a workflow into its queue, in the transaction of the connection; one of this id that is there stays."""
+    client.enqueue_in_transaction(
+        connection,
+        {"queue_name": queue, "workflow_name": workflow, "workflow_id": workflow_id, "app_version": VERSION},
+        *arguments,
+    )
 
 
 def worker_config(settings: JobSettings, executor_id: str) -> Any:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bpr_service.errors import ConfigError, ConflictError, NotFoundError, NotReadyError
 from bpr_service.jobs.admission import check_ceilings, check_promotion, check_quota
 from bpr_service.jobs.database import Database, Enqueue
+from bpr_service.jobs.prune import prune
 from bpr_service.jobs.refine.plan import fingerprint
 from bpr_service.jobs.requests import RefineRequest, TrainRequest, canonical, digest, parse_request
 from bpr_service.jobs.roots import Roots
@@ -205,9 +206,8 @@ class JobEngine:
 
     def prune(self, *, older_than_s: float, keep_bytes: float | None = None) -> Sequence[str]:
         """Remove what ended jobs left, by age and size; see `bpr_service.jobs.prune`."""
-        from bpr_service.jobs.prune import prune
-
-        return prune(self, older_than_s=older_than_s, keep_bytes=keep_bytes)
+        client = self.client
+        return prune(self.database, client, self.settings, older_than_s=older_than_s, keep_bytes=keep_bytes)
 
     # --- beside them: what a person looks at ---------------------------------------------------------------------
 
@@ -271,15 +271,14 @@ class JobEngine:
 
     def _enqueue(self, job_id: str, kind: str) -> Enqueue:
         """What puts an attempt of a job into its queue, in a transaction of the database."""
-        from bpr_service.jobs.dbos_setup import VERSION
+        from bpr_service.jobs.dbos_setup import enqueue
 
         client = self.client  # makes the tables where they are missing
 
-        def enqueue(connection: Connection, attempt: int) -> None:
-            options = {"queue_name": QUEUES[kind], "workflow_id": f"{job_id}:{attempt}", "app_version": VERSION}
-            client.enqueue_in_transaction(connection, {**options, "workflow_name": kind}, job_id, str(attempt))
+        def put(connection: Connection, attempt: int) -> None:
+            enqueue(client, connection, QUEUES[kind], kind, f"{job_id}:{attempt}", (job_id, str(attempt)))
 
-        return enqueue
+        return put
 
     def _jobs(self, rows: Sequence[JobRow]) -> JobList:
         ids = [row.workflow for row in rows]

@@ -7,14 +7,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bpr_service.jobs.database import Database
+from bpr_service.jobs.settings import JobSettings
+
 if TYPE_CHECKING:
-    from bpr_service.jobs.engine import JobEngine
+    from dbos import DBOSClient
 
 BATCH = 500
 """Workflows that are deleted in one call."""
 
 
-def prune(engine: JobEngine, *, older_than_s: float, keep_bytes: float | None = None) -> list[str]:
+def prune(
+    database: Database,
+    client: DBOSClient,
+    settings: JobSettings,
+    *,
+    older_than_s: float,
+    keep_bytes: float | None = None,
+) -> list[str]:
     """Remove jobs that ended long ago, and the oldest of the others while they hold too much.
 
     Files go first and the job's row last: a prune that is killed is done again.
@@ -26,7 +36,6 @@ def prune(engine: JobEngine, *, older_than_s: float, keep_bytes: float | None = 
     Returns:
         The ids of the jobs that were removed.
     """
-    database, settings = engine.database, engine.settings
     ended = database.ended_jobs()
     old = [job_id for job_id, ago_s in ended if ago_s > older_than_s]
     if keep_bytes is not None:
@@ -39,7 +48,7 @@ def prune(engine: JobEngine, *, older_than_s: float, keep_bytes: float | None = 
             del held[job_id]
     for job_id in old:
         for ids in _batches(database.workflows_of(f"{job_id}:")):
-            engine.client.delete_workflows(ids)
+            client.delete_workflows(ids)
         shutil.rmtree(settings.job_folder(job_id), ignore_errors=True)
         database.remove_job(job_id)
     database.remove_workers(older_than_s)

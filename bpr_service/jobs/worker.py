@@ -26,8 +26,8 @@ from bpr_service.errors import BprError, CancelledError, ConflictError
 from bpr_service.jobs import refine_steps
 from bpr_service.jobs.context import Context
 from bpr_service.jobs.database import Database
-from bpr_service.jobs.dbos_setup import KINDS, VERSION, queues_of, worker_config
-from bpr_service.jobs.engine import JobEngine
+from bpr_service.jobs.dbos_setup import KINDS, VERSION, enqueue, open_client, queues_of, worker_config
+from bpr_service.jobs.prune import prune
 from bpr_service.jobs.settings import JobSettings
 from bpr_service.jobs.tables import JobRow
 from bpr_service.jobs.train import compare, steps
@@ -89,10 +89,8 @@ def _dispatch(job_id: str, attempt: str, parts: str) -> str:
         for start in range(0, int(parts), BATCH):
             with context.database.engine.begin() as c:
                 for part in range(start, min(start + BATCH, int(parts))):
-                    options = {"queue_name": "parts", "workflow_id": f"{row.workflow}.{part}", "app_version": VERSION}
-                    client.enqueue_in_transaction(
-                        c, {**options, "workflow_name": "refine-part"}, job_id, attempt, str(part)
-                    )
+                    arguments = (job_id, attempt, str(part))
+                    enqueue(client, c, "parts", "refine-part", f"{row.workflow}.{part}", arguments)
             context.alive()
         return parts
 
@@ -182,8 +180,7 @@ class Worker:
         self.settings.home.mkdir(parents=True, exist_ok=True)
         self.database.create()
         _context = self.context
-        engine = JobEngine(self.settings)
-        self.context.client = engine.client  # brings DBOS's tables up to date
+        self.context.client = open_client(self.settings, self.database)  # brings DBOS's tables up to date
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._asked.set())
         DBOS(config=worker_config(self.settings, self.id))
@@ -193,7 +190,7 @@ class Worker:
         self._queues()
         print(f"bpr worker {self.id}: ready", file=sys.stderr, flush=True)
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
-        threading.Thread(target=self._prune_daily, args=(engine,), name="prune", daemon=True).start()
+        threading.Thread(target=self._prune_daily, name="prune", daemon=True).start()
         self._asked.wait()
         threading.Timer(self.settings.drain_s, self._leave).start()
         while self._under_way():  # a unit between two checks; it calls _leave_if_asked when it is done
@@ -249,12 +246,13 @@ class Worker:
                 self._start_afresh(f"no unit done for {self.settings.part_timeout_s:g} s")
             time.sleep(self.settings.beat_s)
 
-    def _prune_daily(self, engine: JobEngine) -> None:
-        keep = self.settings.keep_mb
+    def _prune_daily(self) -> None:
+        client, keep = self.context.client, self.settings.keep_mb
+        older_than_s, keep_bytes = 86_400 * self.settings.keep_days, keep and 1e6 * keep
         while True:
             try:
                 with self.database.exclusively("prune"):
-                    engine.prune(older_than_s=86_400 * self.settings.keep_days, keep_bytes=keep and 1e6 * keep)
+                    prune(self.database, client, self.settings, older_than_s=older_than_s, keep_bytes=keep_bytes)
             except Exception:
                 log.exception("worker %s: old jobs could not be removed", self.id)
             time.sleep(86_400)

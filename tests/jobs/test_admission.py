@@ -179,7 +179,7 @@ def test_the_database_s_place_is_not_told(tmp_path: Path) -> None:
 
 def test_a_table_of_an_earlier_release_gets_its_columns(settings: JobSettings) -> None:
     engine = JobEngine(settings)
-    old = sa.Table(jobs.name, sa.MetaData(), *(c.copy() for c in jobs.columns if c.name not in ("owner", "out")))
+    old = sa.Table(jobs.name, sa.MetaData(), *(c._copy() for c in jobs.columns if c.name not in ("owner", "out")))
     old.create(engine.database.engine)
     assert engine.submit(REFINE, owner="ann").owner == "ann"
     engine.close()

@@ -29,6 +29,9 @@ from bpr_service.jobs.requests import RefineRequest
 from bpr_service.network.weights import find_model, read_card
 from bpr_service.runtime.model_store import ModelStore
 
+Drive = Callable[[RefineRequest, Place, range], int]
+"""Refines parts of the plan of a place; how many images that was."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -73,11 +76,13 @@ def run_batch(
     options: Batch,
     trainer: list[str] | None = None,
     on_unit: Callable[[], None] = lambda: None,
+    drive: Drive | None = None,
 ) -> Result:
     """Refine the whole file, a share of it, or put the shares together, as ``options`` say.
 
     Args:
         on_unit: called when a unit is done.
+        drive: refines parts elsewhere, as on the actors of a cluster; None: in this process and its loaders.
 
     Raises:
         FormatError, ConfigError, ModelError, NotFoundError: nothing was written.
@@ -96,13 +101,15 @@ def run_batch(
                 f"{place.address}: nothing to merge", expected="a plan and its parts", got="no plan", fix="check --work"
             )
         check_plan(plan, fingerprint(request, sha256)[:32], place)
+    elif drive is not None:
+        plan = make_plan(request, file, place, model=model, model_sha256=sha256)
+        images = drive(request, place, _parts(plan, options))
     else:
         spec = spec_of(request, model)
         with RefinerPool(spec, device=options.device, workers=options.workers, busy=busy) as pool:
             plan = make_plan(request, file, place, model=model, model_sha256=sha256)
-            parts = range(plan.parts) if options.part is None else share(plan, *options.part)
             started = time.perf_counter()
-            images = _refine(pool, request, file, place, plan, parts, on_unit)
+            images = _refine(pool, request, file, place, plan, _parts(plan, options), on_unit)
         if options.part is not None:
             return Result(None, time.perf_counter() - started, images, busy)
     result = _merged(request, options, file, place, plan, Result(Totals(), 0.0, images, busy), started, trainer)
@@ -146,6 +153,10 @@ def _place(request: RefineRequest, options: Batch) -> Place:
         what = "--part and --merge" if shared else "a result on object storage"
         raise ConfigError(what, expected="--work PLACE", got="none", fix="name a folder or address for unfinished work")
     return Place(options.work or f"{request.out.rstrip('/')}.bpr-work")
+
+
+def _parts(plan: Plan, options: Batch) -> range:
+    return range(plan.parts) if options.part is None else share(plan, *options.part)
 
 
 def _refine(

@@ -1,0 +1,111 @@
+"""Ray drives the same parts: a node that is lost costs nothing, and columns are refined as images are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bpr_service.errors import ConfigError, FormatError, NotReadyError
+from bpr_service.jobs.ray.data import RefineBatch
+from bpr_service.jobs.ray.driver import connect, refine_on_ray
+from bpr_service.jobs.refine.batch import Batch, run_batch
+from bpr_service.jobs.refine.journal import part_name
+from bpr_service.jobs.refine.place import Place
+from bpr_service.jobs.refine.plan import make_plan, open_file
+from bpr_service.masks.mask import Mask
+from bpr_service.refine.refiner import Refiner
+from tests.jobs.samples import SETTINGS, H, W, coco_set, disc, picture, tiny_model
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """Three nodes with room for one actor each."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    try:
+        try:
+            for _ in range(3):
+                cluster.add_node(num_cpus=1, include_dashboard=False)
+        except Exception as error:  # Ray gives a node 30 s, which a machine that does much else takes longer for
+            pytest.skip(f"no cluster of Ray started here: {error}")
+        ray.init(address=cluster.address, log_to_driver=False, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_a_node_that_is_lost_loses_nothing(cluster: Any, tmp_path: Path) -> None:
+    request = coco_set(tmp_path, 12).with_options(part_images=2)
+    run_batch(request, Batch(workers=0))
+    again = request.with_options(out=str(tmp_path / "again.json"))
+    place = Place(str(tmp_path / "work"))
+    sha256 = Refiner.load("balanced", model=request.model).card.sha256
+    plan = make_plan(again, open_file(again), place, model=request.model, model_sha256=sha256)
+    done: list[int] = []
+
+    def on_part(part: int) -> None:
+        done.append(part)
+        if len(done) == 2:  # the others are in the middle of theirs
+            cluster.remove_node(sorted(cluster.worker_nodes, key=str)[0], allow_graceful=False)
+
+    refine_on_ray(again, place, range(plan.parts), on_part=on_part)
+    assert sorted(done) == list(range(6))
+    assert {part_name(part) for part in range(6)} <= set(place.list("part-"))
+    assert run_batch(again, Batch(work=place.address, merge=True)).exit_code == 0
+    assert Path(again.out).read_bytes() == Path(request.out).read_bytes()
+    whole = again.with_options(out=str(tmp_path / "whole.json"))
+    assert run_batch(whole, Batch(), drive=partial(refine_on_ray, actors=1)).images == 12
+    assert Path(whole.out).read_bytes() == Path(request.out).read_bytes()
+
+
+def test_a_ray_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotReadyError, match=r"Ray at 127\.0\.0\.1:9: expected a cluster of Ray"):
+        connect("127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match="expected the extra 'ray'"):
+        connect(None)
+
+
+def batch_of(images: int) -> dict[str, Any]:
+    """Columns as Arrow gives them: RLE of one image, none of another, a file that is no image."""
+    rles = [Mask.from_array(disc(30 + i, 40, 14)).to_rle() for i in range(2)]
+    images_column, masks = np.empty(images, object), np.empty(images, object)
+    for i in range(images):
+        images_column[i], masks[i] = picture(i), rles
+    return {"image": images_column, "masks": masks, "key": np.arange(images)}
+
+
+def test_columns_are_refined_as_images_are(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model")
+    refine, refiner = RefineBatch(model=model, **SETTINGS), Refiner.load("balanced", model=model, **SETTINGS)
+    batch = batch_of(3)
+    Image.fromarray(picture(1)).save(tmp_path / "1.png")
+    batch["image"][1] = (tmp_path / "1.png").read_bytes()
+    batch["image"][2] = b"no image"
+    out = refine(batch)
+    assert list(out["key"]) == [0, 1, 2]
+    for i in range(2):
+        expected = refiner.refine(picture(i), batch["masks"][i])
+        assert out["masks"][i] == [mask.to_rle() for mask in expected.masks]
+        assert [status.split(":")[0] for status in out["status"][i]] == [r.status for r in expected.reports]
+    assert out["masks"][2] is batch["masks"][2]
+    assert out["status"][2][0].startswith("failed: ")
+    stack = np.stack([disc(30 + i, 40, 14) for i in range(2)]).astype(bool)
+    column = np.empty(1, object)
+    column[0] = stack
+    (arrays,) = refine({"image": batch["image"][:1], "masks": column})["masks"]
+    assert (arrays.shape, arrays.dtype) == ((2, H, W), bool)
+    assert np.array_equal(arrays, [m.to_array() for m in refiner.refine(picture(0), batch["masks"][0]).masks])
+    with pytest.raises(FormatError, match="column 'masks': expected a batch that has it, got image"):
+        refine({"image": column})
