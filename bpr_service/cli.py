@@ -105,7 +105,8 @@ def bench(
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes every core.")] = 0,
     backend: Annotated[
-        str, typer.Option(help="eager, compile, onnxruntime, openvino; card: what the model's card chose.")
+        str,
+        typer.Option(help="eager, compile, onnxruntime, openvino, graphs (CUDA); card: what the card chose."),
     ] = "eager",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or int8.")] = "fp32",
     int8: Annotated[bool, typer.Option(help="Also quantise, and measure that.")] = True,

@@ -23,7 +23,8 @@ def serve(
     max_requests: Annotated[int | None, typer.Option(help="Requests admitted at a time (64).")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the network; 0 takes every core.")] = None,
     backend: Annotated[
-        str | None, typer.Option(help="eager, compile, onnxruntime, openvino; card: what the model's card chose.")
+        str | None,
+        typer.Option(help="eager, compile, onnxruntime, openvino, graphs (CUDA); card: what the card chose."),
     ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or int8.")] = None,
     api_keys_file: Annotated[Path | None, typer.Option(help="JSON list of keys, see `bpr keys`.")] = None,

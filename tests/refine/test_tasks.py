@@ -93,6 +93,19 @@ def test_the_ignore_label_is_never_rewritten_and_never_spreads(ignore: int | Non
     assert (result.label_map != labels).any()
 
 
+def test_a_pixel_that_no_label_claims_goes_to_the_least_unlikely() -> None:
+    labels = np.zeros((100, 100), np.uint8)
+    labels[:, 50:] = 1
+    prepared = refiner().prepare_semantic(photo(100, 100), labels)
+    first = sum(len(boxes) for boxes in prepared._boxes[:1])
+    logits = torch.full((prepared.n_patches, 1, 96, 96), -3.0)
+    logits[first:] = -1.0  # of label 1: below one half, and still above label 0
+    prepared.add(0, logits)
+    result = prepared.finish()
+    assert (result.label_map != labels).sum() > 1000
+    np.testing.assert_array_equal(result.label_map[labels == 1], 1)
+
+
 def test_a_label_that_loses_every_pixel_is_reported() -> None:
     labels = np.zeros((100, 100), np.uint8)
     labels[50, 50] = 4
