@@ -70,7 +70,7 @@ class LabelLevels:
     def __init__(self, regions: LabelRegions, device: torch.device) -> None:
         wide = regions.map if regions.map.dtype == np.uint8 else regions.map.astype(np.int32, copy=False)
         self._map = upload(wide, device)
-        self._labels = upload(np.array(regions.labels, np.int32), device)
+        self._labels = upload(np.array(regions.numbers, np.int32), device)
 
     def at(self, rows: Tensor, columns: Tensor, which: Tensor) -> Tensor:
         """As `MaskLevels.at`."""

@@ -175,8 +175,8 @@ class _LabelTask(Generic[R]):
         return self._expect(pieces)
 
     def _expect(self, pieces: list[Boxes]) -> list[Boxes]:
-        labels = (self.regions.labels[i] for i in self._owners)
-        self.planes.expect((label, boxes) for label, boxes in zip(labels, pieces, strict=True) if boxes.shape[0])
+        numbers = (self.regions.numbers[i] for i in self._owners)
+        self.planes.expect((number, boxes) for number, boxes in zip(numbers, pieces, strict=True) if boxes.shape[0])
         return pieces
 
     def take(self, index: int, patches: Accumulator) -> None:
@@ -186,14 +186,14 @@ class _LabelTask(Generic[R]):
             reason = self.gate(coarse, patches.averaged(coarse))
         if reason is not None:
             self._reasons[owner] = reason
-        self.planes.take(self.regions.labels[owner], patches, claim=reason is None)
+        self.planes.take(self.regions.numbers[owner], patches, claim=reason is None)
 
     def _settle(self) -> tuple[Labels, list[MaskReport]]:
         """The final map, and what each label won and lost."""
         reports = []
-        for i, label in enumerate(self.regions.labels):
+        for i, (label, number) in enumerate(zip(self.regions.labels, self.regions.numbers, strict=True)):
             count, reason = self._boxes[i].shape[0], self._reasons.get(i)
-            plus, minus = int(self.planes.added[label]), int(self.planes.removed[label])
+            plus, minus = int(self.planes.added[number]), int(self.planes.removed[number])
             if reason is not None and plus + minus == 0:
                 reports.append(unchanged(i, reason, count, label))
             else:  # a label left out itself can still lose pixels to a neighbour that is surer of them

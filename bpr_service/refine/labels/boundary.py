@@ -207,7 +207,7 @@ class LabelBoundaries(Sequence[Boundary]):
         labels = regions.map
         self.width = labels.shape[1]
         number = np.full(regions.top + 1, -1, np.int32)
-        number[regions.labels] = np.arange(len(regions))
+        number[regions.numbers] = np.arange(len(regions))
         self._counts = np.zeros((len(regions), 4), np.int64)  # by falling rank
         numbers = np.uint32 if labels.size <= 1 << 32 else np.uint64
         _scan(labels, number, self._counts, np.empty(0, numbers))
@@ -264,5 +264,5 @@ def drop_full_labels(regions: LabelRegions, index: int, boxes: Boxes) -> Boxes:
     edge = (boxes[:, :2] <= 0).any(axis=1) | (boxes[:, 2] >= width) | (boxes[:, 3] >= height)
     for i in np.flatnonzero(edge):
         x0, y0, x1, y1 = boxes[i]
-        keep[i] = (regions.map[y0:y1, x0:x1] != regions.labels[index]).any()
+        keep[i] = (regions.map[y0:y1, x0:x1] != regions.numbers[index]).any()
     return boxes[keep]

@@ -290,7 +290,7 @@ class LabelPlanes:
 
     def result(self) -> Labels:
         """The final map, in the dtype given, once all pieces are in."""
-        return self.winner.astype(self.regions.dtype, copy=False)
+        return self.regions.named(self.winner)
 
 
 def _probabilities(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from bpr_service.errors import MaskError
 from bpr_service.kernel import kernel
+from bpr_service.masks.dense import dense
 from bpr_service.masks.mask import Mask
 from bpr_service.refine.patches import Boxes
 from bpr_service.refine.reassemble import TILE_PX
@@ -22,6 +23,8 @@ from bpr_service.refine.reassemble import TILE_PX
 Labels = NDArray[Any]
 
 MAX_LABEL = (1 << 24) - 1
+SPARSE = 1 << 16
+"""Labels from here on are numbered without gaps: a table up to the highest would take longer than the map."""
 BLOCK_PX = 1024
 """About the side of the blocks that the patches of a large label map come in."""
 SPLIT_PX = 1536
@@ -62,9 +65,12 @@ class LabelRegions(Sequence[Mask]):
     Attributes
     ----------
     labels : the L labels present, rising, without `void`
+    map : (H, W), what stands for them: the labels themselves, or numbers without gaps where they are large
+    numbers : what stands for each of `labels` in `map`
+    void : what stands there for void, or None
     boxes : (L, 4) int32, half-open
     areas : (L,) int64, px
-    top : the highest label of the map
+    top : the highest value of `map`
     """
 
     def __init__(self, label_map: Labels, void: int | None) -> None:
@@ -85,17 +91,23 @@ class LabelRegions(Sequence[Mask]):
                 got=f"{low} to {high}",
                 fix="renumber the labels",
             )
-        self.void, self.top = void, high
-        self.dtype = given.dtype
-        narrow = np.uint8 if given.dtype.itemsize == 1 else np.uint16 if given.dtype == np.uint16 else np.int32
-        self.map: Labels = np.ascontiguousarray(given, dtype=narrow)
+        self.dtype, self.void = given.dtype, void
+        self._ids: NDArray[np.int64] | None = None  # the label of each number, where they differ
+        if high < SPARSE:
+            narrow = np.uint8 if given.dtype.itemsize == 1 else np.uint16 if given.dtype == np.uint16 else np.int32
+            self.map: Labels = np.ascontiguousarray(given, dtype=narrow)
+        else:
+            self._ids, self.map = dense(given)
+            self.void = next(iter(np.flatnonzero(self._ids == void).tolist()), None)
         height, width = given.shape
-        area = np.zeros(high + 1, np.int64)
-        right, bottom, from_right, from_bottom = (np.zeros(high + 1, np.int32) for _ in range(4))
+        self.top = high if self._ids is None else self._ids.size - 1
+        area = np.zeros(self.top + 1, np.int64)
+        right, bottom, from_right, from_bottom = (np.zeros(self.top + 1, np.int32) for _ in range(4))
         _measure(self.map, area, right, bottom, from_right, from_bottom)
         found = np.flatnonzero(area)
-        found = found[found != void] if void is not None else found
-        self.labels: list[int] = found.tolist()
+        found = found[found != self.void] if self.void is not None else found
+        self.numbers: list[int] = found.tolist()
+        self.labels: list[int] = self.numbers if self._ids is None else self._ids[found].tolist()
         corners = (width - from_right[found], height - from_bottom[found], right[found], bottom[found])
         self.boxes: NDArray[np.int32] = np.stack(corners, axis=1).astype(np.int32)
         self.areas: NDArray[np.int64] = area[found]
@@ -118,17 +130,23 @@ class LabelRegions(Sequence[Mask]):
         if last is not None and last[0] == index:
             return last[1]
         x0, y0, x1, y1 = (int(v) for v in self.boxes[index])
-        crop = (self.map[y0:y1, x0:x1] == self.map.dtype.type(self.labels[index])).view(np.uint8)
+        crop = (self.map[y0:y1, x0:x1] == self.map.dtype.type(self.numbers[index])).view(np.uint8)
         mask = Mask(self.map.shape[0], self.map.shape[1], x0, y0, crop)
         self._last = (index, mask)
         return mask
+
+    def named(self, numbers: Labels) -> Labels:
+        """A map of the values that `map` has, as one of labels, in the dtype that was given."""
+        if self._ids is None:
+            return numbers.astype(self.dtype, copy=False)
+        return self._ids.astype(self.dtype)[numbers]
 
     def cut(self, which: Sequence[int], boxes: NDArray[np.int32]) -> LabelRegions:
         """Label number ``which[i]`` inside ``boxes[i]``, (x0, y0, x1, y1) in the map, as region i; `areas` are those
         of the whole labels.
         """
         pieces = copy(self)
-        pieces.labels = [self.labels[i] for i in which]
+        pieces.labels, pieces.numbers = ([of[i] for i in which] for of in (self.labels, self.numbers))
         pieces.boxes, pieces.areas, pieces._last = boxes, self.areas[list(which)], None
         return pieces
 

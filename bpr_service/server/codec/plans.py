@@ -211,7 +211,7 @@ def _panoptic(call: Call, image: Image, size: tuple[int, int], settings: ServerS
         if call.segments_info is None:
             raise InputError("segments_info is missing", expected="a list of {id, category_id}", fix="send it too")
         segment_map = _read_map(call.map, size, settings, "segment_map", read_panoptic_png)
-        slot.reserve(BYTES_PER_LABEL * (int(segment_map.max()) + 1))
+        slot.reserve(int(segment_map.max()) + 1)  # for `labels_of`
         _check_labels(segment_map, settings)
         info = [item.model_dump(exclude_unset=True) for item in call.segments_info]
         return PanopticPlan(size, image, segment_map, None, [], call.options, info)
@@ -230,9 +230,9 @@ def _panoptic(call: Call, image: Image, size: tuple[int, int], settings: ServerS
                 f"/masks/{index}",
             )
         ids.append(item.id)
-    slot.reserve(BYTES_PER_LABEL * (max(ids, default=0) + 1))
     segment_map = np.zeros(size, np.int32)
     _paint(segment_map, masks, ids)
+    slot.reserve(max(ids, default=0) + 1)
     visible = labels_of(segment_map)
     pairs = zip(ids, items, strict=True)
     info = [{"id": segment, "category_id": item.category_id} for segment, item in pairs if segment in visible]
@@ -241,12 +241,9 @@ def _panoptic(call: Call, image: Image, size: tuple[int, int], settings: ServerS
 
 # ---------------------------------------------------------------- maps
 
-BYTES_PER_LABEL = 24
-"""Reserved for a label of a map: the tables over all labels up to the highest."""
-
 
 def labels_of(label_map: NDArray[Any]) -> set[int]:
-    """The labels in a map, found in bands so that nothing as large as the map is made."""
+    """The labels in a map, found in bands so that nothing as large as the map is made; one byte each up to the top."""
     here = np.zeros(int(label_map.max()) + 1, np.bool_)
     for row in range(0, label_map.shape[0], 256):
         here[label_map[row : row + 256]] = True
