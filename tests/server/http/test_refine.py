@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -12,6 +13,7 @@ import pytest
 
 from bpr_service.masks.label_maps import panoptic_png, read_label_map, read_panoptic_png
 from bpr_service.masks.mask import Mask, as_mask
+from bpr_service.refine.refiner import Refiner
 from bpr_service.server.http.openapi import examples
 from tests.server.helpers import HEIGHT, WIDTH, Running, b64, body, coarse, disc, picture, png
 
@@ -270,8 +272,9 @@ def test_pixels_without_a_mask_never_take_the_label_of_one(server: Running, igno
 
 
 def test_a_request_can_switch_the_gate_off(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    refiner = server.engine.lane(None).refiner
-    monkeypatch.setattr(refiner, "instance_gate", lambda *_: "the gate says no")
+    lane = server.engine.lane(None)
+    gated = Refiner(lane.refiner.model, lane.refiner.config, gate=lambda *_: "the gate says no")
+    monkeypatch.setitem(server.engine._lanes._lanes, lane.preset, replace(lane, refiner=gated))
     assert refine(server, body())["masks"][0]["reason"] == "the gate says no"
     assert refine(server, body(options={"gate": True}))["masks"][0]["reason"] == "the gate says no"
     assert refine(server, body(options={"gate": False}))["masks"][0]["status"] == "refined"
