@@ -23,6 +23,14 @@ class EngineName(StrEnum):
     ray = "ray"
 
 
+class ResultKind(StrEnum):
+    """What OUT becomes."""
+
+    file = "file"
+    jsonl = "jsonl"
+    parquet = "parquet"
+
+
 Images = Annotated[str, typer.Option(help="Folder of the images; a path or an address (s3://...).")]
 Format = Annotated[str | None, typer.Option("--format", help="Format of the predictions.")]
 Preset = Annotated[str, typer.Option(help="fast, lean, balanced or best.")]
@@ -58,6 +66,9 @@ def instance(
     work: Work = None,
     part: Part = None,
     merge: Merge = False,
+    result: Annotated[
+        ResultKind, typer.Option(help="OUT as the input's one file, or a folder of parts: jsonl, parquet.")
+    ] = ResultKind.file,
     engine: Engine = EngineName.local,
     address: Address = None,
     actors: Actors = None,
@@ -65,7 +76,8 @@ def instance(
 ) -> None:
     """Refine instance masks: coco (default), lvis, cityscapes, yolo."""
     values = {"task": "instance", "images": images, "predictions": predictions, "out": out, "dataset": dataset,
-              "format": format_, "preset": preset, "model": model, "settings": settings}  # fmt: skip
+              "format": format_, "result": result.value, "preset": preset, "model": model,
+              "settings": settings}  # fmt: skip
     options = {"device": device, "workers": workers, "resume": resume, "report": report,
                "ground_truth": ground_truth, "work": work, "part": part, "merge": merge, "engine": engine,
                "address": address, "actors": actors}  # fmt: skip

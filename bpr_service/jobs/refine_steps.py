@@ -10,11 +10,11 @@ from bpr_service.errors import CancelledError
 from bpr_service.jobs.context import Context
 from bpr_service.jobs.refine.batch import settle_model, spec_of
 from bpr_service.jobs.refine.journal import PartWriter, count_failed
-from bpr_service.jobs.refine.merge import merge
 from bpr_service.jobs.refine.parts import Watcher, refine_parts
 from bpr_service.jobs.refine.place import Place
 from bpr_service.jobs.refine.plan import Plan, load_plan, make_plan, open_file
 from bpr_service.jobs.refine.report import Report, Totals
+from bpr_service.jobs.refine.results import put_together
 from bpr_service.jobs.refine.unit import Outcome
 from bpr_service.jobs.requests import RefineRequest
 from bpr_service.jobs.roots import Roots
@@ -123,7 +123,7 @@ def merge_job(context: Context, row: JobRow) -> None:
 
     def once() -> Totals:
         with Report(place.scratch) as report:
-            for header in merge(file, place, plan, request.out):
+            for header in put_together(request, file, place, plan):
                 report.add(header)
                 context.alive()
                 context.stopping()

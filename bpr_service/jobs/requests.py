@@ -33,6 +33,8 @@ class RefineRequest(Settings):
     """A folder, a bundled model, or NAME@... of the model store; None takes the preset's."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Fields of `RefineConfig` or `PatchConfig` that differ from the preset's."""
+    result: Literal["file", "jsonl", "parquet"] = "file"
+    """What ``out`` becomes: the file or folder of the format; or a folder of parts, for formats with JSON records."""
     part_images: int = Field(default=16, ge=1, le=10_000)
     """Images of the smallest part that one worker takes at a time; long files have larger parts."""
 

@@ -178,7 +178,9 @@ def count_done(work: Path) -> int:
 
 def test_resume_with_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = coco_set(tmp_path, 3)
-    monkeypatch.setattr("bpr_service.jobs.refine.batch.merge", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "bpr_service.jobs.refine.batch.put_together", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         run_batch(request, IN_PROCESS)
     monkeypatch.undo()

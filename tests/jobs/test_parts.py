@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from bpr_service import storage
-from bpr_service.errors import ConfigError, ConflictError, ModelError, StorageError
+from bpr_service.errors import ConfigError, ConflictError, FormatError, ModelError, StorageError
 from bpr_service.jobs.refine import merge, plan
 from bpr_service.jobs.refine.batch import Batch, run_batch
 from bpr_service.jobs.refine.journal import part_name, read_frames
 from bpr_service.jobs.refine.place import Place
+from bpr_service.jobs.refine.results import read_results
 from bpr_service.jobs.requests import RefineRequest
 from tests.jobs.samples import coco_set, semantic_set, tiny_model
 
@@ -206,3 +207,34 @@ def test_frames_give_back_what_was_written(done: tuple[RefineRequest, bytes], tm
     records = dict(record for frame in frames for record in frame.records())
     lines = json.loads(done[1])
     assert {position: json.loads(data) for position, data in records.items()} == {p: lines[p] for p in records}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_results_as_parts(kind: str, done: tuple[RefineRequest, bytes], tmp_path: Path) -> None:
+    """The records of the one file, grouped by image; a manifest that names the parts and their hashes."""
+    request = done[0].with_options(out=str(tmp_path / "out"), result=kind)
+    run_batch(request, Batch(workers=0))
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["images"], manifest["records"], len(manifest["parts"])) == (IMAGES, 2 * IMAGES, 4)
+    records = [json.loads(data) for data in read_results(request.out)]
+    assert sorted(records, key=lambda r: r["note"]) == sorted(json.loads(done[1]), key=lambda r: r["note"])
+    assert [r["image_id"] for r in records] == sorted(r["image_id"] for r in records)
+    part = tmp_path / "out" / manifest["parts"][1]["name"]
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(FormatError, match=r"part-000001.*expected SHA-256"):
+        list(read_results(request.out))
+
+
+def test_a_record_of_several_lines_is_one_line(done: tuple[RefineRequest, bytes], tmp_path: Path) -> None:
+    records = json.loads(Path(done[0].predictions).read_text())
+    records[0]["segmentation"] = None  # cannot be refined, and so comes back byte for byte
+    (tmp_path / "pred.json").write_text(json.dumps(records, indent=1))
+    request = done[0].with_options(predictions=str(tmp_path / "pred.json"), out=str(tmp_path / "out"), result="jsonl")
+    run_batch(request, Batch(workers=0))
+    assert records[0] in [json.loads(data) for data in read_results(request.out)]
+
+
+def test_files_are_no_records(tmp_path: Path) -> None:
+    request = semantic_set(tmp_path, 1).with_options(result="jsonl")
+    with pytest.raises(ConfigError, match="expected a format with JSON records, got png"):
+        run_batch(request, Batch(workers=0))

@@ -19,11 +19,11 @@ from bpr_service.formats import PredictionFormat
 from bpr_service.jobs.refine.journal import PartWriter
 from bpr_service.jobs.refine.loader_process import RefinerSpec
 from bpr_service.jobs.refine.loaders import Busy, RefinerPool
-from bpr_service.jobs.refine.merge import merge
 from bpr_service.jobs.refine.parts import Watcher, refine_parts
 from bpr_service.jobs.refine.place import Place
 from bpr_service.jobs.refine.plan import Plan, check_plan, fingerprint, load_plan, make_plan, open_file, share
 from bpr_service.jobs.refine.report import Report, Totals, default_trainer, figures
+from bpr_service.jobs.refine.results import put_together
 from bpr_service.jobs.refine.unit import Outcome
 from bpr_service.jobs.requests import RefineRequest
 from bpr_service.network.weights import find_model, read_card
@@ -226,7 +226,7 @@ def _merged(
     """Put the parts together and write the report."""
     place.prepare()
     with Report(place.scratch) as report:
-        for header in merge(file, place, plan, request.out):
+        for header in put_together(request, file, place, plan):
             report.add(header)
         result.totals, result.seconds = report.totals, time.perf_counter() - started
         if options.report is not None:

@@ -78,22 +78,32 @@ def frames(place: Place, plan: Plan) -> Iterator[Frame]:
     Raises:
         ConflictError: a part is missing, damaged, or of another plan.
     """
+    check_parts(place, plan)
+    for part, first, units in unit_counts(plan, place):
+        yield from frames_of_part(place, plan, part, first, units)
+
+
+def check_parts(place: Place, plan: Plan) -> None:
+    """Raises ``ConflictError`` that names the parts that are not finished."""
     lacking = missing_parts(place, plan)
     if lacking:
         raise _not_whole(place, f"{len(lacking)} of {plan.parts} parts missing: {_some(lacking)}", lacking[0], plan)
-    for part, first, units in unit_counts(plan, place):
-        left = set(range(first, first + units))
-        try:
-            with storage.open_read(place.at(part_name(part))) as journal:
-                for frame in read_frames(journal):
-                    if frame.header["number"] not in left:
-                        raise _not_whole(place, f"part {part}: image {frame.header['number']} too many", part, plan)
-                    left.remove(frame.header["number"])
-                    yield frame
-        except NotFoundError:
-            raise _not_whole(place, f"part {part} went away", part, plan) from None
-        if left:
-            raise _not_whole(place, f"part {part} without images {_some(sorted(left))}", part, plan)
+
+
+def frames_of_part(place: Place, plan: Plan, part: int, first: int, units: int) -> Iterator[Frame]:
+    """The frames of one part, whose ``units`` units begin with ``first``. Raises as `frames`."""
+    left = set(range(first, first + units))
+    try:
+        with storage.open_read(place.at(part_name(part))) as journal:
+            for frame in read_frames(journal):
+                if frame.header["number"] not in left:
+                    raise _not_whole(place, f"part {part}: image {frame.header['number']} too many", part, plan)
+                left.remove(frame.header["number"])
+                yield frame
+    except NotFoundError:
+        raise _not_whole(place, f"part {part} went away", part, plan) from None
+    if left:
+        raise _not_whole(place, f"part {part} without images {_some(sorted(left))}", part, plan)
 
 
 def _some(numbers: list[int]) -> str:

@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -105,9 +106,18 @@ class Plan:
 
 
 def open_file(request: RefineRequest, within: tuple[str, ...] | None = None) -> PredictionFormat:
-    """The prediction file that a request names."""
+    """The prediction file that a request names.
+
+    Raises:
+        ConfigError, UnknownName: it lacks what its format needs, or cannot become the asked kind of result.
+    """
     paths = Paths(request.images, request.predictions, request.dataset, request.panoptic_dir, within)
-    return open_predictions(request.task, request.format, paths)
+    file = open_predictions(request.task, request.format, paths)
+    if request.result != "file" and not file.has_records:
+        raise ConfigError("--result", expected="a format with JSON records", got=file.name, fix="leave it out")
+    if request.result == "parquet" and find_spec("pyarrow") is None:
+        raise ConfigError("--result parquet", expected="pyarrow", got="none", fix="pip install pyarrow, or take jsonl")
+    return file
 
 
 def fingerprint(request: RefineRequest, model: str) -> str:

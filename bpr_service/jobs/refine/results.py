@@ -1,0 +1,140 @@
+"""Results as parts: compressed JSON lines or Parquet, one file a part of the run, and a manifest that names them.
+
+For runs whose result as one file is of no use. Records are those of the one file, grouped by image; within a part and
+over the parts images come in the order of their first appearance in the input.
+
+::
+
+    OUT/part-000000.jsonl.gz    one record a line
+    OUT/part-000000.parquet     columns position, image_id, category_id, score, counts, height, width, record
+    OUT/manifest.json           written last: the format, and name, records, bytes and SHA-256 of every part
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from bpr_service import storage
+from bpr_service.errors import FormatError
+from bpr_service.formats import PredictionFormat
+from bpr_service.jobs.refine.merge import check_parts, frames_of_part, merge
+from bpr_service.jobs.refine.place import Place
+from bpr_service.jobs.refine.plan import Plan, unit_counts
+from bpr_service.jobs.requests import RefineRequest
+
+MANIFEST = "manifest.json"
+Records = list[tuple[int, bytes]]
+
+
+def put_together(request: RefineRequest, file: PredictionFormat, place: Place, plan: Plan) -> Iterator[dict[str, Any]]:
+    """Write the result of a run as the request asks for it; yields every unit's header. Raises as the writers do."""
+    if request.result == "file":
+        return merge(file, place, plan, request.out)
+    return write_results(place, plan, request.out, request.result)
+
+
+def write_results(place: Place, plan: Plan, out: str, kind: str) -> Iterator[dict[str, Any]]:
+    """Write every part of the run as a file of its own, then the manifest; yields every unit's header.
+
+    Args:
+        kind: ``jsonl`` or ``parquet``.
+
+    Raises:
+        ConflictError: a part is missing, damaged, or of another plan.
+    """
+    encode, suffix = _ENCODERS[kind]
+    check_parts(place, plan)
+    parts = []
+    for part, first, units in unit_counts(plan, place):
+        records: Records = []
+        for frame in frames_of_part(place, plan, part, first, units):
+            records += frame.records()
+            yield frame.header
+        data, name = encode(records), f"part-{part:06d}.{suffix}"
+        storage.write_bytes(storage.join(out, name), data)
+        digest = hashlib.sha256(data).hexdigest()
+        parts.append({"name": name, "records": len(records), "bytes": len(data), "sha256": digest})
+    manifest = {"format": kind, "images": plan.units, "records": plan.records, "parts": parts}
+    storage.write_bytes(storage.join(out, MANIFEST), json.dumps(manifest, indent=1).encode())
+
+
+def read_results(out: str) -> Iterator[bytes]:
+    """The records of results as parts, one after the other.
+
+    Raises:
+        NotFoundError: there is no manifest.
+        FormatError: a part is not what the manifest says.
+    """
+    manifest = json.loads(storage.read_bytes(storage.join(out, MANIFEST)))
+    for part in manifest["parts"]:
+        data = storage.read_bytes(storage.join(out, part["name"]))
+        if hashlib.sha256(data).hexdigest() != part["sha256"]:
+            raise FormatError(
+                f"{out}/{part['name']}",
+                expected=f"SHA-256 {part['sha256']}, as {MANIFEST} says",
+                got=hashlib.sha256(data).hexdigest(),
+                fix="merge again",
+            )
+        yield from _DECODERS[manifest["format"]](data)
+
+
+def _json_lines(records: Records) -> bytes:
+    lines = b"".join(_one_line(data) + b"\n" for _, data in records)
+    return gzip.compress(lines, compresslevel=6, mtime=0)
+
+
+def _one_line(data: bytes) -> bytes:
+    if b"\n" not in data and b"\r" not in data:
+        return data
+    return json.dumps(json.loads(data), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _parquet(records: Records) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = []
+    for position, data in records:
+        record = json.loads(data)
+        mask = record.get("segmentation")
+        rle = mask if isinstance(mask, dict) and isinstance(mask.get("counts"), str) else {}
+        height, width = rle.get("size", (None, None))
+        rows.append(
+            {
+                "position": position, "image_id": str(record.get("image_id")), "category_id": record.get("category_id"),
+                "score": record.get("score"), "counts": rle.get("counts"), "height": height, "width": width,
+                "record": data.decode(),
+            }
+        )  # fmt: skip
+    whole, text = pa.int64(), pa.string()
+    schema = pa.schema(
+        {
+            "position": whole, "image_id": text, "category_id": whole, "score": pa.float64(), "counts": text,
+            "height": whole, "width": whole, "record": text,
+        }
+    )  # fmt: skip
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema), out, compression="zstd")
+    return out.getvalue()
+
+
+def _parquet_records(data: bytes) -> Iterator[bytes]:
+    import pyarrow.parquet as pq
+
+    for text in pq.read_table(io.BytesIO(data), columns=["record"]).column("record").to_pylist():
+        yield text.encode()
+
+
+_ENCODERS: dict[str, tuple[Callable[[Records], bytes], str]] = {
+    "jsonl": (_json_lines, "jsonl.gz"),
+    "parquet": (_parquet, "parquet"),
+}
+_DECODERS: dict[str, Callable[[bytes], Iterator[bytes]]] = {
+    "jsonl": lambda data: iter(gzip.decompress(data).splitlines()),
+    "parquet": _parquet_records,
+}
