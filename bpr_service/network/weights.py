@@ -73,6 +73,24 @@ class Int8Card(Settings):
     """Of each of `INT8_FILES`; written by `save_model`."""
 
 
+class EstimateCard(Settings):
+    """The perceptron that estimates what a refinement is worth (:mod:`bpr_service.refine.estimate`): F features, K
+    hidden units.
+    """
+
+    features: list[str]
+    mean: list[float]
+    scale: list[float]
+    hidden: list[list[float]]
+    """(F + 1, K); the last row is the bias."""
+    out: list[list[float]]
+    """(K + 1, 4); the last row is the bias."""
+    least_gain: float = Field(ge=-1.0, le=1.0)
+    """Least expected gain of a mask's change for it to be taken."""
+    fitted_on: str = ""
+    """The masks it was fitted on, and the command."""
+
+
 class ModelCard(Settings):
     """What a model version is, where it comes from and how good it is."""
 
@@ -85,6 +103,8 @@ class ModelCard(Settings):
     """Maps the network gives: the foreground logit, and an auxiliary map where there are two."""
     gate: float = Field(default=0.0, ge=0.0, le=1.0)
     """Least mean certainty of a mask's changes for them to be taken (:mod:`bpr_service.refine.gate`)."""
+    estimate: EstimateCard | None = None
+    """What a refinement is worth, and whether it is taken; without it, `gate` decides."""
     normalisation: dict[str, list[float]] = Field(default_factory=dict)
     """``mean`` and ``std`` of RGB; must be those of :mod:`bpr_service.network.normalise`."""
     data: list[dict[str, Any]] = Field(default_factory=list)

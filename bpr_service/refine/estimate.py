@@ -16,7 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bpr_service.errors import ModelError
 from bpr_service.kernel import kernel
+from bpr_service.network.weights import EstimateCard
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -51,7 +53,9 @@ FEATURES = (
 )
 """What is measured of a change, in the order of the vector."""
 
-_SUMS = 32
+CLIP = 4.0
+"""A feature counts as no further from its mean than so many deviations."""
+_SUMS = 10
 _REACH = 3  # half side of the square that bends are measured in
 
 
@@ -147,8 +151,8 @@ def features(
     soft: bool = False,
     auxiliary: F32 | None = None,
     others: U8 | None = None,
-) -> F32 | None:
-    """Measure a change; None where no pixel changes.
+) -> F32:
+    """Measure a change; where no pixel changes, what concerns the change is 0.
 
     Args:
         coarse: (h, w) uint8, 0 or 1: the coarse mask in the window.
@@ -174,11 +178,9 @@ def features(
     change, at_refined, at_coarse = (np.zeros(_SUMS) for _ in range(3))
     coarse = np.ascontiguousarray(coarse)
     _change(coarse, covered, np.zeros(shape, np.uint8) if others is None else others, probability, error, refined, change)
-    changed = change[1]
-    if changed == 0:
-        return None
     _edges(refined, covered, gray, probability, error, at_refined)
     _edges(coarse, covered, gray, probability, error, at_coarse)
+    changed = max(change[1], 1.0)
     length, length_coarse = max(at_refined[0], 1.0), max(at_coarse[0], 1.0)
     union = max(area + change[4], 1.0)
     size = np.sqrt(max(area, 1))
@@ -191,8 +193,8 @@ def features(
     return np.array(
         [
             change[2] / changed,
-            log(changed / length_coarse),
-            log(changed / union),
+            log(change[1] / length_coarse),
+            log(change[1] / union),
             at_refined[4] / (2 * length),
             log(change[0] / length_coarse),
             change[2] / union,
@@ -228,9 +230,41 @@ class Estimate:
     Attributes:
         gain: pixels mended less pixels spoiled, over pixels changed: -1 to 1.
         boundary_gain: change of boundary F at 1 px.
-        boundary_f: boundary F at 2 px of the refined mask: the confidence, 0 to 1.
+        boundary_f: boundary F at 2 px of the refined mask, 0 to 1: the confidence where it is taken.
+        coarse_boundary_f: the same of the coarse mask.
     """
 
     gain: float
     boundary_gain: float
     boundary_f: float
+    coarse_boundary_f: float
+
+
+class Estimator:
+    """The perceptron of a model's card: ``(F,) -> tanh (K,) -> 4``."""
+
+    def __init__(self, card: EstimateCard) -> None:
+        """Raises ModelError where the card was fitted on other features than `FEATURES`."""
+        if tuple(card.features) != FEATURES:
+            odd = sorted(set(card.features) ^ set(FEATURES))
+            raise ModelError(
+                "the card's estimate",
+                expected=f"the {len(FEATURES)} features of this version, in their order",
+                got=f"another list ({odd[0] if odd else 'in another order'})",
+                fix="fit it again with this version",
+            )
+        self.least_gain = card.least_gain
+        self._mean, self._scale = np.array(card.mean, np.float32), np.array(card.scale, np.float32)
+        self._hidden, self._out = np.array(card.hidden, np.float32), np.array(card.out, np.float32)
+
+    def __call__(self, values: F32) -> Estimate:
+        """The estimate of a vector of `features`."""
+        x = np.clip((values - self._mean) / self._scale, -CLIP, CLIP)
+        h = np.tanh(np.append(x, np.float32(1)) @ self._hidden)
+        gain, boundary_gain, after, before = (np.append(h, np.float32(1)) @ self._out).tolist()
+        return Estimate(
+            gain=float(np.clip(gain, -1, 1)),
+            boundary_gain=float(np.clip(boundary_gain, -1, 1)),
+            boundary_f=float(np.clip(after, 0, 1)),
+            coarse_boundary_f=float(np.clip(before, 0, 1)),
+        )

@@ -1,0 +1,241 @@
+"""Fit the estimate of what a refinement is worth, and measure it on domains that it was not fitted on.
+
+    python benchmarks/estimate.py collect --model MODEL --json rows.json [--sets ...] [--subset 2]
+    python benchmarks/estimate.py report rows.json
+    python benchmarks/estimate.py fit rows.json --model MODEL_DIR --least-gain -0.2
+
+``collect`` refines the val sets without a gate and keeps, of each mask, the features and what became of it. ``report``
+prints, for several least gains, what is removed of (1 - F at 1 px) and the share of masks made worse by over 0.005 of
+IoU: fitted on the other domains (the domain left out) and on the other images of all domains (fivefold). ``fit``
+fits on all rows and writes the estimate into the model's card.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated, Any
+from zlib import crc32
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+LEAST_GAINS = (-1.0, -0.3, -0.2, -0.1, 0.0, 0.1)
+WORSE = 0.005
+HIDDEN_UNITS = 24
+SEEDS = 4
+STEPS = 500
+
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+F32 = NDArray[np.float32]
+
+
+@app.command()
+def collect(
+    model: Annotated[str, typer.Option(help="Preset, model or folder.")],
+    out: Annotated[Path, typer.Option("--json")],
+    sets: Annotated[str, typer.Option(help="Comma-separated; all instance sets by default.")] = "",
+    subset: Annotated[int, typer.Option(min=1, help="Take every N-th image.")] = 1,
+    most: Annotated[int, typer.Option(min=1, help="Masks an image.")] = 6,
+    option: Annotated[list[str] | None, typer.Option(help="Setting of the refiner: KEY=VALUE.")] = None,
+    data: Annotated[Path, typer.Option()] = DATA,
+) -> None:
+    """Refine the val sets without a gate; keep the features and the outcome of each mask."""
+    import torch
+    from quality_domains import DOMAIN_SETS, domain_items
+    from quality_measure import pairs, shown
+    from quality_sets import corpus_items
+
+    from bpr_service.config import parse_settings
+    from bpr_service.masks.images import read_image
+    from bpr_service.refine.gate import EstimateGate
+    from bpr_service.refine.refiner import Refiner
+    from refiner_training.metrics.boundary import boundary_f, mask_iou
+
+    torch.set_num_threads(1)
+    refiner = Refiner.load(model, **parse_settings(option or []))
+    names = [s for s in sets.split(",") if s] or ["ccp", "bsds", "exact", *DOMAIN_SETS]
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        items = domain_items(data, name) if name in DOMAIN_SETS else corpus_items(data, [name], 1)
+        for item in items[::subset]:
+            coarse, truth = pairs(item)
+            if not coarse:
+                continue
+            image = shown(read_image(item.image), item.payload)
+            measured: dict[int, F32] = {}
+            gate = EstimateGate.collecting(measured)
+            task = refiner.prepare(image, coarse, gate=gate)
+            refined = refiner.finish(task).masks
+            rng = np.random.default_rng(crc32(item.image.stem.encode()))
+            for k in rng.permutation(len(coarse))[:most].tolist():
+                if k not in measured:
+                    continue
+                c, r, t = coarse[k], refined[k], truth[k]
+                rows.append(
+                    {
+                        "set": name,
+                        "image": item.image.stem,
+                        "group": item.group or item.image.stem,
+                        "features": [round(float(v), 5) for v in measured[k]],
+                        "iou": [mask_iou(c, t), mask_iou(r, t)],
+                        "agreement": mask_iou(c, r),
+                        "f1": [boundary_f(c, t, 1), boundary_f(r, t, 1)],
+                        "f2": [boundary_f(c, t, 2), boundary_f(r, t, 2)],
+                    }
+                )
+        print(name, sum(row["set"] == name for row in rows), flush=True)
+        out.write_text(json.dumps(rows))
+
+
+# ---- fitting --------------------------------------------------------------------------------------------------------
+
+
+def domain(name: str) -> str:
+    """What a set's pictures are of: ``davis_exact`` is of ``davis``; the sets of ccp are ``ccp``."""
+    return "ccp" if name in ("exact", "blocks", "blank") else re.split("_(?!ct)", name)[0]
+
+
+def table(rows: list[dict[str, Any]]) -> tuple[F32, F32, F32]:
+    """Features (n, F), what is to be estimated (n, 4), and weights (n,): domains count by the root of their masks."""
+    x = np.array([row["features"] for row in rows], np.float32)
+    moved = np.array([max(1 - row["agreement"], 1e-4) for row in rows])
+    gain = np.array([row["iou"][1] - row["iou"][0] for row in rows])
+    y = np.stack(
+        [
+            np.clip(gain / moved, -1, 1),
+            [row["f1"][1] - row["f1"][0] for row in rows],
+            [row["f2"][1] for row in rows],
+            [row["f2"][0] for row in rows],
+        ],
+        1,
+    )
+    names = np.array([domain(row["set"]) for row in rows])
+    count = {name: int((names == name).sum()) for name in set(names.tolist())}
+    weights = np.array([count[name] ** -0.5 for name in names.tolist()])
+    return x, y.astype(np.float32), (weights / weights.mean()).astype(np.float32)
+
+
+def fitted(x: F32, y: F32, weights: F32) -> dict[str, list[Any]]:
+    """Several perceptrons side by side as one: ``mean``, ``scale``, ``hidden`` and ``out`` of the card."""
+    import torch
+
+    from bpr_service.refine.estimate import CLIP
+
+    mean, scale = x.mean(0), x.std(0) + 1e-3
+    given = torch.from_numpy(np.clip((x - mean) / scale, -CLIP, CLIP).astype(np.float32))
+    wanted, weight = torch.from_numpy(y), torch.from_numpy(weights)[:, None]
+    hidden, out = [], []
+    for seed in range(SEEDS):
+        torch.manual_seed(seed)
+        first, second = torch.nn.Linear(x.shape[1], HIDDEN_UNITS), torch.nn.Linear(HIDDEN_UNITS, y.shape[1])
+        parameters = [*first.parameters(), *second.parameters()]
+        optimiser = torch.optim.AdamW(parameters, 5e-3, weight_decay=0.05)
+        for _ in range(STEPS):
+            noisy = given + 0.1 * torch.randn_like(given)
+            answer = second(torch.nn.functional.dropout(torch.tanh(first(noisy)), 0.1))
+            loss = torch.nn.functional.smooth_l1_loss(answer, wanted, reduction="none", beta=0.3)
+            optimiser.zero_grad()
+            (loss * weight).mean().backward()
+            optimiser.step()
+        with torch.no_grad():
+            hidden.append(torch.cat((first.weight.T, first.bias[None])).numpy())
+            out.append(torch.cat((second.weight.T, second.bias[None])).numpy() / SEEDS)
+    together = np.concatenate([*(o[:-1] for o in out), sum(o[-1:] for o in out)])
+    return {
+        "mean": _rounded(mean),
+        "scale": _rounded(scale),
+        "hidden": _rounded(np.concatenate(hidden, 1)),
+        "out": _rounded(together),
+    }
+
+
+def _rounded(values: Any) -> list[Any]:
+    return np.round(np.asarray(values, np.float64), 4).tolist()
+
+
+def estimates(x: F32, card: dict[str, list[Any]]) -> F32:
+    """(n, 4): what the card says of each row."""
+    from bpr_service.refine.estimate import CLIP
+
+    given = np.clip((x - np.array(card["mean"])) / np.array(card["scale"]), -CLIP, CLIP)
+    ones = np.ones((len(x), 1))
+    h = np.tanh(np.concatenate((given, ones), 1) @ np.array(card["hidden"]))
+    return np.asarray(np.concatenate((h, ones), 1) @ np.array(card["out"]), np.float32)
+
+
+def left_out(rows: list[dict[str, Any]], x: F32, y: F32, weights: F32, by_domain: bool) -> F32:
+    """(n, 4): each row estimated by a fit that saw neither its domain, or neither its group of images."""
+    if by_domain:
+        part = np.array([domain(row["set"]) for row in rows])
+    else:
+        part = np.array([str(crc32(row["group"].encode()) % 5) for row in rows])
+    answer = np.zeros_like(y)
+    for one in sorted(set(part.tolist())):
+        here = part == one
+        answer[here] = estimates(x[here], fitted(x[~here], y[~here], weights[~here]))
+    return answer
+
+
+@app.command()
+def report(rows_file: Path) -> None:
+    """Print what each least gain keeps and harms, on masks that the fit did not see."""
+    from scipy.stats import spearmanr
+
+    rows = json.loads(rows_file.read_text())
+    x, y, weights = table(rows)
+    for title, by_domain in (("the domain left out", True), ("the images left out", False)):
+        answer = left_out(rows, x, y, weights, by_domain)
+        print(f"\n{title}: (1 - F at 1 px) removed, %, / masks worse, %, by least gain")
+        print(f"{'set':16s}{'masks':>6s}" + "".join(f"{g:>12g}" for g in LEAST_GAINS))
+        of_set: dict[str, list[int]] = defaultdict(list)
+        for i, row in enumerate(rows):
+            of_set[row["set"]].append(i)
+        for name, places in sorted(of_set.items()):
+            cells = [_outcome([rows[i] for i in places], answer[places, 0] >= least) for least in LEAST_GAINS]
+            print(f"{name:16s}{len(places):6d}" + "".join(f"{cell:>12s}" for cell in cells))
+        confidence = np.where(answer[:, 0] >= -0.2, answer[:, 2], answer[:, 3]).clip(0, 1)
+        actual = np.where(answer[:, 0] >= -0.2, y[:, 2], y[:, 3])
+        print(f"confidence: ECE {_ece(confidence, actual):.3f}, Spearman {spearmanr(confidence, actual)[0]:.3f}")
+
+
+def _outcome(rows: list[dict[str, Any]], taken: NDArray[np.bool_]) -> str:
+    before = sum(1 - row["f1"][0] for row in rows)
+    after = sum(1 - row["f1"][int(t)] for row, t in zip(rows, taken, strict=True))
+    worse = np.mean([t and row["iou"][1] - row["iou"][0] < -WORSE for row, t in zip(rows, taken, strict=True)])
+    removed = f"{100 * (1 - after / before):.1f}" if before > 0.03 * len(rows) else "-"
+    return f"{removed}/{100 * worse:.0f}"
+
+
+def _ece(confidence: F32, actual: F32, bins: int = 10) -> float:
+    """Expected calibration error: mean of |mean confidence - mean outcome| over bins, weighted by their masks."""
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = [abs(confidence[which == b].mean() - actual[which == b].mean()) * (which == b).mean() for b in set(which)]
+    return float(sum(gaps))
+
+
+@app.command()
+def fit(
+    rows_file: Path,
+    model: Annotated[Path, typer.Option(help="The model version's folder, whose card is written.")],
+    least_gain: Annotated[float, typer.Option()] = -0.2,
+) -> None:
+    """Fit on all rows, and write the estimate into the card."""
+    from bpr_service.network.weights import CARD_FILE
+    from bpr_service.refine.estimate import FEATURES
+
+    rows = json.loads(rows_file.read_text())
+    card = fitted(*table(rows))
+    masks = f"{len(rows)} masks of the val sets {', '.join(sorted({row['set'] for row in rows}))}"
+    estimate = {"features": list(FEATURES), **card, "least_gain": least_gain, "fitted_on": masks}
+    path = model / CARD_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "estimate": estimate}, indent=2) + "\n")
+    print(f"{path}: fitted on {masks}")
+
+
+if __name__ == "__main__":
+    app()
