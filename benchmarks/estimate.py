@@ -52,12 +52,14 @@ def collect(
 
     from bpr_service.config import parse_settings
     from bpr_service.masks.images import read_image
-    from bpr_service.refine.gate import EstimateGate
+    from bpr_service.masks.mask import Mask
+    from bpr_service.refine.assess import Surroundings
+    from bpr_service.refine.reassemble import Averaged
     from bpr_service.refine.refiner import Refiner
     from refiner_training.metrics.boundary import boundary_f, mask_iou
 
     torch.set_num_threads(1)
-    refiner = Refiner.load(model, **parse_settings(option or []))
+    base = Refiner.load(model, **parse_settings(option or []))
     names = [s for s in sets.split(",") if s] or ["ccp", "bsds", "exact", *DOMAIN_SETS]
     rows: list[dict[str, Any]] = []
     for name in names:
@@ -67,21 +69,24 @@ def collect(
             if not coarse:
                 continue
             image = shown(read_image(item.image), item.payload)
+            surroundings = Surroundings(image, coarse, base.config.patch.patch_size_px)
             measured: dict[int, F32] = {}
-            gate = EstimateGate.collecting(measured)
-            task = refiner.prepare(image, coarse, gate=gate)
-            refined = refiner.finish(task).masks
+
+            def collector(mask: Mask, averaged: Averaged, here: Any = surroundings, into: Any = measured) -> None:
+                into[id(mask)] = here.features(mask, averaged)
+
+            refined = Refiner(base.model, base.config, gate=collector).refine(image, coarse).masks
             rng = np.random.default_rng(crc32(item.image.stem.encode()))
             for k in rng.permutation(len(coarse))[:most].tolist():
-                if k not in measured:
-                    continue
                 c, r, t = coarse[k], refined[k], truth[k]
+                if id(c) not in measured:
+                    continue
                 rows.append(
                     {
                         "set": name,
                         "image": item.image.stem,
                         "group": item.group or item.image.stem,
-                        "features": [round(float(v), 5) for v in measured[k]],
+                        "features": [round(float(v), 5) for v in measured[id(c)]],
                         "iou": [mask_iou(c, t), mask_iou(r, t)],
                         "agreement": mask_iou(c, r),
                         "f1": [boundary_f(c, t, 1), boundary_f(r, t, 1)],

@@ -177,7 +177,9 @@ def features(
     refined = np.empty(shape, np.uint8)
     change, at_refined, at_coarse = (np.zeros(_SUMS) for _ in range(3))
     coarse = np.ascontiguousarray(coarse)
-    _change(coarse, covered, np.zeros(shape, np.uint8) if others is None else others, probability, error, refined, change)
+    _change(
+        coarse, covered, np.zeros(shape, np.uint8) if others is None else others, probability, error, refined, change
+    )
     _edges(refined, covered, gray, probability, error, at_refined)
     _edges(coarse, covered, gray, probability, error, at_coarse)
     changed = max(change[1], 1.0)

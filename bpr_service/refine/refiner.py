@@ -24,7 +24,9 @@ from bpr_service.masks.mask import Mask, as_mask
 from bpr_service.network.backends import batch_sizes, label
 from bpr_service.network.model import Model, Predict, Runs
 from bpr_service.network.weights import ModelCard, bundled_models
+from bpr_service.refine.assess import Assessor, Surroundings
 from bpr_service.refine.device_canvas import upload
+from bpr_service.refine.estimate import Estimator
 from bpr_service.refine.gate import CertaintyGate
 from bpr_service.refine.prepared import Prepared
 from bpr_service.refine.reassemble import Gate
@@ -70,7 +72,8 @@ class Refiner:
         card = model.card
         self.gate = gate if config.gate else None
         # Labels that compete for pixels hold each other in check: the card's rule is measured on, and for, instances.
-        certainty = CertaintyGate(card.gate) if config.gate and card.gate > 0 else None
+        self._estimator = Estimator(card.estimate) if card.estimate else None
+        certainty = CertaintyGate(card.gate) if config.gate and card.gate > 0 and not self._estimator else None
         self.instance_gate = self.gate or certainty
         # Squares of one size are cut and averaged on an accelerator; boxes of many sizes, before and after it.
         self.resides = model.device if model.accelerator and config.patch.scheme != "instance" else None
@@ -168,7 +171,7 @@ class Refiner:
         pixels = self._image(image)
         height, width = pixels.shape[:2]
         parsed = [self._mask(i, m, height, width) for i, m in enumerate(_listed(masks))]
-        return self._prepared(pixels, InstanceTask(parsed, self.instance_gate))
+        return self._prepared(pixels, InstanceTask(parsed, self.instance_gate, self._assessor(pixels, parsed)))
 
     def prepare_semantic(self, image: Any, label_map: Any, ignore_label: int | None = 255) -> Prepared[SemanticResult]:
         """Boundary pixels and patches of every label; on the CPU."""
@@ -196,6 +199,13 @@ class Refiner:
         """`logits` of an array, to an array."""
         out: NDArray[np.float32] = self.logits(upload(crops, self.device)).contiguous().cpu().numpy()
         return out
+
+    def _assessor(self, image: NDArray[np.uint8], masks: Sequence[Mask]) -> Assessor | None:
+        """By the card's estimate; it refuses nothing where another gate decides, or none."""
+        if self._estimator is None:
+            return None
+        surroundings = Surroundings(image, masks, self.config.patch.patch_size_px)
+        return Assessor(self._estimator, surroundings, gate=self.config.gate and self.gate is None)
 
     def _prepared(self, image: NDArray[np.uint8], task: Any) -> Prepared[Any]:
         return Prepared(
