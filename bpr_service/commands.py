@@ -44,7 +44,7 @@ def run_demo(out: Path, *, preset: str, model: Path | None, device: str) -> None
         ) from None
     out.mkdir(parents=True, exist_ok=True)
     refiner.refine(examples[0].image[:64, :64], [])
-    table = _table("photograph", "object", "status", "patches", "pixels added", "pixels removed")
+    table = _table("photograph", "object", "status", "confidence", "patches", "pixels added", "pixels removed")
     started = time.perf_counter()
     for example in examples:
         coarse = [Mask.from_rle(instance["segmentation"]) for instance in example.instances]
@@ -98,7 +98,7 @@ def run_refine(
         reports, pair = _refine_panoptic(refiner, pixels, mask, segments, out)
     if picture is not None:
         write_picture(str(picture), before_after(pixels, *pair))
-    table = _table("mask", "status", "patches", "pixels added", "pixels removed")
+    table = _table("mask", "status", "confidence", "patches", "pixels added", "pixels removed")
     for report in reports:
         _add(table, (str(report.index if report.label is None else report.label),), report)
     console = Console(stderr=True)
@@ -189,7 +189,8 @@ def _table(*columns: str) -> Table:
 
 def _add(table: Table, names: Sequence[str], report: MaskReport) -> None:
     status = report.status if report.reason is None else f"{report.status}: {report.reason}"
-    table.add_row(*names, status, str(report.patches), f"{report.added_px:,}", f"{report.removed_px:,}")
+    confidence = "" if report.confidence is None else f"{report.confidence:.2f}"
+    table.add_row(*names, status, confidence, str(report.patches), f"{report.added_px:,}", f"{report.removed_px:,}")
 
 
 def run_bench(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bpr_service.config import RefineConfig, build
 from bpr_service.network.model import Model
-from bpr_service.network.weights import ModelCard, NetworkCard
+from bpr_service.network.weights import EstimateCard, ModelCard, NetworkCard
 from bpr_service.refine.reassemble import Gate
 from bpr_service.refine.refiner import Refiner
 
@@ -91,11 +91,13 @@ def refiner(
     gate: Gate | None = None,
     outputs: Any = 1,
     kind: type[Model] = Model,
+    estimate: EstimateCard | None = None,
     **options: Any,
 ) -> Refiner:
     """A Refiner around a network that is not trained; `kind` is of what runs it, `options` are fields of
-    `RefineConfig`.
+    `RefineConfig`, `estimate` goes into the card.
     """
     config = build(RefineConfig, options)
     card = ModelCard(name="test", version="1", network=NetworkCard(name="none"), patch=config.patch, outputs=outputs)
+    card = card.with_options(estimate=estimate)
     return Refiner(kind(network or Keep(), card), config, gate=gate)

@@ -22,7 +22,18 @@ from bpr_service.errors import BprError, InputError, NotReadyError
 from bpr_service.masks.mask import Mask, as_mask
 
 MAX_DELAY_S = 30.0
-_OWN = ("segmentation", "bbox", "area", "status", "reason", "patches", "changed_px", "added_px", "removed_px")
+_OWN = (
+    "segmentation",
+    "bbox",
+    "area",
+    "status",
+    "reason",
+    "patches",
+    "changed_px",
+    "added_px",
+    "removed_px",
+    "confidence",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +49,7 @@ class RefinedMask:
     changed_px: int
     added_px: int
     removed_px: int
+    confidence: float | None
     size: tuple[int, int]
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -210,7 +222,7 @@ def to_refined(raw: dict[str, Any]) -> Refined:
     size = (int(raw["size"][0]), int(raw["size"][1]))
     masks = [
         RefinedMask(
-            **{key: entry[key] for key in _OWN},
+            **{key: entry.get(key) for key in _OWN},
             size=size,
             extra={key: value for key, value in entry.items() if key not in _OWN},
         )

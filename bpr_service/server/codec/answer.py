@@ -12,7 +12,18 @@ from bpr_service.masks.mask import Mask
 from bpr_service.runtime.work import Work
 from bpr_service.server.codec.schemas import MaskIn, PngMask, Rle
 
-OWN_KEYS = ("segmentation", "bbox", "area", "status", "reason", "patches", "changed_px", "added_px", "removed_px")
+OWN_KEYS = (
+    "segmentation",
+    "bbox",
+    "area",
+    "status",
+    "reason",
+    "patches",
+    "changed_px",
+    "added_px",
+    "removed_px",
+    "confidence",
+)
 
 
 def base64_text(data: bytes) -> str:
@@ -79,6 +90,7 @@ def mask_entries(
             changed_px=report.changed_px,
             added_px=report.added_px,
             removed_px=report.removed_px,
+            confidence=report.confidence,
         )
         entries.append(entry)
     return entries

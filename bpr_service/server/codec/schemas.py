@@ -155,6 +155,9 @@ class MaskOut(BaseModel):
     changed_px: int
     added_px: int
     removed_px: int
+    confidence: float | None = Field(
+        default=None, description="expected boundary F at 2 px, 0 to 1; null where the model has no estimate"
+    )
 
 
 class ModelOut(BaseModel):
