@@ -1,20 +1,22 @@
 """B2Inst: a holistic boundary basis in the mask assembly, and boundary-aware mask scores.
 
 Source: Kim, Woo, Lee, Kweon, *The Devil is in the Boundary: Exploiting Boundary Representation for Basis-based
-Instance Segmentation*, WACV 2021, sections 3.2 and 3.3.
+Instance Segmentation*, WACV 2021, sections 4.1 and 4.2.
 N instances, B images, C classes, M cells a side of an instance's mask grid, h and w cells of the bases.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from refiner_training.heads.layers import conv
-from refiner_training.heads.losses import boundary_loss, crisp_loss, zero_loss
+from refiner_training.heads.losses import bce_loss, crisp_loss, dice_loss, zero_loss
 from refiner_training.heads.protocol import HeadSettings
 from refiner_training.heads.targets import laplace_boundary, laplacian
 
@@ -23,29 +25,53 @@ class B2InstSettings(HeadSettings):
     """Settings of B2Inst; the paper states neither loss weights nor the scoring head's width.
 
     Attributes:
-        basis_loss: ``bce_dice``, or ``crisp`` (reciprocal Dice with a light BCE).
-        basis_weight: weight of the boundary basis' loss.
-        scoring: the boundary-aware scoring head; off leaves the basis alone.
+        basis: the boundary basis; off leaves the mask scores alone.
+        basis_losses: what its loss is the sum of: ``bce``, ``dice`` and ``crisp`` (reciprocal Dice with a light BCE).
+        basis_weight: weight of that sum.
+        basis_form: how the basis enters BlendMask's convex sum: as a ``probability``, as a ``signed`` map (-1 to 1), or
+            as its ``logits``, which are far below 0 inside an object and pull its interior to the background.
+        scoring: what the mask scores are made of: ``both``, the ``mask``'s IoU or its ``boundary``'s Dice alone, or
+            ``none``.
         score_weight: weight of each of the two score losses.
         score_channels, score_hidden: width of its convolutions and of its two linear layers.
     """
 
-    basis_loss: Literal["bce_dice", "crisp"] = "bce_dice"
+    basis: bool = True
+    basis_losses: tuple[Literal["bce", "dice", "crisp"], ...] = Field(default=("bce", "dice", "crisp"), min_length=1)
     basis_weight: float = 1.0
-    scoring: bool = True
+    basis_form: Literal["probability", "signed", "logits"] = "probability"
+    scoring: Literal["both", "mask", "boundary", "none"] = "both"
     score_weight: float = 1.0
     score_channels: int = 256
     score_hidden: int = 1024
 
 
 def boundary_basis_loss(logits: Tensor, targets: Tensor, settings: B2InstSettings) -> Tensor:
-    """Loss of the boundary basis (B, h, w) over the whole image, with or without instances (sec. 3.2)."""
-    loss = crisp_loss if settings.basis_loss == "crisp" else boundary_loss
-    return settings.basis_weight * loss(logits, targets)
+    """Loss of the boundary basis (B, h, w) over the whole image, with or without instances (sec. 4.1)."""
+    losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"bce": bce_loss, "dice": dice_loss, "crisp": crisp_loss}
+    parts = [losses[name](logits, targets) for name in settings.basis_losses]
+    return settings.basis_weight * torch.stack(parts).sum()
+
+
+def basis_map(logits: Tensor, settings: B2InstSettings) -> Tensor:
+    """The boundary basis as it enters BlendMask's sum, of the logits' shape; see ``basis_form``."""
+    if settings.basis_form == "logits":
+        return logits
+    probability = torch.sigmoid(logits)
+    return probability if settings.basis_form == "probability" else 2 * probability - 1
+
+
+def head_losses(settings: B2InstSettings | None) -> tuple[str, ...]:
+    """Names of the losses that the settings add to a basis model."""
+    if settings is None:
+        return ()
+    scores = {"mask": ("loss_mask_iou",), "boundary": ("loss_mask_boundary",), "none": ()}
+    both = ("loss_mask_iou", "loss_mask_boundary")
+    return ("loss_boundary_basis",) * settings.basis + scores.get(settings.scoring, both)
 
 
 def score_targets(predicted: Tensor, truth: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """Mask IoU and boundary Dice of binary masks (N, M, M), each (N,) in [0, 1] (sec. 3.3).
+    """Mask IoU and boundary Dice of binary masks (N, M, M), each (N,) in [0, 1] (sec. 4.2).
 
     The smoothing is tiny on purpose: 1, as in the losses, would inflate the scores of small objects.
     """
@@ -57,9 +83,13 @@ def score_targets(predicted: Tensor, truth: Tensor, eps: float = 1e-6) -> tuple[
     return both / union.clamp(min=1), (2 * shared + eps) / (total + eps)
 
 
-def rescore(scores: Tensor, iou: Tensor, boundary: Tensor) -> Tensor:
-    """S_class * sqrt(S_IoU * S_boundary), (N,); predicted factors are clamped to [0, 1] first (eq. 5)."""
-    return scores * (iou.float().clamp(0, 1) * boundary.float().clamp(0, 1)).sqrt()
+def rescore(scores: Tensor, factors: dict[str, Tensor]) -> Tensor:
+    """S_class * sqrt(S_IoU * S_boundary), or times the one factor that there is, (N,) (eq. 2).
+
+    Predicted factors are clamped to [0, 1] first.
+    """
+    both = torch.stack([factor.float().clamp(0, 1) for factor in factors.values()])
+    return scores * both.prod(0) ** (1 / len(both))
 
 
 class MaskScoring(nn.Module):
@@ -86,10 +116,11 @@ class MaskScoring(nn.Module):
             nn.Linear(hidden, hidden),
             nn.ReLU(inplace=True),
         )
-        self.iou, self.boundary = nn.Linear(hidden, classes), nn.Linear(hidden, classes)
+        names = ("mask", "boundary") if settings.scoring == "both" else (settings.scoring,)
+        self.outputs = nn.ModuleDict({name: nn.Linear(hidden, classes) for name in names})
 
-    def forward(self, masks: Tensor, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask probabilities (N, M, M), RoI features (N, D, 14, 14), labels (N,) -> two raw scores (N,)."""
+    def forward(self, masks: Tensor, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Mask probabilities (N, M, M), RoI features (N, D, 14, 14), labels (N,) -> raw scores (N,), one or two."""
         masks = masks.detach().float()
         edges = laplacian(masks).clamp(0, 1)
         side = self.roi_size
@@ -97,9 +128,9 @@ class MaskScoring(nn.Module):
         hidden = self.tower(torch.cat([pooled.to(features.dtype), features], dim=1))
         hidden = self.linear(hidden.flatten(1))
         rows = torch.arange(len(labels), device=labels.device)
-        return self.iou(hidden)[rows, labels], self.boundary(hidden)[rows, labels]
+        return {name: output(hidden)[rows, labels] for name, output in self.outputs.items()}
 
-    def losses(self, masks: Tensor, truth: Tensor, scores: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def losses(self, masks: Tensor, truth: Tensor, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         """``loss_mask_iou`` and ``loss_mask_boundary``: 0.5 (s_hat - s)^2, mean over samples with a target over 0.
 
         Args:
@@ -108,9 +139,11 @@ class MaskScoring(nn.Module):
             scores: what :meth:`forward` gave.
         """
         with torch.no_grad():
-            targets = score_targets((masks.detach() >= 0.5).float(), truth.float())
+            iou, boundary = score_targets((masks.detach() >= 0.5).float(), truth.float())
+        named = {"mask": ("loss_mask_iou", iou), "boundary": ("loss_mask_boundary", boundary)}
         losses = {}
-        for name, raw, target in zip(("loss_mask_iou", "loss_mask_boundary"), scores, targets, strict=True):
+        for kind, raw in scores.items():
+            name, target = named[kind]
             counts = target > 0
             each = 0.5 * (raw.float() - target).square()
             mean = (each * counts).sum() / counts.sum().clamp(min=1) if len(raw) else zero_loss(raw)

@@ -8,7 +8,7 @@ N RoIs, M cells a side of a stage's grid, C classes, D channels of a stage's bou
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -32,13 +32,15 @@ class BeisSettings(ContrastSettings):
     """Settings of BEIS; what the paper leaves open is named here.
 
     Attributes:
-        channels: D of each stage, X_mid = X_BEF; one entry more than refinements. (256, 256, 256, 256) is the
-            paper's literal reading, four times the memory at 112 x 112.
-        max_rois: most RoIs an image the mask branch trains on (a 112 x 112 map of 256 channels is 12 MiB a RoI).
+        channels: D of each stage, X_mid = X_BEF; one entry more than refinements. The paper states none; its speeds
+            leave room for about these (see docs/heads.md).
+        sources: the RoI features that are fused: of the pyramid, of the finest level, or both.
+        max_rois: most RoIs an image the mask branch trains on (a 112 x 112 map of 32 channels is 1.5 MiB a RoI).
     """
 
-    channels: tuple[int, ...] = Field(default=(256, 256, 128, 64), min_length=2, max_length=4)
-    max_rois: int | None = 32
+    channels: tuple[int, ...] = Field(default=(256, 128, 64, 32), min_length=2, max_length=4)
+    sources: Literal["both", "pyramid", "finest"] = "both"
+    max_rois: int | None = None
 
 
 class BeisStage(nn.Module):
@@ -62,18 +64,21 @@ class BeisHead(RoiHead):
     def __init__(self, in_channels: int, classes: int, settings: BeisSettings) -> None:
         super().__init__()
         names = ["loss_mask"] + ["loss_ibdl"] * settings.ibdl + ["loss_cbdl"] * settings.cbdl
-        poolers = {"mask": Pooler(PYRAMID, 14), "fine": Pooler(FINEST, 14)}
+        both = {"mask": Pooler(PYRAMID, 14), "fine": Pooler(FINEST, 14)}
+        left_out = {"both": "", "pyramid": "fine", "finest": "mask"}[settings.sources]
+        poolers = {name: pooler for name, pooler in both.items() if name != left_out}
         self.spec = HeadSpec("roi", tuple(names), poolers)
         self.settings, self.max_rois = settings, settings.max_rois
         widths = settings.channels
-        self.fusion = conv_tower(2 * in_channels, widths[0], 3)
+        self.fusion = conv_tower(len(poolers) * in_channels, widths[0], 3)
         self.stages = nn.ModuleList(BeisStage(width, classes) for width in widths)
         self.refinements = nn.ModuleList(conv_tower(2 * before + 1, after, 3) for before, after in pairwise(widths))
         self.contrasts = [StageContrast(settings, classes, self.random) for _ in widths]
+        self.steps, self._computed = 0, False
 
     def forward(self, context: RoiContext) -> dict[str, Tensor]:
         """``mask`` of the last stage; in training ``mask_s`` and ``features_s`` of every stage s as well."""
-        mid = self.fusion(torch.cat([context.pooled["mask"], context.pooled["fine"]], dim=1))
+        mid = self.fusion(torch.cat([context.pooled[name] for name in self.spec.poolers], dim=1))
         out: dict[str, Tensor] = {}
         for index, stage in enumerate(self.stages):
             enhanced, instance, logits = stage(mid, context.labels)
@@ -88,6 +93,7 @@ class BeisHead(RoiHead):
 
     def losses(self, out: dict[str, Tensor], context: RoiContext) -> dict[str, Tensor]:
         """Sums over stages (eq. 9); the stages' own values are left in ``values``."""
+        self._computed = True
         totals = {name: zero_loss(*out.values()) for name in self.spec.loss_names}
         for index, contrast in enumerate(self.contrasts):
             logits = out[f"mask_{index}"]
@@ -103,20 +109,28 @@ class BeisHead(RoiHead):
                     context.labels,
                     roi_class_maps(context, size),
                 )
-                weight = self.settings.contrast_weight
+                weight = self._contrast_weight()
                 parts |= {name: weight * value for name, value in contrast.losses(stage).items()}
             for name, value in parts.items():
                 totals[name] = totals[name] + value
                 self.values[f"{name}_{size}"] = value.detach()
         return totals
 
+    def _contrast_weight(self) -> float:
+        """The weight of both losses at this step: it rises from 0 over the first ``contrast_ramp`` steps."""
+        ramp = self.settings.contrast_ramp
+        return self.settings.contrast_weight * (min(self.steps / ramp, 1.0) if ramp else 1.0)
+
     def after_step(self) -> None:
+        if self._computed:
+            self.steps, self._computed = self.steps + 1, False
         for contrast in self.contrasts:
             contrast.remember()
 
     def training_state(self) -> dict[str, Any]:
-        return {"contrasts": [contrast.state() for contrast in self.contrasts]}
+        return {"steps": self.steps, "contrasts": [contrast.state() for contrast in self.contrasts]}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
         for contrast, saved in zip(self.contrasts, state["contrasts"], strict=True):
             contrast.load_state(saved)

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from refiner_training.heads.beis_memory import ConfusionMatrix, FeatureBank, class_weights, weighted_sample
@@ -24,20 +24,24 @@ class ContrastSettings(HeadSettings):
 
     Attributes:
         ibdl, cbdl: the two losses; both off leaves the multi-stage head alone.
-        contrast_weight: of both losses; 1 in the paper (eq. 9), which trains a pretrained backbone.
+        contrast_weight: of both losses; 1 in the paper (eq. 9).
+        contrast_ramp: steps over which that weight rises from 0; the paper has none.
         aqs, aks: adaptive query and key selection; off draws uniformly.
         band_px: t, half the width of the band, in cells of the stage.
         hardness: delta of the query selection.
         queries: most queries a mask and side (IBDL) or a mask (CBDL).
         ibdl_keys, cbdl_keys: positive and negative keys of a query.
         bank_size: entries a side and stage; bank_warmup: entries each side must hold before CBDL starts.
-        normalize, tau: unit-length features and temperature of both losses.
+        normalize, tau: unit-length features and temperature of both losses. The paper states neither, likens its losses
+            to SupCon and InfoNCE, which normalise, and measures cosines (Table 1, eq. 7). Features as they are give the
+            backbone a gradient a hundred times the classifier's.
         pos_same_class: CBDL's positives also share the class.
     """
 
     ibdl: bool = True
     cbdl: bool = True
     contrast_weight: float = Field(default=1.0, gt=0)
+    contrast_ramp: int = Field(default=0, ge=0)
     aqs: bool = True
     aks: bool = True
     band_px: int = Field(default=3, ge=1)
@@ -47,7 +51,7 @@ class ContrastSettings(HeadSettings):
     cbdl_keys: tuple[int, int] = (16, 128)
     bank_size: int = Field(default=65536, ge=1)
     bank_warmup: int = Field(default=128, ge=1)
-    normalize: bool = False
+    normalize: bool = True
     tau: float = Field(default=1.0, gt=0)
     pos_same_class: bool = False
 
@@ -134,7 +138,7 @@ class StageContrast:
         inside, outside = inside.flatten(1), outside.flatten(1)
         y = stage.probability.flatten(1)
         hard = (outside, inside)
-        if self.settings.aqs:  # AQS (sec. 3.4): queries whose mask is not sure yet
+        if self.settings.aqs:  # AQS (sec. 3.3.3): queries whose mask is not sure yet
             hard = (outside & (y > 1 - self.settings.hardness), inside & (y < self.settings.hardness))
         features = stage.features.float().flatten(2).transpose(1, 2)
         return _Cells(features, (outside, inside), hard, stage.others.flatten(1))
@@ -177,6 +181,8 @@ class StageContrast:
             return zero_loss(cells.features)
         positives, negatives = settings.cbdl_keys
         queries, query_valid = weighted_sample((cells.hard[0] | cells.hard[1]).float(), settings.queries, generator)
+        for bank in self.banks:  # observed by another process, it may lie elsewhere
+            bank.to(cells.features.device)
         features, inside = _take(cells.features, queries), cells.sides[1].gather(1, queries)
         total = features.new_zeros(queries.shape)
         for side, bank in enumerate(self.banks):
@@ -234,8 +240,11 @@ class StageContrast:
         )
 
     def remember(self) -> None:
-        """Write what the last losses observed into the banks and the confusion matrix."""
-        for outside, outside_class, inside, inside_class, own, other, cosine in self._pending:
+        """Write what the last losses observed, in all processes, into the banks and the confusion matrix.
+
+        Every process writes the same in the same order, so they share one memory and any one's checkpoint holds it.
+        """
+        for outside, outside_class, inside, inside_class, own, other, cosine in _of_all_processes(self._pending):
             self.banks[0].push(outside, outside_class)
             self.banks[1].push(inside, inside_class)
             self.confusion.update(own, other, cosine)
@@ -250,6 +259,16 @@ class StageContrast:
         for bank, saved in zip(self.banks, state["banks"], strict=True):
             bank.load_state(saved)
         self.confusion.values = state["confusion"]
+
+
+def _of_all_processes(observed: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    """What all processes observed, in their order; alone, what this one did."""
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return list(observed)
+    gathered: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, [tuple(each.cpu() for each in entry) for entry in observed])
+    device = observed[0][0].device if observed else None
+    return [tuple(each.to(device) for each in entry) for part in gathered for entry in part]
 
 
 def _take(features: Tensor, indices: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def weighted_sample(weights: Tensor, count: int, generator: torch.Generator) -> 
 
 
 def class_weights(affinity: Tensor, key_classes: Tensor, key_valid: Tensor) -> Tensor:
-    """Adaptive key selection (BEIS, sec. 3.4): a class by softmax of the confusion row, then uniform inside it.
+    """Adaptive key selection (BEIS, sec. 3.3.3): a class by softmax of the confusion row, then uniform inside it.
 
     Args:
         affinity: (N, C), row u of the confusion matrix for each query's class u.
@@ -89,8 +89,9 @@ class FeatureBank:
         features, classes = features[finite][-self.capacity :], classes[finite][-self.capacity :]
         if len(features) == 0:
             return
-        if self._features is None or self._classes is None or self._features.device != features.device:
-            self._move(features)
+        if self._features is None:
+            self._begin(features)
+        self.to(features.device)
         assert self._features is not None
         assert self._classes is not None
         slots = (self._next + torch.arange(len(features), device=features.device)) % self.capacity
@@ -98,12 +99,14 @@ class FeatureBank:
         self._next = (self._next + len(features)) % self.capacity
         self._count = min(self._count + len(features), self.capacity)
 
-    def _move(self, like: Tensor) -> None:
-        if self._features is None or self._classes is None:
-            self._features = like.new_zeros((self.capacity, like.shape[1]))
-            self._classes = torch.zeros(self.capacity, dtype=torch.int64, device=like.device)
-        else:
-            self._features, self._classes = self._features.to(like.device), self._classes.to(like.device)
+    def to(self, device: torch.device) -> None:
+        """Move what is held."""
+        if self._features is not None and self._classes is not None:
+            self._features, self._classes = self._features.to(device), self._classes.to(device)
+
+    def _begin(self, like: Tensor) -> None:
+        self._features = like.new_zeros((self.capacity, like.shape[1]))
+        self._classes = torch.zeros(self.capacity, dtype=torch.int64, device=like.device)
 
     def state(self) -> dict[str, Any]:
         """Everything a checkpoint needs."""
@@ -121,7 +124,7 @@ class FeatureBank:
 
 
 class ConfusionMatrix:
-    """How alike the boundary features of two classes are: P (C, C), an average of cosines (BEIS, sec. 3.4)."""
+    """How alike the boundary features of two classes are: P (C, C), an average of cosines (BEIS, sec. 3.3.3)."""
 
     def __init__(self, classes: int, initial: float = 0.1, momentum: float = 0.99) -> None:
         self.momentum = momentum

@@ -6,7 +6,10 @@ N RoIs, C classes; features are (N, D, 14, 14), logits (N, 28, 28) of the chosen
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from refiner_training.heads.layers import MaskPredictor, conv, conv_tower
@@ -30,19 +33,21 @@ class BMaskSettings(HeadSettings):
         channels: width of the convolutions.
         padding: how the boundary target treats the RoI's border (``zero`` is the reference).
         squared: Dice with squared sums (the paper); False is the released code.
-        dice_weight: lambda of the boundary loss.
+        bce_weight: lambda of the boundary loss, Dice + lambda BCE; 0 leaves Dice alone.
+        fusion: which of the two fusions there are; ``none`` leaves two branches that meet in the loss alone.
         max_rois: most RoIs an image the mask branch trains on.
     """
 
     channels: int = 256
     padding: BoundaryPadding = "zero"
     squared: bool = True
-    dice_weight: float = 1.0
+    bce_weight: float = Field(default=1.0, ge=0)
+    fusion: Literal["both", "mask_to_boundary", "boundary_to_mask", "none"] = "both"
     max_rois: int | None = None
 
 
 class BMaskHead(RoiHead):
-    """Mask and boundary branches with mask-to-boundary and boundary-to-mask fusion (figure 3)."""
+    """Mask and boundary branches with mask-to-boundary and boundary-to-mask fusion (figure 4)."""
 
     def __init__(self, in_channels: int, classes: int, settings: BMaskSettings) -> None:
         super().__init__()
@@ -52,9 +57,11 @@ class BMaskHead(RoiHead):
         self.settings, self.max_rois = settings, settings.max_rois
         self.mask_tower = conv_tower(in_channels, width, 4)
         self.downsample = nn.Sequential(conv(in_channels, width, stride=2), nn.ReLU(inplace=True))
-        self.mask_to_boundary = conv(width, width, 1)
+        to_boundary = settings.fusion in ("both", "mask_to_boundary")
+        to_mask = settings.fusion in ("both", "boundary_to_mask")
+        self.mask_to_boundary = conv(width, width, 1) if to_boundary else None
         self.boundary_tower = conv_tower(width, width, 2)
-        self.boundary_to_mask = conv(width, width, 1)
+        self.boundary_to_mask = conv(width, width, 1) if to_mask else None
         self.fusion = nn.Sequential(conv(width, width), nn.ReLU(inplace=True))
         self.mask_predictor = MaskPredictor(width, width, classes)
         self.boundary_predictor = MaskPredictor(width, width, classes)
@@ -62,9 +69,13 @@ class BMaskHead(RoiHead):
     def features(self, pooled: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The fused mask features and the boundary features, each (N, D, 14, 14)."""
         mask = self.mask_tower(pooled["mask"])
-        boundary = self.downsample(pooled["boundary"]) + torch.relu(self.mask_to_boundary(mask))
+        boundary = self.downsample(pooled["boundary"])
+        if self.mask_to_boundary is not None:
+            boundary = boundary + torch.relu(self.mask_to_boundary(mask))
         boundary = self.boundary_tower(boundary)
-        return self.fusion(mask + torch.relu(self.boundary_to_mask(boundary))), boundary
+        if self.boundary_to_mask is not None:
+            mask = mask + torch.relu(self.boundary_to_mask(boundary))
+        return self.fusion(mask), boundary
 
     def forward(self, context: RoiContext) -> dict[str, Tensor]:
         mask, boundary = self.features(context.pooled)
@@ -78,6 +89,6 @@ class BMaskHead(RoiHead):
         return {
             "loss_mask": bce_loss(out["mask"], masks),
             "loss_boundary": boundary_loss(
-                out["boundary"], boundaries, dice_weight=self.settings.dice_weight, squared=self.settings.squared
+                out["boundary"], boundaries, bce_weight=self.settings.bce_weight, squared=self.settings.squared
             ),
         }

@@ -32,6 +32,9 @@ class SqueezeSettings(HeadSettings):
         channels: width of the convolutions.
         window_px: K of the dilation and erosion, in cells of the 28 x 28 grid.
         or_boundary: also count the boundary as contraction and expansion (released code; the paper does not).
+        fine: add the finest level's features; without them F_sum is F_RoI.
+        contraction, expansion: the two directions; each off leaves the other alone.
+        auxiliary: train boundary, contraction and expansion on targets of their own.
         detach_sum: stop the mask features' gradient in F_sum (released code; the paper does not).
         padding: how the boundary target treats the RoI's border.
         squared: Dice with squared sums (the paper).
@@ -41,6 +44,10 @@ class SqueezeSettings(HeadSettings):
     channels: int = 256
     window_px: int = 5
     or_boundary: bool = False
+    fine: bool = True
+    contraction: bool = True
+    expansion: bool = True
+    auxiliary: bool = True
     detach_sum: bool = False
     padding: BoundaryPadding = "zero"
     squared: bool = True
@@ -65,7 +72,11 @@ def warp(features: Tensor, flow: Tensor) -> Tensor:
 
 
 class Squeeze(nn.Module):
-    """One direction: a tower on F_sum and a flow that warps F_RoI towards the boundary (eqs. 1 and 2)."""
+    """One direction: a tower on F_sum gives F'_sum, which a flow warps towards the boundary (eqs. 1 and 2).
+
+    The flow is predicted from F'_sum and F_RoI. What is warped is F'_sum, so the finest level reaches the mask through
+    it and the two directions, with towers of their own, differ from the start.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -76,61 +87,79 @@ class Squeeze(nn.Module):
         nn.init.zeros_(self.flow.weight)  # training starts from the identity warp
 
     def forward(self, summed: Tensor, features: Tensor) -> Tensor:
-        flow = self.flow(torch.cat([self.tower(summed), features], dim=1))
-        return warp(features, flow).to(features.dtype)
+        own = self.tower(summed)
+        return warp(own, self.flow(torch.cat([own, features], dim=1))).to(features.dtype)
 
 
 class BoundarySqueezeModule(nn.Module):
-    """Contraction, expansion and boundary features, and their way back into the mask (figure 4, eqs. 3 and 4)."""
+    """Contraction, expansion and boundary features, and their way back into the mask (figure 4, eqs. 3 and 4).
 
-    def __init__(self, channels: int, detach_sum: bool = False) -> None:
+    Args:
+        channels: D.
+        detach_sum: stop the mask features' gradient in F_sum.
+        directions: those that there are, of contraction and expansion.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        detach_sum: bool = False,
+        directions: tuple[str, ...] = ("contraction", "expansion"),
+    ) -> None:
         super().__init__()
         self.detach_sum = detach_sum
-        self.contraction, self.expansion = Squeeze(channels), Squeeze(channels)
+        self.directions = nn.ModuleDict({name: Squeeze(channels) for name in directions})
         self.boundary = nn.Sequential(
             conv(channels, channels, bias=False), nn.ReLU(inplace=True), conv(channels, channels, bias=False)
         )
         self.to_mask = conv(channels, channels, 1)
         self.fusion = nn.Sequential(conv(channels, channels), nn.ReLU(inplace=True))
 
-    def forward(self, features: Tensor, fine: Tensor) -> dict[str, Tensor]:
-        """F_RoI and F'_RoI (N, D, h, w) -> ``mask, boundary, contraction, expansion`` features of that shape."""
-        summed = (features.detach() if self.detach_sum else features) + fine
-        contraction = self.contraction(summed, features)
-        expansion = self.expansion(summed, features)
-        boundary = self.boundary(contraction + expansion + features)
-        mask = self.fusion(features + torch.relu(self.to_mask(boundary)) + contraction + expansion)
-        return {"mask": mask, "boundary": boundary, "contraction": contraction, "expansion": expansion}
+    def forward(self, features: Tensor, fine: Tensor | None) -> dict[str, Tensor]:
+        """F_RoI and F'_RoI (N, D, h, w) -> ``mask, boundary`` and each direction's features of that shape."""
+        summed = features.detach() if self.detach_sum else features
+        if fine is not None:
+            summed = summed + fine
+        squeezed = {name: direction(summed, features) for name, direction in self.directions.items()}
+        around = sum(squeezed.values(), features)
+        boundary = self.boundary(around)
+        return {"mask": self.fusion(around + torch.relu(self.to_mask(boundary))), "boundary": boundary, **squeezed}
 
 
 class BoundarySqueezeHead(RoiHead):
     """BoundarySqueeze as a mask head of Mask R-CNN, 14 x 14 -> 28 x 28."""
 
-    outputs = ("mask", "boundary", "contraction", "expansion")
-
     def __init__(self, in_channels: int, classes: int, settings: SqueezeSettings) -> None:
         super().__init__()
         width = settings.channels
-        poolers = {"mask": Pooler(PYRAMID, 14), "fine": Pooler(FINEST, 28)}
+        directions = tuple(name for name in ("contraction", "expansion") if getattr(settings, name))
+        self.outputs = ("mask", *(("boundary", *directions) if settings.auxiliary else ()))
+        poolers = {"mask": Pooler(PYRAMID, 14)}
+        if settings.fine:
+            poolers["fine"] = Pooler(FINEST, 28)
         self.spec = HeadSpec("roi", tuple(f"loss_{name}" for name in self.outputs), poolers)
         self.settings, self.max_rois = settings, settings.max_rois
         self.mask_tower = conv_tower(in_channels, width, 4)
-        self.downsample = nn.Sequential(conv(in_channels, width, stride=2), nn.ReLU(inplace=True))
-        self.squeeze = BoundarySqueezeModule(width, settings.detach_sum)
+        self.downsample: nn.Module | None = None
+        if settings.fine:
+            self.downsample = nn.Sequential(conv(in_channels, width, stride=2), nn.ReLU(inplace=True))
+        self.squeeze = BoundarySqueezeModule(width, settings.detach_sum, directions)
         self.predictors = nn.ModuleDict({name: MaskPredictor(width, width, classes) for name in self.outputs})
 
     def forward(self, context: RoiContext) -> dict[str, Tensor]:
-        features = self.squeeze(self.mask_tower(context.pooled["mask"]), self.downsample(context.pooled["fine"]))
+        fine = None if self.downsample is None else self.downsample(context.pooled["fine"])
+        features = self.squeeze(self.mask_tower(context.pooled["mask"]), fine)
         wanted = self.outputs if self.training else ("mask",)
         return {name: self.predictors[name](features[name], context.labels) for name in wanted}
 
     def losses(self, out: dict[str, Tensor], context: RoiContext) -> dict[str, Tensor]:
         masks, boundaries = context.boundary_targets(out["mask"].shape[-1], self.settings.padding)
-        contraction, expansion = squeeze_targets(masks, boundaries, self.settings.window_px, self.settings.or_boundary)
+        shells = squeeze_targets(masks, boundaries, self.settings.window_px, self.settings.or_boundary)
         squared = self.settings.squared
-        return {
-            "loss_mask": bce_loss(out["mask"], masks),
-            "loss_boundary": boundary_loss(out["boundary"], boundaries, squared=squared),
-            "loss_contraction": dice_loss(out["contraction"], contraction, squared=squared),
-            "loss_expansion": dice_loss(out["expansion"], expansion, squared=squared),
-        }
+        losses = {"loss_mask": bce_loss(out["mask"], masks)}
+        if "boundary" in self.outputs:
+            losses["loss_boundary"] = boundary_loss(out["boundary"], boundaries, squared=squared)
+        for name, target in zip(("contraction", "expansion"), shells, strict=True):
+            if name in self.outputs:
+                losses[f"loss_{name}"] = dice_loss(out[name], target, squared=squared)
+        return losses

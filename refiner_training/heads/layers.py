@@ -39,6 +39,21 @@ def conv(in_channels: int, out_channels: int, kernel: int = 3, *, stride: int = 
     return layer
 
 
+def small_start(layer: nn.Module) -> None:
+    """Weights from a normal distribution of std 0.01 and biases of 0: logits start near 0, whatever the features."""
+    assert isinstance(layer, nn.Conv2d)
+    nn.init.normal_(layer.weight, std=0.01)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def predictor(in_channels: int, outputs: int) -> nn.Conv2d:
+    """The 1x1 convolution that ends a branch, started by :func:`small_start` as the papers' released code does."""
+    layer = nn.Conv2d(in_channels, outputs, 1)
+    small_start(layer)
+    return layer
+
+
 def conv_tower(in_channels: int, channels: int, count: int) -> nn.Sequential:
     """``count`` times (3x3 convolution, ReLU)."""
     steps: list[nn.Module] = []

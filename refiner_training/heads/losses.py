@@ -60,9 +60,9 @@ def dice_loss(logits: Tensor, targets: Tensor, *, squared: bool = True, eps: flo
     return dice_per_sample(logits, targets, squared=squared, eps=eps).mean()
 
 
-def boundary_loss(logits: Tensor, targets: Tensor, *, dice_weight: float = 1.0, squared: bool = True) -> Tensor:
-    """BCE + lambda * Dice on boundaries (BMask R-CNN, eq. 1, lambda = 1; BoundarySqueeze, eq. 6)."""
-    return bce_loss(logits, targets) + dice_weight * dice_loss(logits, targets, squared=squared)
+def boundary_loss(logits: Tensor, targets: Tensor, *, bce_weight: float = 1.0, squared: bool = True) -> Tensor:
+    """Dice + lambda * BCE on boundaries (BMask R-CNN, eq. 2, lambda = 1; BoundarySqueeze, eq. 6)."""
+    return dice_loss(logits, targets, squared=squared) + bce_weight * bce_loss(logits, targets)
 
 
 def crisp_loss(logits: Tensor, targets: Tensor, *, bce_weight: float = 0.001, eps: float = 1.0) -> Tensor:
@@ -109,7 +109,7 @@ def contrastive_loss(
         negatives: (..., J, D) opposite-side features.
         positive_valid: (..., Q, P) bool: keys that count, the query itself excluded.
         negative_valid: (..., J) bool.
-        normalize: divide features by their norm first (then use tau about 0.1).
+        normalize: divide features by their norm first.
         tau: temperature, divides distances.
 
     Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pydantic import Field
 from torch import Tensor
 
 from refiner_training.heads.layers import Init, MaskPredictor, conv_tower
@@ -13,13 +14,14 @@ class PlainSettings(HeadSettings):
     """Settings of the plain mask head.
 
     Attributes:
-        channels: width of the convolutions.
+        channels: width of the convolutions; convs: their number (8 costs what the boundary heads do).
         binarise: train on 0/1 targets, as the boundary heads do; False is torchvision's soft rule.
         init: ``paper`` initialises the predictor as the boundary heads do, ``torchvision`` as torchvision does.
         max_rois: most RoIs an image the mask branch trains on.
     """
 
     channels: int = 256
+    convs: int = Field(default=4, ge=1)
     binarise: bool = True
     init: Init = "paper"
     max_rois: int | None = None
@@ -32,7 +34,7 @@ class PlainMaskHead(RoiHead):
         super().__init__()
         self.spec = HeadSpec("roi", ("loss_mask",), {"mask": Pooler(PYRAMID, 14)})
         self.settings, self.max_rois = settings, settings.max_rois
-        self.tower = conv_tower(in_channels, settings.channels, 4)
+        self.tower = conv_tower(in_channels, settings.channels, settings.convs)
         self.predictor = MaskPredictor(settings.channels, settings.channels, classes, settings.init)
 
     def forward(self, context: RoiContext) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ def binarise(masks: Tensor) -> Tensor:
 
 
 def laplacian(masks: Tensor, padding: Padding = "zero") -> Tensor:
-    """Response of the 3x3 Laplacian kernel (centre 8, eight times -1), clamped at 0 (BMask R-CNN, sec. 3.4).
+    """Response of the 3x3 Laplacian kernel (centre 8, eight times -1), clamped at 0 (BMask R-CNN, sec. 3.3).
 
     Args:
         masks: (..., H, W) of any values in [0, 1].
@@ -71,7 +71,7 @@ def laplacian(masks: Tensor, padding: Padding = "zero") -> Tensor:
 def laplace_boundary(masks: Tensor, padding: Padding = "zero") -> Tensor:
     """The inner ring of binary masks: foreground with a background pixel among its 8 neighbours.
 
-    Source: BMask R-CNN, sec. 3.4 (Laplacian, positive responses). Shapes as in :func:`laplacian`; values 0 and 1.
+    Source: BMask R-CNN, sec. 3.3 (Laplacian, positive responses). Shapes as in :func:`laplacian`; values 0 and 1.
     ``zero`` makes foreground at the border of the grid boundary, as the reference implementation does.
     """
     return (laplacian(masks, padding) > 0).float()
@@ -129,7 +129,7 @@ def boundary_band(masks: Tensor, contour: Tensor, radius_px: int = 3) -> tuple[T
 
 
 def holistic_boundary(masks: Tensor, canvas: tuple[int, int], stride: int) -> Tensor:
-    """The boundary basis' target: each instance's boundary at basis resolution, OR over instances (B2Inst, sec. 3.2).
+    """The boundary basis' target: each instance's boundary at basis resolution, OR over instances (B2Inst, sec. 4.1).
 
     Args:
         masks: (G, H, W) of one image; G may be 0.

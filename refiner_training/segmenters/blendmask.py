@@ -9,167 +9,45 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection import FCOS
-from torchvision.models.detection.fcos import FCOSHead, FCOSRegressionHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image, roi_align
 
-from bpr_service.config import Settings
-from refiner_training.heads.b2inst import B2InstSettings, MaskScoring, boundary_basis_loss, rescore
-from refiner_training.heads.layers import conv, kaiming, own_rng
+from refiner_training.heads.b2inst import (
+    B2InstSettings,
+    MaskScoring,
+    basis_map,
+    boundary_basis_loss,
+    head_losses,
+    rescore,
+)
 from refiner_training.heads.losses import zero_loss
 from refiner_training.heads.targets import binarise, holistic_boundary, project_masks
-from refiner_training.segmenters.backbone import FeaturePyramid, group_norm
+from refiner_training.segmenters.backbone import FeaturePyramid
 from refiner_training.segmenters.base import Detections, Segmenter, Target, clean_targets
+from refiner_training.segmenters.blendmask_layers import AttentionHead, BasisModule, BlendMaskConfig, blend
 from refiner_training.segmenters.mask_rcnn import InputConfig
 
 BASIS_STRIDE = 4
 
 
-class BlendMaskConfig(Settings):
-    """The detector and the basis module.
-
-    Attributes:
-        bases: K without the boundary basis.
-        basis_channels: width of the basis tower; basis_norm: its norm.
-        attention: A; 14 in BlendMask, 7 in B2Inst. None takes the paper's for the head.
-        mask_size: R.
-        max_masks: most positive locations of a batch whose masks are trained.
-        semantic_weight: weight of the auxiliary semantic loss on P3.
-        score_threshold: on sqrt(class * centreness); nms_threshold, candidates a level, detections.
-    """
-
-    bases: int = 4
-    basis_channels: int = 128
-    basis_norm: Literal["batch", "group"] = "batch"
-    attention: int | None = Field(default=None, ge=1)
-    mask_size: int = 56
-    max_masks: int = 500
-    semantic_weight: float = 0.3
-    score_threshold: float = 0.2
-    nms_threshold: float = 0.6
-    candidates: int = 1000
-    detections: int = 100
-
-
-class AttentionBoxHead(FCOSRegressionHead):  # type: ignore[misc]
-    """FCOS' box tower with a third output: the attention, K * A^2 numbers a location."""
-
-    def __init__(self, in_channels: int, numbers: int) -> None:
-        super().__init__(in_channels, 1)
-        with own_rng():  # its size depends on the head; what follows must not
-            self.attention = nn.Conv2d(in_channels, numbers, 3, padding=1)
-            nn.init.normal_(self.attention.weight, std=0.01)
-            nn.init.constant_(self.attention.bias, 0.0)  # type: ignore[arg-type]
-
-    def forward(self, x: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (B, L, 4), centreness (B, L, 1), attention (B, L, K * A^2), the first two float32."""
-        towers = [self.conv(features) for features in x]
-
-        def flat(maps: list[Tensor]) -> Tensor:
-            return torch.cat([each.flatten(2).transpose(1, 2) for each in maps], dim=1)
-
-        return (
-            flat([torch.relu(self.bbox_reg(tower)) for tower in towers]).float(),
-            flat([self.bbox_ctrness(tower) for tower in towers]).float(),
-            flat([self.attention(tower) for tower in towers]),
-        )
-
-
-class AttentionHead(FCOSHead):  # type: ignore[misc]
-    """FCOS' head with attention; keeps what the losses matched, for the mask loss."""
-
-    def __init__(self, in_channels: int, classes: int, numbers: int) -> None:
-        super().__init__(in_channels, 1, classes)
-        self.regression_head = AttentionBoxHead(in_channels, numbers)
-
-    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
-        boxes, centreness, attention = self.regression_head(x)
-        logits = self.classification_head(x).float()
-        return {
-            "cls_logits": logits,
-            "bbox_regression": boxes,
-            "bbox_ctrness": centreness,
-            "attention": attention,
-        }
-
-    def compute_loss(
-        self,
-        targets: list[Target],
-        head_outputs: dict[str, Tensor],
-        anchors: list[Tensor],
-        matched_idxs: list[Tensor],
-    ) -> dict[str, Any]:
-        losses: dict[str, Any] = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
-        losses["matched"] = matched_idxs
-        return losses
-
-
-class BasisModule(nn.Module):
-    """P3, P4, P5 -> K bases at stride 4, and semantic logits of P3 in training (section 3.2).
-
-    Args:
-        in_channels: of the pyramid.
-        outputs: K.
-        classes: C of the auxiliary semantic loss.
-    """
-
-    def __init__(self, in_channels: int, outputs: int, classes: int, config: BlendMaskConfig) -> None:
-        super().__init__()
-        width = config.basis_channels
-        norm = nn.BatchNorm2d if config.basis_norm == "batch" else group_norm
-
-        def block(source: int) -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(source, width, 3, padding=1, bias=False), norm(width), nn.ReLU(inplace=True))
-
-        self.refine = nn.ModuleList(block(in_channels) for _ in range(3))
-        self.tower = nn.Sequential(*(block(width) for _ in range(3)))
-        self.top = block(width)
-        self.semantic = nn.Sequential(block(in_channels), block(width), nn.Conv2d(width, classes, 1))
-        kaiming(self)
-        with own_rng():
-            self.bases = conv(width, outputs, 1)
-
-    def forward(self, levels: list[Tensor]) -> Tensor:
-        """Levels P3, P4, P5 (B, D, h, w) -> (B, K, 2h, 2w) of P3's h, w."""
-        merged = self.refine[0](levels[0])
-        for refine, level in zip(self.refine[1:], levels[1:3], strict=True):
-            merged = merged + F.interpolate(refine(level), merged.shape[-2:], mode="bilinear", align_corners=False)
-        fine = F.interpolate(self.tower(merged), scale_factor=2, mode="bilinear", align_corners=False)
-        bases: Tensor = self.bases(self.top(fine))
-        return bases
-
-
-def blend(bases: Tensor, attention: Tensor) -> Tensor:
-    """Sum of the bases weighted by attention, softmax over the bases (BlendMask, eq. 3).
-
-    Args:
-        bases: (n, K, R, R) cut out of the image for each instance.
-        attention: (n, K, A, A).
-
-    Returns:
-        (n, R, R) mask logits.
-    """
-    weights = F.interpolate(attention.float(), bases.shape[-2:], mode="bilinear", align_corners=False)
-    return (weights.softmax(dim=1) * bases.float()).sum(dim=1)
-
-
 @dataclass(frozen=True)
 class _Pass:
-    """One pass over a batch: the resized images, pyramid levels, head outputs, anchors and bases (B, K, h, w)."""
+    """One pass over a batch: the resized images, pyramid levels, head outputs, anchors, bases (B, K, h, w), and
+    the logits of the boundary basis (B, h, w) where there is one."""
 
     images: ImageList
     levels: list[Tensor]
     outputs: dict[str, Tensor]
     anchors: list[Tensor]
     bases: Tensor
+    boundary: Tensor | None
 
 
 class BlendMask(Segmenter):
@@ -186,7 +64,7 @@ class BlendMask(Segmenter):
         super().__init__()
         self.config, self.classes, self.b2inst = config, classes, b2inst
         self.attention = config.attention or (14 if b2inst is None else 7)
-        self.kernels = config.bases + (b2inst is not None)
+        self.kernels = config.bases + (b2inst is not None and b2inst.basis)
         width = pyramid.out_channels
         self.detector = FCOS(
             pyramid,
@@ -203,14 +81,11 @@ class BlendMask(Segmenter):
         self.basis = BasisModule(width, self.kernels, classes, config)
         names = ["classification", "bbox_regression", "bbox_ctrness", "loss_mask", "loss_semantic"]
         self.scoring: MaskScoring | None = None
-        if b2inst is not None:
-            names.append("loss_boundary_basis")
-            if b2inst.scoring:
-                self.scoring = MaskScoring(width, classes, b2inst)
-                self.score_pool = MultiScaleRoIAlign(["0", "1", "2"], MaskScoring.roi_size, sampling_ratio=2)
-                self.score_keys = ("scores", "mask_scores")
-                names += ["loss_mask_iou", "loss_mask_boundary"]
-        self.loss_names = tuple(names)
+        if b2inst is not None and b2inst.scoring != "none":
+            self.scoring = MaskScoring(width, classes, b2inst)
+            self.score_pool = MultiScaleRoIAlign(["0", "1", "2"], MaskScoring.roi_size, sampling_ratio=2)
+            self.score_keys = ("scores", "mask_scores")
+        self.loss_names = (*names, *head_losses(b2inst))
 
     def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> Any:
         if self.training:
@@ -225,7 +100,11 @@ class BlendMask(Segmenter):
         levels = list(self.detector.backbone(images.tensors).values())
         outputs = self.detector.head(levels)
         anchors = self.detector.anchor_generator(images, levels)
-        return _Pass(images, levels, outputs, anchors, self.basis(levels))
+        bases, boundary = self.basis(levels), None
+        if self.b2inst is not None and self.b2inst.basis:
+            boundary = bases[:, -1]
+            bases = torch.cat([bases[:, :-1], basis_map(boundary, self.b2inst)[:, None]], dim=1)
+        return _Pass(images, levels, outputs, anchors, bases, boundary)
 
     # ---- training ------------------------------------------------------------------------------------------
 
@@ -235,10 +114,10 @@ class BlendMask(Segmenter):
         matched = losses.pop("matched")
         losses |= self._mask_losses(run, targets, matched)
         losses["loss_semantic"] = self._semantic_loss(run, targets)
-        if self.b2inst is not None:
+        if self.b2inst is not None and run.boundary is not None:
             canvas = (int(run.images.tensors.shape[-2]), int(run.images.tensors.shape[-1]))
             truth = [holistic_boundary(t["masks"], canvas, BASIS_STRIDE) for t in targets]
-            losses["loss_boundary_basis"] = boundary_basis_loss(run.bases[:, -1], torch.stack(truth), self.b2inst)
+            losses["loss_boundary_basis"] = boundary_basis_loss(run.boundary, torch.stack(truth), self.b2inst)
         return losses
 
     def _mask_losses(self, run: _Pass, targets: list[Target], matched: list[Tensor]) -> dict[str, Tensor]:
@@ -335,7 +214,7 @@ class BlendMask(Segmenter):
         scores = torch.cat([each["scores"] for each in found])
         mask_scores = scores
         if self.scoring is not None:
-            mask_scores = rescore(scores, *self.scoring(masks, self._score_features(run, boxes), labels))
+            mask_scores = rescore(scores, self.scoring(masks, self._score_features(run, boxes), labels))
         counts = [len(each) for each in boxes]
         results = []
         for index, (grids, ranks) in enumerate(

@@ -18,10 +18,10 @@ from refiner_training.heads.boundary_squeeze import SqueezeSettings
 from refiner_training.heads.boundary_squeeze_dense import DenseSqueezeSettings
 from refiner_training.heads.plain import PlainSettings
 from refiner_training.segmenters.backbone import BackboneConfig
-from refiner_training.segmenters.blendmask import BlendMaskConfig
+from refiner_training.segmenters.blendmask_layers import BlendMaskConfig
 from refiner_training.segmenters.deeplab import DeepLabConfig
 from refiner_training.segmenters.mask_rcnn import InputConfig, MaskRcnnConfig
-from refiner_training.segmenters.yolact import YolactConfig
+from refiner_training.segmenters.yolact_layers import YolactConfig
 
 
 class InstanceData(Settings):

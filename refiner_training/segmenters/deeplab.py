@@ -24,7 +24,7 @@ from refiner_training.heads.boundary_squeeze_dense import (
     DenseSqueezeSettings,
     dense_squeeze_losses,
 )
-from refiner_training.heads.layers import conv
+from refiner_training.heads.layers import conv, predictor, small_start
 from refiner_training.heads.losses import zero_loss
 from refiner_training.segmenters.backbone import BackboneConfig
 from refiner_training.segmenters.base import Segmenter, Target
@@ -50,9 +50,9 @@ class DeepLabConfig(Settings):
 
 
 class SqueezeDecoder(DeepLabV3PlusDecoder):  # type: ignore[misc]
-    """smp's decoder with BoundarySqueeze in place of the concatenation with the stride-4 features.
+    """smp's decoder, its concatenation with the stride-4 features included, and BoundarySqueeze on what it gives.
 
-    F_RoI is ASPP's output upsampled to stride 4, F' a 1x1 convolution of the encoder's stride-4 features.
+    F_RoI is the decoder's output at stride 4, F' a 1x1 convolution of the encoder's stride-4 features.
     """
 
     def __init__(self, encoder_channels: list[int], config: DeepLabConfig, detach_sum: bool) -> None:
@@ -60,15 +60,12 @@ class SqueezeDecoder(DeepLabV3PlusDecoder):  # type: ignore[misc]
             encoder_channels, 5, config.decoder_channels, config.atrous_rates, config.output_stride, True,
             config.dropout,
         )  # fmt: skip
-        del self.block1, self.block2
         self.fine = conv(encoder_channels[2], config.decoder_channels, 1)
         self.squeeze = BoundarySqueezeModule(config.decoder_channels, detach_sum)
 
     def forward(self, features: list[Tensor]) -> dict[str, Tensor]:
         """``mask, boundary, contraction, expansion``, each (B, D, h, w)."""
-        fine = self.fine(features[2])
-        coarse = self.up(self.aspp(features[-1]))
-        squeezed: dict[str, Tensor] = self.squeeze(coarse, fine)
+        squeezed: dict[str, Tensor] = self.squeeze(super().forward(features), self.fine(features[2]))
         return squeezed
 
 
@@ -101,13 +98,15 @@ class DeepLab(Segmenter):
             decoder_aspp_dropout=config.dropout,
             classes=classes,
         )
+        small_start(self.model.segmentation_head[0])
         self.loss_names: tuple[str, ...] = ("loss_ce",)
         if squeeze is not None:
             self.loss_names += SPEC.loss_names
             decoder = SqueezeDecoder(self.model.encoder.out_channels, config, squeeze.detach_sum)
-            decoder.aspp.load_state_dict(self.model.decoder.aspp.state_dict())  # all rows start alike
+            decoder.load_state_dict(self.model.decoder.state_dict(), strict=False)  # all rows start alike
             self.model.decoder = decoder
-            self.auxiliary = nn.ModuleDict({name: conv(config.decoder_channels, classes, 1) for name in AUXILIARY})
+            width = config.decoder_channels
+            self.auxiliary = nn.ModuleDict({name: predictor(width, classes) for name in AUXILIARY})
 
     def logits(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) normalised images -> ``mask`` (B, C, H, W), in training also auxiliary (B, C, h, w)."""

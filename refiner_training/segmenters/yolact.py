@@ -12,147 +12,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection import _utils as detection
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign, box_iou, clip_boxes_to_image, roi_align
 
-from bpr_service.config import Settings
-from refiner_training.heads.b2inst import B2InstSettings, MaskScoring, boundary_basis_loss, rescore
-from refiner_training.heads.layers import conv, conv_tower, own_rng
+from refiner_training.heads.b2inst import B2InstSettings, MaskScoring, boundary_basis_loss, head_losses, rescore
+from refiner_training.heads.layers import predictor
 from refiner_training.heads.losses import zero_loss
 from refiner_training.heads.targets import binarise, laplace_boundary, project_masks
 from refiner_training.segmenters.backbone import FeaturePyramid
 from refiner_training.segmenters.base import Detections, Segmenter, Target, clean_targets
 from refiner_training.segmenters.mask_rcnn import InputConfig
+from refiner_training.segmenters.yolact_layers import (
+    PredictionHead,
+    PrototypeNet,
+    YolactConfig,
+    crop_mask,
+    fast_nms,
+    make_anchors,
+)
 
 SCORE_GRID = 28  # cells a side of the masks that the scoring head reads
-
-
-class YolactConfig(Settings):
-    """The model; defaults are the paper's at 550 x 550.
-
-    Attributes:
-        size_px: S; images are resized to S x S whatever their shape.
-        anchor_sizes: one per level P3..P7, in pixels of the input; each with the ratios 1, 1/2 and 2.
-        prototypes: K without the boundary basis.
-        channels: width of the prototype tower and the prediction head.
-        max_masks: most positive anchors an image whose masks are trained.
-        box_weight, mask_weight, semantic_weight: of the losses; class loss weighs 1.
-        score_threshold, nms_threshold, candidates a class, detections.
-    """
-
-    size_px: int = Field(default=550, ge=64)
-    anchor_sizes: tuple[float, float, float, float, float] = (24, 48, 96, 192, 384)
-    prototypes: int = 32
-    channels: int = 256
-    max_masks: int = 100
-    box_weight: float = 1.5
-    mask_weight: float = 6.125
-    semantic_weight: float = 1.0
-    score_threshold: float = 0.05
-    nms_threshold: float = 0.5
-    candidates: int = 200
-    detections: int = 100
-
-
-def make_anchors(shapes: list[tuple[int, int]], sizes: tuple[float, ...], side: int) -> Tensor:
-    """(L, 4) anchors ``x0 y0 x1 y1`` in pixels: per level, cell by cell, the ratios 1, 1/2 and 2.
-
-    Centres are spread evenly over the input. torchvision's generator steps by whole pixels and would fall
-    67 pixels behind across 550 pixels and 69 cells.
-    """
-    levels = []
-    roots = torch.tensor([1.0, 0.5, 2.0]).sqrt()
-    for (rows, columns), size in zip(shapes, sizes, strict=True):
-        ys, xs = (torch.arange(rows) + 0.5) * side / rows, (torch.arange(columns) + 0.5) * side / columns
-        centres = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1).reshape(-1, 1, 2)
-        half = torch.stack([size * roots, size / roots], dim=1)[None] / 2
-        levels.append(torch.cat([centres - half, centres + half], dim=2).reshape(-1, 4))
-    return torch.cat(levels)
-
-
-def fast_nms(
-    boxes: Tensor, scores: Tensor, threshold: float, candidates: int, most: int, lowest: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Fast NMS (YOLACT, sec. 5): a box goes when any better one of its class overlaps it, removed or not.
-
-    Args:
-        boxes: (L, 4); scores: (L, C - 1) without background.
-
-    Returns:
-        anchor indices, labels (1..C-1) and scores, each (n,), best first, n at most ``most``.
-    """
-    top, places = scores.t().topk(min(candidates, len(boxes)), dim=1)
-    chosen = boxes[places]
-    overlap = torch.stack([box_iou(each, each) for each in chosen]).triu(1)
-    keep = (overlap.amax(dim=1) <= threshold) & (top > lowest)
-    labels = torch.arange(1, scores.shape[1] + 1, device=boxes.device)[:, None].expand_as(places)[keep]
-    best, order = top[keep].topk(min(most, int(keep.sum())))
-    return places[keep][order], labels[order], best
-
-
-def crop_mask(boxes: Tensor, height: int, width: int) -> Tensor:
-    """(n, h, w) bool: cells whose centre lies in the box, at least one cell; boxes in cells."""
-    xs = torch.arange(width, device=boxes.device) + 0.5
-    ys = torch.arange(height, device=boxes.device) + 0.5
-    x0, y0, x1, y1 = (each[:, None] for each in boxes.unbind(1))
-    x0, y0 = x0.floor(), y0.floor()
-    x1, y1 = torch.maximum(x1.ceil(), x0 + 1), torch.maximum(y1.ceil(), y0 + 1)
-    inside_x, inside_y = (xs > x0) & (xs < x1), (ys > y0) & (ys < y1)
-    return inside_y[:, :, None] & inside_x[:, None, :]
-
-
-class PrototypeNet(nn.Module):
-    """P3 -> prototypes at stride 4 (figure 3); the boundary basis, if any, is a last channel of raw logits."""
-
-    def __init__(self, in_channels: int, config: YolactConfig, boundary: bool) -> None:
-        super().__init__()
-        self.tower = conv_tower(in_channels, config.channels, 3)
-        self.fine = nn.Sequential(conv(config.channels, config.channels), nn.ReLU(inplace=True))
-        self.prototypes = conv(config.channels, config.prototypes, 1)
-        with own_rng():
-            self.boundary = conv(config.channels, 1, 1) if boundary else None
-
-    def forward(self, finest: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, D, g, g) -> prototypes (B, K, 2g, 2g) and boundary logits (B, 2g, 2g) or None."""
-        up = F.interpolate(self.tower(finest), scale_factor=2, mode="bilinear", align_corners=False)
-        fine = self.fine(up)
-        prototypes = torch.relu(self.prototypes(fine)).float()
-        if self.boundary is None:
-            return prototypes, None
-        boundary = self.boundary(fine)[:, 0].float()
-        return torch.cat([prototypes, boundary.sigmoid()[:, None]], dim=1), boundary
-
-
-class PredictionHead(nn.Module):
-    """Class, box and coefficients of three anchors a cell, shared by all levels (figure 4)."""
-
-    anchors = 3
-
-    def __init__(self, in_channels: int, classes: int, kernels: int, channels: int) -> None:
-        super().__init__()
-        self.shared = nn.Sequential(conv(in_channels, channels), nn.ReLU(inplace=True))
-        numbers = {"classes": classes, "boxes": 4, "coefficients": kernels}
-        self.outputs = nn.ModuleDict()
-        for name, count in numbers.items():
-            with own_rng():  # the coefficients' number depends on the head; what follows must not
-                layer = conv(channels, self.anchors * count)
-                nn.init.xavier_uniform_(layer.weight)
-                self.outputs[name] = layer
-
-    def forward(self, levels: list[Tensor]) -> dict[str, Tensor]:
-        """``classes`` (B, L, C), ``boxes`` (B, L, 4), ``coefficients`` (B, L, K) in (-1, 1), all float32."""
-        shared = [self.shared(level) for level in levels]
-        found = {}
-        for name, layer in self.outputs.items():
-            maps = [layer(each).permute(0, 2, 3, 1) for each in shared]
-            flat = [each.reshape(len(each), -1, each.shape[-1] // self.anchors) for each in maps]
-            found[name] = torch.cat(flat, dim=1).float()
-        found["coefficients"] = found["coefficients"].tanh()
-        return found
 
 
 @dataclass(frozen=True)
@@ -178,7 +60,8 @@ class Yolact(Segmenter):
         super().__init__()
         self.config, self.classes, self.b2inst = config, classes, b2inst
         width = pyramid.out_channels
-        self.kernels = config.prototypes + (b2inst is not None)
+        boundary = b2inst is not None and b2inst.basis
+        self.kernels = config.prototypes + boundary
         self.pyramid = pyramid
         self.transform = GeneralizedRCNNTransform(
             config.size_px,
@@ -189,20 +72,17 @@ class Yolact(Segmenter):
             fixed_size=(config.size_px, config.size_px),
         )
         self.prediction = PredictionHead(width, classes, self.kernels, config.channels)
-        self.prototype_net = PrototypeNet(width, config, b2inst is not None)
-        self.semantic = conv(width, classes - 1, 1)
+        self.prototype_net = PrototypeNet(width, config, boundary)
+        self.semantic = predictor(width, classes - 1)
         self.coder = detection.BoxCoder((10.0, 10.0, 5.0, 5.0))
         self.matcher = detection.Matcher(0.5, 0.4, allow_low_quality_matches=True)
         names = ["loss_class", "loss_box", "loss_mask", "loss_semantic"]
         self.scoring: MaskScoring | None = None
-        if b2inst is not None:
-            names.append("loss_boundary_basis")
-            if b2inst.scoring:
-                self.scoring = MaskScoring(width, classes, b2inst)
-                self.score_pool = MultiScaleRoIAlign(["0", "1", "2"], MaskScoring.roi_size, sampling_ratio=2)
-                self.score_keys = ("scores", "mask_scores")
-                names += ["loss_mask_iou", "loss_mask_boundary"]
-        self.loss_names = tuple(names)
+        if b2inst is not None and b2inst.scoring != "none":
+            self.scoring = MaskScoring(width, classes, b2inst)
+            self.score_pool = MultiScaleRoIAlign(["0", "1", "2"], MaskScoring.roi_size, sampling_ratio=2)
+            self.score_keys = ("scores", "mask_scores")
+        self.loss_names = (*names, *head_losses(b2inst))
 
     def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> Any:
         if self.training:
@@ -369,7 +249,7 @@ class Yolact(Segmenter):
             grids = self._roi_masks(masks * crop_mask(cells, *masks.shape[-2:]), cells)
             levels = [level[index : index + 1] for level in run.levels]
             one = _Pass(levels, {}, run.anchors, run.prototypes, None)
-            mask_scores = rescore(best, *self.scoring(grids, self._score_features(one, [boxes]), labels))
+            mask_scores = rescore(best, self.scoring(grids, self._score_features(one, [boxes]), labels))
         height, width = original
         scale = boxes.new_tensor([width, height, width, height]) / config.size_px
         rects = boxes.new_tensor([0, 0, width, height]).expand(len(boxes), 4)

@@ -10,27 +10,36 @@ import torch
 from refiner_training.heads.b2inst import (
     B2InstSettings,
     MaskScoring,
+    basis_map,
     boundary_basis_loss,
     rescore,
     score_targets,
 )
-from refiner_training.segmenters.blendmask import BlendMask, blend
+from refiner_training.segmenters.blendmask import BlendMask
+from refiner_training.segmenters.blendmask_layers import blend
 from refiner_training.segmenters.registry import build_segmenter
-from refiner_training.segmenters.yolact import Yolact, crop_mask, fast_nms, make_anchors
+from refiner_training.segmenters.yolact import Yolact
+from refiner_training.segmenters.yolact_layers import crop_mask, fast_nms, make_anchors
+
+FORMS: Any = ("probability", "signed", "logits")
 
 
 def test_mask_score() -> None:
-    score = rescore(torch.tensor([0.81]), torch.tensor([0.64]), torch.tensor([0.25]))
-    assert score.item() == pytest.approx(0.324)
+    factors = {"mask": torch.tensor([0.64]), "boundary": torch.tensor([0.25])}
+    assert rescore(torch.tensor([0.81]), factors).item() == pytest.approx(0.324)
+    assert rescore(torch.tensor([0.81]), {"boundary": torch.tensor([0.25])}).item() == pytest.approx(0.2025)
 
 
 def test_negative_raw_scores_give_zero_not_nan() -> None:
-    score = rescore(torch.tensor([0.9, 0.9]), torch.tensor([-0.3, 0.5]), torch.tensor([0.5, -2.0]))
+    score = rescore(
+        torch.tensor([0.9, 0.9]), {"mask": torch.tensor([-0.3, 0.5]), "boundary": torch.tensor([0.5, -2.0])}
+    )
     assert score.tolist() == [0.0, 0.0]
 
 
 def test_raw_scores_over_one_are_clamped() -> None:
-    assert rescore(torch.tensor([0.5]), torch.tensor([3.0]), torch.tensor([1.0])).item() == pytest.approx(0.5)
+    factors = {"mask": torch.tensor([3.0]), "boundary": torch.tensor([1.0])}
+    assert rescore(torch.tensor([0.5]), factors).item() == pytest.approx(0.5)
 
 
 def test_score_targets_of_a_shifted_square() -> None:
@@ -49,13 +58,27 @@ def test_score_targets_of_empty_masks_are_finite() -> None:
     assert torch.isfinite(boundary).all()
 
 
-@pytest.mark.parametrize("kind", ["bce_dice", "crisp"])
-def test_basis_loss_trains_without_instances(kind: Any) -> None:
+@pytest.mark.parametrize("kinds", [("bce",), ("dice",), ("crisp",), ("bce", "dice", "crisp")])
+def test_basis_loss_trains_without_instances(kinds: Any) -> None:
     logits = torch.zeros(2, 8, 8, requires_grad=True)
-    loss = boundary_basis_loss(logits, torch.zeros(2, 8, 8), B2InstSettings(basis_loss=kind))
+    loss = boundary_basis_loss(logits, torch.zeros(2, 8, 8), B2InstSettings(basis_losses=kinds))
     loss.backward()
     assert logits.grad is not None
     assert (logits.grad > 0).all(), "an empty target pushes all logits down"
+
+
+def test_the_basis_loss_is_the_sum_of_its_parts() -> None:
+    logits, truth = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0)), torch.ones(2, 8, 8)
+    parts = [boundary_basis_loss(logits, truth, B2InstSettings(basis_losses=(n,))) for n in ("bce", "dice", "crisp")]
+    torch.testing.assert_close(boundary_basis_loss(logits, truth, B2InstSettings()), torch.stack(parts).sum())
+
+
+def test_the_basis_enters_the_sum_as_a_bounded_map() -> None:
+    logits = torch.tensor([-30.0, 0.0, 30.0])
+    found = {form: basis_map(logits, B2InstSettings(basis_form=form)).tolist() for form in FORMS}
+    assert found["probability"] == pytest.approx([0, 0.5, 1])
+    assert found["signed"] == pytest.approx([-1, 0, 1])
+    assert found["logits"] == [-30, 0, 30]
 
 
 def scoring() -> MaskScoring:
@@ -67,7 +90,7 @@ def test_scoring_head_reads_258_channels_and_ends_at_7() -> None:
     head = MaskScoring(256, 3, B2InstSettings())
     assert head.tower[0].in_channels == 258
     assert head.linear[0].in_features == 256 * 49
-    assert head.iou.out_features == head.boundary.out_features == 3
+    assert [output.out_features for output in head.outputs.values()] == [3, 3]
 
 
 def test_scoring_must_not_change_the_masks() -> None:
@@ -86,7 +109,7 @@ def test_scoring_losses_skip_targets_of_zero() -> None:
     truth = torch.zeros(2, 28, 28)
     truth[:, 4:20, 4:20] = 1
     raw = torch.tensor([7.0, 0.5])  # the first has IoU 0 and does not count
-    losses = head.losses(masks, truth, (raw, raw))
+    losses = head.losses(masks, truth, {"mask": raw, "boundary": raw})
     assert losses["loss_mask_iou"].item() == pytest.approx(0.5 * 0.25)
 
 
@@ -164,9 +187,10 @@ def test_rescoring_changes_the_order_never_the_boxes(configure: Any, arch: str) 
     model: Any = build_segmenter(arch, "b2inst", configure(arch, **overrides)).eval()
     image = torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.nn.init.normal_(model.scoring.iou.weight, std=0.5)
-        model.scoring.iou.bias.fill_(0.5)
-        model.scoring.boundary.bias.fill_(0.5)
+        torch.manual_seed(0)
+        torch.nn.init.normal_(model.scoring.outputs["mask"].weight, std=0.05)
+        for output in model.scoring.outputs.values():
+            output.bias.fill_(0.5)
         scored = model([image])[0]
         model.scoring = None
         plain = model([image])[0]
@@ -180,6 +204,6 @@ def test_rescoring_changes_the_order_never_the_boxes(configure: Any, arch: str) 
 
 @pytest.mark.parametrize("arch", ["blendmask", "yolact"])
 def test_scoring_can_be_off(configure: Any, arch: str) -> None:
-    model = build_segmenter(arch, "b2inst", configure(arch, **{"heads.b2inst.scoring": False}))
+    model = build_segmenter(arch, "b2inst", configure(arch, **{"heads.b2inst.scoring": "none"}))
     assert "loss_boundary_basis" in model.loss_names
     assert "loss_mask_iou" not in model.loss_names

@@ -135,7 +135,7 @@ def test_equal_features_cost_2_log_9_within_and_log_9_across() -> None:
 
 
 def test_separated_sides_cost_less_than_mixed_ones() -> None:
-    settings = BeisSettings(cbdl=False)
+    settings = BeisSettings(cbdl=False, normalize=False)
     apart = stage_input(torch.ones(1, 4, 28, 28)).masks[:, None] * 6 * torch.ones(1, 4, 1, 1)
     mixed = torch.randn(1, 4, 28, 28, generator=torch.Generator().manual_seed(0))
     costs = [
@@ -304,3 +304,57 @@ def test_own_random_numbers_do_not_touch_the_detectors() -> None:
 def test_warmup_over_the_bank_is_refused() -> None:
     with pytest.raises(ConfigError, match="bank_warmup"):
         build(BeisSettings, {"bank_size": 8, "bank_warmup": 9})
+
+
+def test_a_fresh_head_s_contrast_pulls_no_harder_than_its_masks() -> None:
+    """Normalised features, the default: of the order of the mask loss. As they are, the contrast drowns it."""
+
+    def pull(normalize: bool) -> float:
+        head = make_head(normalize=normalize, bank_warmup=1)
+        context = make_context()
+        for pooled in context.pooled.values():
+            pooled.mul_(100).requires_grad_()
+        step(head, context)
+        losses = head.losses(head(context), context)
+        (losses["loss_ibdl"] + losses["loss_cbdl"]).backward()
+        return float(sum(p.grad.abs().sum() for p in context.pooled.values() if p.grad is not None))
+
+    assert pull(True) < pull(False) / 10
+
+
+def test_the_contrast_rises_from_nothing() -> None:
+    head, context = make_head(contrast_ramp=2), make_context()
+    weights = []
+    for _ in range(4):
+        weights.append(head._contrast_weight())
+        step(head, context)
+        head.after_step()  # again, as before a checkpoint: the step counts once
+    assert weights == [0, 0.5, 1, 1]
+    other = make_head(contrast_ramp=2)
+    other.load_training_state(head.training_state())
+    assert other._contrast_weight() == 1
+
+
+@pytest.mark.parametrize("sources", ["pyramid", "finest"])
+def test_one_source_of_features(sources: Any) -> None:
+    head, context = make_head(sources=sources), make_context()
+    assert len(head.spec.poolers) == 1
+    losses = step(head, context)
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
+def test_processes_share_their_observations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks, played one after the other: both write what both saw."""
+    from refiner_training.heads import beis_contrast
+
+    seen = [(torch.full((1, 2), float(rank)),) * 7 for rank in (0, 1)]
+
+    def gather(into: list[Any], own: Any) -> None:
+        into[:] = [[seen[0]], [seen[1]]]
+
+    monkeypatch.setattr(beis_contrast.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(beis_contrast.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(beis_contrast.distributed, "all_gather_object", gather)
+    for rank in (0, 1):
+        found = beis_contrast._of_all_processes([seen[rank]])
+        assert [float(entry[0][0, 0]) for entry in found] == [0, 1]

@@ -82,6 +82,26 @@ def test_loss_names(pair: tuple[str, str], model: Segmenter, batch: Any) -> None
     assert all(value.ndim == 0 for value in losses.values())
 
 
+PREDICTORS = {
+    "mask_rcnn": (".logits.",),
+    "blendmask": ("basis.bases.", "basis.semantic.2."),
+    "yolact": ("prototype_net.boundary.", "semantic."),
+    "deeplabv3plus": ("segmentation_head.0.", "auxiliary."),
+}
+
+
+def test_predictors_start_near_zero(pair: tuple[str, str], model: Segmenter) -> None:
+    """Whatever a fresh network's features are, it begins undecided: small weights, no bias."""
+    found = [(n, p) for n, p in model.named_parameters() if any(part in n for part in PREDICTORS[pair[0]])]
+    found = [(n, p) for n, p in found if pair[0] != "yolact" or n.startswith(("semantic.", "prototype_net."))]
+    assert found
+    for name, parameter in found:
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+        else:
+            assert parameter.detach().std() < 0.02, name
+
+
 def test_finite_losses_and_gradients(model: Segmenter, batch: Any) -> None:
     for _ in range(2):  # the second step meets full banks
         losses = losses_of(model, batch)

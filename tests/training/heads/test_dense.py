@@ -29,6 +29,22 @@ def test_logits_and_decoder_shapes(model: Any) -> None:
     assert decoded["mask"].shape == (1, 256, 32, 32)
 
 
+def test_the_concatenation_with_fine_features_stays_and_they_reach_the_squeeze(model: Any) -> None:
+    model = model.eval()
+    features = model.model.encoder(torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
+    decoder = model.model.decoder
+    before = decoder(features)
+    assert not torch.allclose(before["contraction"], before["expansion"])
+    with torch.no_grad():
+        decoder.fine.weight.zero_()
+        decoder.fine.bias.zero_()
+        alone = decoder(features)["mask"]  # the stride-4 features reach it through the concatenation only
+        features[2] = features[2] + 1
+        assert not torch.allclose(decoder(features)["mask"], alone)
+        decoder.fine.weight.normal_()
+        assert not torch.allclose(decoder(features)["mask"], alone)
+
+
 def random_logits(classes: int = 3, size: int = 16, batch: int = 1) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return {name: torch.randn(batch, classes, size, size, generator=generator).requires_grad_() for name in AUXILIARY}

@@ -86,8 +86,8 @@ def test_bce_counts_valid_pixels_only() -> None:
 
 def test_boundary_loss_is_bce_plus_dice() -> None:
     logits = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(0))
-    expected = bce_loss(logits, ring()) + 0.5 * dice_loss(logits, ring())
-    torch.testing.assert_close(boundary_loss(logits, ring(), dice_weight=0.5), expected)
+    expected = dice_loss(logits, ring()) + 0.5 * bce_loss(logits, ring())
+    torch.testing.assert_close(boundary_loss(logits, ring(), bce_weight=0.5), expected)
 
 
 def test_crisp_loss_is_one_when_perfect_and_finite_without_positives() -> None:

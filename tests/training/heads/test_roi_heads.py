@@ -179,13 +179,51 @@ def test_squeeze_has_four_outputs_in_training_and_one_in_evaluation(squeeze: Bou
 
 
 def test_squeeze_flows_start_at_zero_and_learn(squeeze: BoundarySqueezeHead) -> None:
-    flow = squeeze.squeeze.contraction.flow
+    flow = squeeze.squeeze.directions["contraction"].flow
     assert not flow.weight.any()
     torch.nn.init.normal_(squeeze.predictors["contraction"].logits.weight)
     context = context_of(2)
     squeeze.losses(squeeze(context), context)["loss_contraction"].backward()
     assert flow.weight.grad is not None
     assert flow.weight.grad.abs().sum() > 0
+
+
+def test_squeeze_on_a_fresh_module_reaches_the_finest_level(squeeze: BoundarySqueezeHead) -> None:
+    """What is warped is the tower's output, so P2 counts and the directions differ before any training."""
+    features, fine = (torch.randn(2, 8, 14, 14, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    one, other = squeeze.squeeze(features, fine), squeeze.squeeze(features, fine + 1)
+    assert not torch.allclose(one["mask"], other["mask"])
+    assert not torch.allclose(one["contraction"], one["expansion"])
+    one["mask"].square().sum().backward()
+    for direction in squeeze.squeeze.directions.values():
+        gradients = [layer.weight.grad for layer in direction.tower if hasattr(layer, "weight")]
+        assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
+
+
+ABLATIONS: list[tuple[Any, set[str]]] = [
+    (BMaskSettings(channels=8, fusion="none", bce_weight=0), {"mask", "boundary"}),
+    (BMaskSettings(channels=8, fusion="mask_to_boundary"), {"mask", "boundary"}),
+    (BMaskSettings(channels=8, fusion="boundary_to_mask"), {"mask", "boundary"}),
+    (SqueezeSettings(channels=8, fine=False), {"mask", "boundary", "contraction", "expansion"}),
+    (SqueezeSettings(channels=8, expansion=False), {"mask", "boundary", "contraction"}),
+    (SqueezeSettings(channels=8, contraction=False), {"mask", "boundary", "expansion"}),
+    (SqueezeSettings(channels=8, auxiliary=False), {"mask"}),
+    (PlainSettings(channels=8, convs=8), {"mask"}),
+]
+
+
+@pytest.mark.parametrize(("settings", "outputs"), ABLATIONS, ids=lambda value: str(value)[:60])
+def test_ablations_of_the_papers_train_every_parameter(settings: Any, outputs: set[str]) -> None:
+    makers: dict[type, Any] = {BMaskSettings: BMaskHead, SqueezeSettings: BoundarySqueezeHead}
+    head = makers.get(type(settings), PlainMaskHead)(8, 5, settings)
+    context = context_of(2)
+    out = head(context)
+    losses = head.losses(out, context)
+    assert set(out) == outputs
+    assert tuple(losses) == head.spec.loss_names
+    sum(losses.values(), torch.zeros(())).backward()
+    unused = {name for name, parameter in head.named_parameters() if parameter.grad is None}
+    assert unused == set()
 
 
 def test_detach_sum_stops_the_gradient_in_the_sum_only() -> None:
@@ -195,7 +233,7 @@ def test_detach_sum_stops_the_gradient_in_the_sum_only() -> None:
     for detach in (False, True):
         torch.manual_seed(0)
         module = BoundarySqueezeModule(4, detach)
-        torch.nn.init.normal_(module.contraction.flow.weight, std=0.1)
+        torch.nn.init.normal_(module.directions["contraction"].flow.weight, std=0.1)
         features = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
         fine = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
         module(features, fine)["mask"].square().sum().backward()
