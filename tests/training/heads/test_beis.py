@@ -333,28 +333,3 @@ def test_the_contrast_rises_from_nothing() -> None:
     other = make_head(contrast_ramp=2)
     other.load_training_state(head.training_state())
     assert other._contrast_weight() == 1
-
-
-@pytest.mark.parametrize("sources", ["pyramid", "finest"])
-def test_one_source_of_features(sources: Any) -> None:
-    head, context = make_head(sources=sources), make_context()
-    assert len(head.spec.poolers) == 1
-    losses = step(head, context)
-    assert all(torch.isfinite(value) for value in losses.values())
-
-
-def test_processes_share_their_observations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two ranks, played one after the other: both write what both saw."""
-    from refiner_training.heads import beis_contrast
-
-    seen = [(torch.full((1, 2), float(rank)),) * 7 for rank in (0, 1)]
-
-    def gather(into: list[Any], own: Any) -> None:
-        into[:] = [[seen[0]], [seen[1]]]
-
-    monkeypatch.setattr(beis_contrast.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(beis_contrast.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(beis_contrast.distributed, "all_gather_object", gather)
-    for rank in (0, 1):
-        found = beis_contrast._of_all_processes([seen[rank]])
-        assert [float(entry[0][0, 0]) for entry in found] == [0, 1]
