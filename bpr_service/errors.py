@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class BprError(Exception):
@@ -52,6 +52,35 @@ class BprError(Exception):
         if fix:
             text += f". {fix[0].upper()}{fix[1:]}"
         super().__init__(text)
+
+
+def fields_of(error: BprError) -> dict[str, Any]:
+    """What an error says, JSON-ready: ``rebuild(**fields_of(error))`` is the same error in another process."""
+    names = ("expected", "got", "fix", "pointer", "faults", "retry_after_s")
+    parts = {name: getattr(error, name) for name in names if getattr(error, name, None)}
+    return {"code": error.code, "message": str(error), **parts}
+
+
+def rebuild(code: str, message: str, **parts: Any) -> BprError:
+    """The error that ``code`` names, with its message and parts as they were; a `BprError` where none has the code."""
+    kind = _by_code().get(code, BprError)
+    error = kind.__new__(kind)
+    Exception.__init__(error, message)
+    for name, value in {"expected": "", "got": "", "fix": "", **parts}.items():
+        setattr(error, name, value)
+    if issubclass(kind, BusyError | NotReadyError):
+        error.__dict__.setdefault("retry_after_s", 1.0)
+    return error
+
+
+def _by_code() -> dict[str, type[BprError]]:
+    kinds: dict[str, type[BprError]] = {}
+    waiting: list[type[BprError]] = [BprError]
+    while waiting:
+        kind = waiting.pop()
+        kinds.setdefault(kind.code, kind)
+        waiting.extend(kind.__subclasses__())
+    return kinds
 
 
 class InputError(BprError):

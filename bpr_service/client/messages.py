@@ -17,8 +17,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from bpr_service import errors
-from bpr_service.errors import BprError, InputError, NotReadyError
+from bpr_service.errors import BusyError, InputError, NotReadyError, rebuild
 from bpr_service.masks.mask import Mask, as_mask
 
 MAX_DELAY_S = 30.0
@@ -188,28 +187,12 @@ def answer(response: httpx.Response) -> Any:
         code, detail = str(problem["code"]), str(problem["detail"])
     except (ValueError, KeyError, TypeError):
         problem, code, detail = {}, "", f"HTTP {response.status_code}"
-    kind = _by_code().get(code, BprError)
-    error = kind.__new__(kind)
-    Exception.__init__(error, detail)
-    for part in ("expected", "got", "fix"):
-        setattr(error, part, str(problem.get(part, "")))
-    for part in ("pointer", "faults", "request_id"):
-        if problem.get(part):
-            setattr(error, part, problem[part])
-    if isinstance(error, errors.BusyError | NotReadyError):
+    names = ("expected", "got", "fix", "pointer", "faults", "request_id")
+    parts = {name: problem[name] for name in names if problem.get(name)}
+    error = rebuild(code, detail, **parts)
+    if isinstance(error, BusyError | NotReadyError):
         error.retry_after_s = retry_after(response)
     raise error
-
-
-def _by_code() -> dict[str, type[BprError]]:
-    kinds: dict[str, type[BprError]] = {}
-    waiting: list[type[BprError]] = [BprError]
-    while waiting:
-        kind = waiting.pop()
-        kinds.setdefault(kind.code, kind)
-        waiting.extend(kind.__subclasses__())
-    kinds["malformed_body"] = InputError
-    return kinds
 
 
 def retry_after(response: httpx.Response) -> float:

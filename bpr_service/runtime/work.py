@@ -160,14 +160,13 @@ class Work:
     def __init__(
         self,
         slot: Slot,
-        decode: Callable[[Work], tuple[Lane, Stages]],
-        encode: Callable[[Work, Any], Any],
+        decode: Callable[[Work], tuple[Lane, Stages]] | None,
+        encode: Callable[[Work, Any], Any] | None,
         *,
         deadline: float,
     ) -> None:
         self.slot = slot
-        self.decode: Callable[[Work], tuple[Lane, Stages]] | None = decode
-        self.encode: Callable[[Work, Any], Any] | None = encode
+        self.decode, self.encode = decode, encode
         self.deadline = deadline
         self.future: Future[Any] = Future()
         self.started_at = time.monotonic()

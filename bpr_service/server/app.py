@@ -9,12 +9,13 @@ from starlette.responses import Response
 
 from bpr_service.errors import BprError
 from bpr_service.runtime.engine import Engine
-from bpr_service.server.http import health, routes
+from bpr_service.server.codec.label_studio import PredictRequest
+from bpr_service.server.codec.pool import Pool
+from bpr_service.server.http import health, label_studio, routes
 from bpr_service.server.http.auth import Keys
 from bpr_service.server.http.gate import Gate
 from bpr_service.server.http.openapi import install_openapi, problems
 from bpr_service.server.http.problems import problem_response
-from bpr_service.server.label_studio import routes as label_studio
 from bpr_service.server.metrics import Metrics
 from bpr_service.server.models import Catalogue, ServedModels
 from bpr_service.server.page import routes as page
@@ -29,6 +30,7 @@ def create_app(
     keys: Keys | None = None,
     metrics: Metrics | None = None,
     job_router: APIRouter | None = None,
+    pool: Pool | None = None,
 ) -> FastAPI:
     """The service around a running (or starting) ``engine``.
 
@@ -43,6 +45,7 @@ def create_app(
     if keys is None:
         keys = Keys(path=settings.api_keys_file)
     app.state.engine, app.state.settings, app.state.metrics = engine, settings, metrics
+    app.state.pool = pool or Pool(2 * settings.cpu_workers)
     app.state.fleet_text = None  # the metrics of all processes, where this one is of a fleet
     app.state.catalogue = catalogue or ServedModels()
     for router in (health.router, routes.router, label_studio.router, page.router):
@@ -52,7 +55,7 @@ def create_app(
     for kind in (BprError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _problem)
     app.add_middleware(Gate, keys=keys, metrics=metrics, settings=settings)
-    install_openapi(app, label_studio.PredictRequest)
+    install_openapi(app, PredictRequest)
     if settings.otel:
         from bpr_service.server.telemetry import instrument
 

@@ -19,9 +19,8 @@ from bpr_service.errors import BprError
 from bpr_service.jobs.dbos_setup import queues_of
 from bpr_service.jobs.engine import Load
 from bpr_service.jobs.settings import JobSettings
-from bpr_service.server.http import health, routes
+from bpr_service.server.http import health, label_studio, routes
 from bpr_service.server.http.jobs import job_router
-from bpr_service.server.label_studio import routes as label_studio
 from bpr_service.server.metrics import Metrics
 from bpr_service.server.page import routes as page
 from bpr_service.server.settings import ServerSettings

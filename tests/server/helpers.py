@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import cv2
@@ -21,6 +22,7 @@ from bpr_service.masks.mask import Mask
 from bpr_service.runtime.dummy import DummyModels
 from bpr_service.runtime.engine import Engine
 from bpr_service.server.app import create_app
+from bpr_service.server.codec.pool import Pool
 from bpr_service.server.http.connection import guarded
 from bpr_service.server.metrics import Metrics
 from bpr_service.server.process.build import warm_stages
@@ -39,6 +41,14 @@ class Running:
     client: httpx.Client
 
 
+@cache
+def pool() -> Pool:
+    """The processes that read and write for all servers of a test run; they end with it."""
+    shared = Pool(4)
+    shared.start()
+    return shared
+
+
 @contextlib.contextmanager
 def serving(
     settings: dict[str, Any] | None = None, models: Any = None, start: bool = True, **parts: Any
@@ -48,7 +58,7 @@ def serving(
     engine = Engine(models or DummyModels(), config, warm=warm_stages, events=metrics)
     if start:
         engine.start()
-    app = create_app(engine, config, metrics=metrics, **parts)
+    app = create_app(engine, config, metrics=metrics, **{"pool": pool(), **parts})
     with socket.socket() as door:
         door.bind(("127.0.0.1", 0))
         port = door.getsockname()[1]

@@ -1,4 +1,4 @@
-"""From a body to images and masks, in a pool thread; every cap is checked before the step that it guards."""
+"""From a body to an image and its masks; every cap is checked before the step that it guards."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import orjson
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from bpr_service.errors import BodyError, BprError, InputError, LimitError, MaskError
+from bpr_service.errors import BodyError, BprError, InputError, LimitError
 from bpr_service.masks.images import read_image
 from bpr_service.masks.mask import Mask, as_mask
-from bpr_service.runtime.work import Slot
 from bpr_service.server.codec.faults import located, validated
-from bpr_service.server.codec.limits import check_runs, picture_size
+from bpr_service.server.codec.memory import MASK_BYTES, Allowance, json_bytes
 from bpr_service.server.codec.multipart import Part, parse_multipart
+from bpr_service.server.codec.pictures import check_runs, check_size, read_header
 from bpr_service.server.codec.schemas import (
     EncodedFile,
     InstanceRequest,
@@ -30,13 +30,9 @@ from bpr_service.server.codec.schemas import (
     SemanticRequest,
     Task,
 )
-from bpr_service.server.settings import ServerSettings
 
 JSON = "application/json"
 MULTIPART = "multipart/form-data"
-
-BYTES_PER_MASK_PIXEL = 8
-"""Reserved for a pixel of a mask's box: the crop, and the sums of the overlapping patches."""
 
 _M = TypeVar("_M", bound=BaseModel)
 _KINDS: dict[Task, type[InstanceRequest] | type[SemanticRequest] | type[PanopticRequest]] = {
@@ -46,8 +42,19 @@ _KINDS: dict[Task, type[InstanceRequest] | type[SemanticRequest] | type[Panoptic
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The server's settings that bound what a request may hold."""
+
+    max_pixels: int
+    max_masks: int
+    max_runs: int
+    max_mask_pixels: int
+    max_body_bytes: int
+
+
 @dataclass(slots=True)
-class Call:
+class Asked:
     """A request whose shape is right and whose pictures are still files."""
 
     task: Task
@@ -59,15 +66,14 @@ class Call:
     segments_info: list[SegmentInfo] | None = None
 
 
-def parse_call(body: bytes, content_type: str, task: Task) -> Call:
-    """The call in a JSON or multipart body. Raises `BodyError` (400), `InputError` (422), `LimitError`
-    (413).
-    """
+def parse(body: memoryview, content_type: str, task: Task, allowance: Allowance) -> Asked:
+    """What a JSON or multipart body asks for. Raises `BodyError` (400), `InputError` (422), `LimitError` (413)."""
     if content_type.lower().startswith(MULTIPART):
-        return _from_parts(parse_multipart(body, content_type), task)
-    request = validated(_KINDS[task], load_json(body))
+        allowance.take(3 * len(body))
+        return _from_parts(parse_multipart(bytes(body), content_type), task, allowance)
+    request = validated(_KINDS[task], load_json(body, allowance))
     label_map = getattr(request, "label_map", None) or getattr(request, "segment_map", None)
-    return Call(
+    return Asked(
         task,
         decode_base64(request.image.data, "/image/data"),
         request.masks,
@@ -77,8 +83,9 @@ def parse_call(body: bytes, content_type: str, task: Task) -> Call:
     )
 
 
-def load_json(body: bytes) -> Any:
+def load_json(body: bytes | memoryview, allowance: Allowance) -> Any:
     """``body`` as JSON. Raises `BodyError` where it is none, or nested too deeply to be read."""
+    allowance.take(json_bytes(np.frombuffer(body, np.uint8)))
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -110,7 +117,7 @@ def _map_name(task: Task) -> str:
 # ---------------------------------------------------------------- multipart
 
 
-def _from_parts(parts: list[Part], task: Task) -> Call:
+def _from_parts(parts: list[Part], task: Task, allowance: Allowance) -> Asked:
     """``image`` (a file), ``masks`` (JSON, or PNG files, one a mask; of the other tasks one map),
     ``options``.
     """
@@ -123,12 +130,12 @@ def _from_parts(parts: list[Part], task: Task) -> Call:
         if part.name == "image":
             image = part.data
         elif part.name == "options":
-            options = load_json(part.data)
+            options = load_json(part.data, allowance)
         elif part.name == "segments_info":
-            segments = load_json(part.data)
+            segments = load_json(part.data, allowance)
         elif part.name in ("masks", "label_map", "segment_map"):
             if part.data.lstrip()[:1] in (b"[", b"{"):
-                listed = load_json(part.data)
+                listed = load_json(part.data, allowance)
             else:
                 pngs.append(part.data)
         else:
@@ -149,7 +156,7 @@ def _from_parts(parts: list[Part], task: Task) -> Call:
         masks = (masks or []) + [_png_mask(data) for data in pngs]
     elif len(pngs) > 1:
         raise InputError(f"{len(pngs)} maps", expected="one PNG", got=str(len(pngs)), fix="send one")
-    return Call(
+    return Asked(
         task,
         image,
         masks,
@@ -180,40 +187,37 @@ def _list_of(kind: type[_M], value: Any, name: str) -> list[_M] | None:
 # ---------------------------------------------------------------- pictures and masks
 
 
-def decode_image(call: Call, settings: ServerSettings, slot: Slot) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB. The header is checked and the memory reserved before anything is decoded."""
+def decode_image(data: bytes, limits: Limits, allowance: Allowance) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB. The header is checked and the memory taken before anything is decoded."""
     try:
-        height, width = picture_size(call.image, settings.max_pixels)
-        slot.reserve(4 * height * width)
-        return read_image(call.image, max_pixels=settings.max_pixels)
+        header = read_header(data, limits.max_pixels)
+        allowance.at_least(header.decode_bytes)
+        return read_image(data, max_pixels=limits.max_pixels)
     except BprError as error:
         raise located(error, "/image") from None
 
 
-def decode_masks(masks: list[MaskIn], height: int, width: int, settings: ServerSettings, slot: Slot) -> list[Mask]:
+def decode_masks(masks: list[MaskIn], height: int, width: int, limits: Limits, allowance: Allowance) -> list[Mask]:
     """Masks of an (H, W) image. Number and runs are checked first; the boxes' pixels are added up as they
     come.
     """
-    if len(masks) > settings.max_masks:
-        got = str(len(masks))
-        raise LimitError(
-            "too many masks", expected=f"at most {settings.max_masks}", got=got, fix="send fewer, or use a job"
-        )
+    check_number(len(masks), limits)
     out: list[Mask] = []
     pixels = 0
     for index, item in enumerate(masks):
         try:
             orjson.dumps(item.model_extra)  # what cannot be sent back must not be worked on
-            mask = _decode_mask(item.segmentation, height, width, settings)
+            mask = _decode_mask(item.segmentation, height, width, limits, allowance)
             pixels += mask.crop.size
-            if pixels > settings.max_mask_pixels:
+            if pixels > limits.max_mask_pixels:
                 raise LimitError(
                     "the masks are too large together",
-                    expected=f"boxes of at most {settings.max_mask_pixels} pixels in all",
+                    expected=f"boxes of at most {limits.max_mask_pixels} pixels in all",
                     got=f"more at mask {index}",
                     fix="send fewer at once, or use a job",
                 )
-            slot.reserve(BYTES_PER_MASK_PIXEL * mask.crop.size)
+            allowance.take(2 * mask.crop.size)
+            allowance.last(MASK_BYTES * mask.crop.size)
         except BprError as error:
             raise located(error, f"/masks/{index}/segmentation") from None
         except orjson.JSONEncodeError:
@@ -225,32 +229,30 @@ def decode_masks(masks: list[MaskIn], height: int, width: int, settings: ServerS
     return out
 
 
-def _decode_mask(segmentation: Any, height: int, width: int, settings: ServerSettings) -> Mask:
+def check_number(masks: int, limits: Limits) -> None:
+    """Raise `LimitError` where there are more masks than a request may have."""
+    if masks > limits.max_masks:
+        got = str(masks)
+        raise LimitError(
+            "too many masks", expected=f"at most {limits.max_masks}", got=got, fix="send fewer, or use a job"
+        )
+
+
+def _decode_mask(segmentation: Any, height: int, width: int, limits: Limits, allowance: Allowance) -> Mask:
+    """One mask; the frame's pixels are the most that drawing any kind of it takes, a few times over."""
     if isinstance(segmentation, Rle):
         rle = {"size": segmentation.size, "counts": segmentation.counts}
-        check_runs(rle, settings.max_runs)
-        return as_mask(rle, height, width, max_pixels=settings.max_pixels)
+        check_runs(rle, limits.max_runs)
+        allowance.at_least(16 * len(segmentation.counts) + 2 * height * width)
+        return as_mask(rle, height, width, max_pixels=limits.max_pixels)
     if isinstance(segmentation, list):
-        check_runs(segmentation, settings.max_runs)
-        return as_mask(segmentation, height, width, max_pixels=settings.max_pixels)
+        check_runs(segmentation, limits.max_runs)
+        allowance.at_least(64 * sum(len(part) for part in segmentation) + 3 * height * width)
+        return as_mask(segmentation, height, width, max_pixels=limits.max_pixels)
     soft = isinstance(segmentation, PngMask) and segmentation.soft
     if isinstance(segmentation, _PngBytes):
         data = segmentation.raw
     else:
         data = decode_base64(segmentation.png if isinstance(segmentation, PngMask) else segmentation, "")
-    check_size(data, height, width, settings.max_pixels, "mask")
-    return Mask.from_png(data, soft=soft, max_pixels=settings.max_pixels)
-
-
-def check_size(data: bytes, height: int, width: int, max_pixels: int, what: str) -> None:
-    """Raise `MaskError` where the header of a picture says another size than the image's; nothing is
-    decoded.
-    """
-    size = picture_size(data, max_pixels, what)
-    if size != (height, width):
-        raise MaskError(
-            f"the {what} is of another size than the image",
-            expected=f"{height} x {width} (height x width)",
-            got=f"{size[0]} x {size[1]}",
-            fix="scale it to the image, with nearest-neighbour",
-        )
+    allowance.at_least(check_size(data, height, width, limits.max_pixels, "mask").decode_bytes)
+    return Mask.from_png(data, soft=soft, max_pixels=limits.max_pixels)

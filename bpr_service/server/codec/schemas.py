@@ -5,6 +5,9 @@ Base64 fields take a data URI (``data:image/png;base64,...``) as well.
 
 from __future__ import annotations
 
+import json
+from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
@@ -225,3 +228,10 @@ class ActivateResponse(BaseModel):
     name: str
     version: str
     presets: list[str]
+
+
+@cache
+def examples() -> dict[str, Any]:
+    """A small request of each task, by its name; each runs."""
+    data: dict[str, Any] = json.loads((Path(__file__).parent / "examples.json").read_bytes())
+    return data

@@ -11,6 +11,7 @@ from starlette.types import Receive
 
 from bpr_service.errors import CancelledError, DeadlineError, LimitError, MediaTypeError
 from bpr_service.runtime.work import Hold
+from bpr_service.server.codec.shared import Block
 from bpr_service.server.settings import ServerSettings
 
 CHUNK_BYTES = 1 << 20
@@ -49,22 +50,21 @@ async def read_whole(receive: Receive, max_bytes: int, settings: ServerSettings)
     return b"".join([part async for part in _parts(receive, max_bytes, settings, deadline)])
 
 
-async def read_body(request: Request, hold: Hold, settings: ServerSettings, deadline: float) -> bytes:
-    """The whole body, in memory only, reserved in ``hold`` as it comes.
+async def read_body(request: Request, hold: Hold, settings: ServerSettings, deadline: float) -> Block:
+    """The whole body, in memory that workers can share, reserved in ``hold`` as it comes.
 
     Raises `LimitError` over the setting, `BusyError` where the server's memory is taken, `DeadlineError` where it comes
     too slowly, `CancelledError` where the caller leaves.
     """
-    parts: list[bytes] = []
-    total = reserved = 0
+    body = Block()
+    reserved = 0
     async for part in _parts(request.receive, settings.max_body_bytes, settings, deadline):
-        total += len(part)
-        while 2 * total > reserved:  # the parts, and the whole that is made of them
+        while body.size + len(part) > reserved:
             hold.reserve(CHUNK_BYTES)
             reserved += CHUNK_BYTES
-        parts.append(part)
-    request.state.received_bytes = total
-    return b"".join(parts)
+        body.append(part)
+    request.state.received_bytes = body.size
+    return body
 
 
 def check_length(content_length: str, max_bytes: int) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import FastAPI
@@ -13,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from bpr_service import __version__
-from bpr_service.server.codec.schemas import InstanceRequest, PanopticRequest, Problem, SemanticRequest, Task
+from bpr_service.server.codec.schemas import InstanceRequest, PanopticRequest, Problem, SemanticRequest, Task, examples
 
 _MEANING = {
     400: "The body is not what its content type says",
@@ -39,13 +36,6 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         status: {"description": _MEANING[status], "content": {"application/problem+json": schema}}
         for status in statuses
     }
-
-
-@cache
-def examples() -> dict[str, Any]:
-    """A small request of each task, by its name; each runs."""
-    data: dict[str, Any] = json.loads((Path(__file__).parent / "examples.json").read_bytes())
-    return data
 
 
 def refine_docs(task: Task, model: type[BaseModel]) -> dict[str, Any]:

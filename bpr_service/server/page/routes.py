@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response
 
 from bpr_service.errors import NotFoundError
-from bpr_service.server.codec.answer import base64_text
+from bpr_service.server.codec.write import base64_text
 from bpr_service.server.http.openapi import problems
 
 router = APIRouter()

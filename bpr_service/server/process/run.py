@@ -90,6 +90,7 @@ async def serve(
 
     def start() -> None:
         try:
+            app.state.pool.start()
             engine.start()
             log.info(
                 "ready", extra={"fields": {"models": [f"{x.preset}: {x.model}@{x.version}" for x in engine.lanes()]}}
@@ -141,6 +142,7 @@ async def serve(
         logging.shutdown()
         os._exit(1)
     await asyncio.to_thread(engine.stop)
+    app.state.pool.stop()
     for error in failure:
         reason = str(error) if isinstance(error, BprError) else repr(error)
         log.error(

@@ -1,0 +1,155 @@
+"""Label and segment maps, as they came or painted from masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpr_service.errors import BprError, InputError, LimitError
+from bpr_service.masks.label_maps import read_label_map, read_panoptic_png
+from bpr_service.masks.mask import Mask
+from bpr_service.server.codec.faults import located
+from bpr_service.server.codec.memory import MAP_BYTES, Allowance
+from bpr_service.server.codec.parse import Asked, Limits, decode_masks
+from bpr_service.server.codec.pictures import check_size
+from bpr_service.server.codec.schemas import MaskIn
+
+
+@dataclass(slots=True)
+class Map:
+    """An (H, W) map of labels or segment ids.
+
+    ``items`` are the masks it was painted from, each under its label of ``labels``; None where the map came as one.
+    ``background``, of a semantic map that was painted, stands where no mask is.
+    """
+
+    array: NDArray[Any]
+    items: list[MaskIn] | None = None
+    labels: list[int] = field(default_factory=list)
+    background: int | None = None
+    segments_info: list[dict[str, Any]] | None = None
+
+
+def read_map(asked: Asked, height: int, width: int, limits: Limits, allowance: Allowance) -> Map:
+    """The map of a semantic or panoptic request. Raises `InputError`, `MaskError`, `LimitError`, `BusyError`."""
+    name = "label_map" if asked.task == "semantic" else "segment_map"
+    if (asked.map is None) == (asked.masks is None):
+        got = "both" if asked.map is not None else "neither"
+        raise InputError("what to refine", expected=f"{name} or masks", got=got, fix="send one of the two")
+    allowance.last(MAP_BYTES * height * width)
+    read = _semantic if asked.task == "semantic" else _panoptic
+    return read(asked, (height, width), limits, allowance)
+
+
+def void_label(ignore_label: int) -> int:
+    """What pixels without a mask are answered as."""
+    return max(ignore_label, 0)
+
+
+def _semantic(asked: Asked, size: tuple[int, int], limits: Limits, allowance: Allowance) -> Map:
+    if asked.map is not None:
+        label_map = _read(asked.map, size, limits, allowance, "label_map", read_label_map)
+        _check_labels(label_map, limits, allowance)
+        return Map(label_map)
+    items = asked.masks or []
+    masks = decode_masks(items, *size, limits, allowance)
+    labels: list[int] = []
+    for index, item in enumerate(items):
+        if item.category_id is None or item.category_id in labels:
+            raise located(
+                InputError(
+                    "a semantic mask's category_id",
+                    expected="a label that no other mask has",
+                    got=repr(item.category_id),
+                    fix="unite the masks of one class, or send a label_map",
+                ),
+                f"/masks/{index}/category_id",
+            )
+        labels.append(item.category_id)
+    void = void_label(asked.options.ignore_label)
+    if void in labels:
+        raise located(
+            InputError(
+                "the label of the pixels without a mask",
+                expected="an ignore_label that no mask has",
+                got=f"{void}, the category_id of mask {labels.index(void)}",
+                fix="set options.ignore_label to a label that is free",
+            ),
+            "/options/ignore_label",
+        )
+    background = next(label for label in range(len(labels) + 1) if label not in labels)
+    top = max([background, *labels])
+    label_map = np.full(size, background, np.uint16 if top > 255 else np.uint8)
+    _paint(label_map, masks, labels)
+    return Map(label_map, items, labels, background)
+
+
+def _panoptic(asked: Asked, size: tuple[int, int], limits: Limits, allowance: Allowance) -> Map:
+    if asked.map is not None:
+        if asked.segments_info is None:
+            raise InputError("segments_info is missing", expected="a list of {id, category_id}", fix="send it too")
+        segment_map = _read(asked.map, size, limits, allowance, "segment_map", read_panoptic_png)
+        _check_labels(segment_map, limits, allowance)
+        info = [item.model_dump(exclude_unset=True) for item in asked.segments_info]
+        return Map(segment_map, segments_info=info)
+    items = asked.masks or []
+    masks = decode_masks(items, *size, limits, allowance)
+    ids: list[int] = []
+    for index, item in enumerate(items):
+        if not isinstance(item.id, int) or not 0 < item.id < 1 << 24 or item.id in ids or item.category_id is None:
+            raise located(
+                InputError(
+                    "a panoptic mask",
+                    expected="an id from 1 to 16777215 that no other mask has, and a category_id",
+                    got=f"id {item.id!r}, category_id {item.category_id!r}",
+                    fix="number the segments",
+                ),
+                f"/masks/{index}",
+            )
+        ids.append(item.id)
+    segment_map = np.zeros(size, np.int32)
+    _paint(segment_map, masks, ids)
+    allowance.at_least(max(ids, default=0) + 1 + 2 * segment_map.size)
+    visible = labels_of(segment_map)
+    pairs = zip(ids, items, strict=True)
+    info = [{"id": segment, "category_id": item.category_id} for segment, item in pairs if segment in visible]
+    return Map(segment_map, items, ids, segments_info=info)
+
+
+def labels_of(label_map: NDArray[Any]) -> set[int]:
+    """The labels in a map, found in bands so that nothing as large as the map is made; one byte each up to the top."""
+    here = np.zeros(int(label_map.max()) + 1, np.bool_)
+    for row in range(0, label_map.shape[0], 256):
+        here[label_map[row : row + 256]] = True
+    return set(np.flatnonzero(here).tolist())
+
+
+def _check_labels(label_map: NDArray[Any], limits: Limits, allowance: Allowance) -> None:
+    allowance.at_least(int(label_map.max()) + 1 + 2 * label_map.size)  # for `labels_of`
+    found = len(labels_of(label_map))
+    if found > limits.max_masks:
+        got = str(found)
+        raise LimitError("too many labels", expected=f"at most {limits.max_masks}", got=got, fix="merge some")
+
+
+def _paint(canvas: NDArray[Any], masks: list[Mask], values: list[int]) -> None:
+    """Write each mask's value into the map, later ones on top."""
+    for mask, value in zip(masks, values, strict=True):
+        h, w = mask.crop.shape
+        window = canvas[mask.y : mask.y + h, mask.x : mask.x + w]
+        window[mask.crop.astype(bool)] = value
+
+
+def _read(
+    data: bytes, size: tuple[int, int], limits: Limits, allowance: Allowance, name: str, read: Any
+) -> NDArray[Any]:
+    """A label or segment map of the image's size, its header checked first."""
+    try:
+        allowance.at_least(check_size(data, *size, limits.max_pixels, name.replace("_", " ")).decode_bytes)
+        array: NDArray[Any] = read(data, max_pixels=limits.max_pixels)
+    except BprError as error:
+        raise located(error, f"/{name}") from None
+    return array

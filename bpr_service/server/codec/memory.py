@@ -1,0 +1,105 @@
+"""What reading and writing may take: every step asks before it allocates, and the kernel holds it to its word.
+
+Memory is of two kinds. *Lasting* memory is shared with the server (the picture, masks, the answer) and is given back
+when the answer has been sent. *Passing* memory is the worker's own and ends with the step; it is also set as the limit
+of the process, so that what an estimate forgot ends in an error of this request and not in the machine's.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpr_service.kernel import kernel
+
+SLACK_BYTES = 48 << 20
+"""What a worker may take for itself beside what it asked for."""
+
+VALUE_BYTES = 96
+"""A number or short text of JSON as a Python object in a list, parsed and checked."""
+OBJECT_BYTES = 2048
+"""A JSON object, parsed and checked."""
+
+PICTURE_BYTES = {"PNG": 18, "JPEG": 18, "WEBP": 34, "TIFF": 26, "BMP": 20}
+"""Passing bytes a pixel of decoding, by Pillow's name of the format; measured, see docs/operations/security.md."""
+PROGRESSIVE_BYTES = 8
+"""And of the coefficients that a progressive JPEG keeps."""
+WIDE_BYTES = 24
+"""And where a sample has more than 8 bits."""
+MASK_BYTES = 8
+"""Lasting bytes for a pixel of a mask's box: the crop, and the sums of the patches that overlap."""
+MAP_BYTES = 24
+"""Lasting bytes for a pixel of a label map: the map, and the sums of its labels."""
+
+
+QUANTUM_BYTES = 1 << 20
+"""Memory is asked for in such steps, so that small masks cost no message each."""
+
+
+class Allowance:
+    """What one step may take. ``ask(lasting, passing)`` gets more, or raises `BusyError` or `LimitError`."""
+
+    def __init__(self, ask: Callable[[int, int], None], limit: bool = True) -> None:
+        """``limit``: whether the process is held to what it took."""
+        self._ask, self._limit = ask, limit
+        self._lasting_left = self._passing_left = 0
+        self.passing = 0
+
+    def last(self, n_bytes: int) -> None:
+        """Take memory that lasts until the answer has been sent."""
+        if n_bytes > self._lasting_left:
+            more = max(QUANTUM_BYTES, n_bytes - self._lasting_left)
+            self._ask(more, 0)
+            self._lasting_left += more
+        self._lasting_left -= n_bytes
+
+    def take(self, n_bytes: int) -> None:
+        """Take memory that this step alone needs."""
+        if n_bytes > self._passing_left:
+            more = max(QUANTUM_BYTES, n_bytes - self._passing_left)
+            self._ask(0, more)
+            self._passing_left += more
+            if self._limit:
+                limit_process(self.passing + self._passing_left)
+        self._passing_left -= n_bytes
+        self.passing += n_bytes
+
+    def at_least(self, n_bytes: int) -> None:
+        """Take what is missing to ``n_bytes`` of passing memory: for steps that follow each other."""
+        if n_bytes > self.passing:
+            self.take(n_bytes - self.passing)
+
+
+_base_bytes = 0
+
+
+def begin() -> None:
+    """Count from here: what the process has now is not the next step's."""
+    global _base_bytes
+    with open("/proc/self/statm", encoding="ascii") as file:
+        _base_bytes = int(file.read().split()[5]) * resource.getpagesize()
+    limit_process(0)
+
+
+def limit_process(passing: int) -> None:
+    """Let the process hold no more than it did at `begin`, ``passing`` and a little slack."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (_base_bytes + passing + SLACK_BYTES, hard))
+
+
+@kernel
+def _count(text: NDArray[np.uint8]) -> tuple[int, int]:
+    values, objects = 0, 0
+    for c in text:
+        values += c == 44 or c == 91  # , [
+        objects += c == 123
+    return values, objects
+
+
+def json_bytes(text: NDArray[np.uint8]) -> int:
+    """Passing bytes that (n,) uint8 JSON takes once it is parsed and checked, known before it is."""
+    values, objects = _count(text)
+    return 2 * text.size + VALUE_BYTES * int(values) + OBJECT_BYTES * int(objects)

@@ -1,0 +1,144 @@
+"""Pictures, bounded by their headers: type, size, frames, scans, and what decoding them will take."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpr_service.errors import ImageError, LimitError, MaskError
+from bpr_service.kernel import kernel
+from bpr_service.server.codec.memory import PICTURE_BYTES, PROGRESSIVE_BYTES, WIDE_BYTES
+
+PICTURES: Mapping[str, tuple[bytes, ...]] = {
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "JPEG": (b"\xff\xd8\xff",),
+    "WebP": (b"RIFF",),
+    "TIFF": (b"II*\x00", b"MM\x00*"),
+    "BMP": (b"BM",),
+}
+"""File types that are decoded at all, by their first bytes; other decoders are never reached."""
+MAX_SCANS = 64
+"""Scans of a JPEG: each goes over the whole picture once more. Usual progressive files have ten."""
+MAX_SCANNED = 16
+"""Times ``max_pixels`` that all scans together may go over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a picture's header says: height and width in px, and the passing memory that decoding takes."""
+
+    height: int
+    width: int
+    decode_bytes: int
+
+
+def read_header(data: bytes, max_pixels: int, what: str = "image") -> Header:
+    """The header of a picture; nothing is decoded.
+
+    Args:
+        data: the file's bytes.
+        max_pixels: pixels that it may have.
+        what: what the picture is called in an error; "image" raises `ImageError`, anything else `MaskError`.
+
+    Raises:
+        ImageError, MaskError: a type that is not in `PICTURES`, or a header that cannot be read.
+        LimitError: too many pixels, frames or scans.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    error = ImageError if what == "image" else MaskError
+    if not data.startswith(tuple(start for starts in PICTURES.values() for start in starts)):
+        got = "no bytes" if not data else f"{len(data)} bytes of another type"
+        raise error(f"the {what} is not a picture", expected=", ".join(PICTURES), got=got, fix="send one of these")
+    try:
+        with Image.open(io.BytesIO(data), formats=[kind.upper() for kind in PICTURES]) as picture:
+            (width, height), kind, mode = picture.size, str(picture.format), picture.mode
+            frames = getattr(picture, "n_frames", 1) if kind in ("WEBP", "PNG") else 1
+            progressive = "progressive" in picture.info
+    except Image.DecompressionBombError:
+        raise too_many_pixels(what, max_pixels, "far more") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, OverflowError):
+        got = f"{len(data)} bytes"
+        raise error(f"the {what} is damaged", expected="a whole file", got=got, fix="send it again") from None
+    if height * width > max_pixels:
+        raise too_many_pixels(what, max_pixels, f"{height} x {width} = {height * width}")
+    if frames != 1:
+        raise LimitError(f"the {what} is animated", expected="one frame", got=str(frames), fix="send one frame")
+    scans = count_scans(data) if kind == "JPEG" else 1
+    if scans > MAX_SCANS or scans * height * width > MAX_SCANNED * max_pixels:
+        raise LimitError(
+            f"the {what} has too many scans",
+            expected=f"at most {min(MAX_SCANS, MAX_SCANNED * max_pixels // (height * width))} of this size",
+            got=str(scans),
+            fix="save it as a baseline JPEG, or as PNG",
+        )
+    factor = PICTURE_BYTES[kind] + PROGRESSIVE_BYTES * progressive + WIDE_BYTES * mode.startswith(("I", "F"))
+    return Header(height, width, factor * height * width + 2 * len(data))
+
+
+def too_many_pixels(what: str, max_pixels: int, got: str) -> LimitError:
+    """The error of a picture that is too large."""
+    return LimitError(
+        f"the {what} is too large", expected=f"at most {max_pixels} pixels", got=got, fix="scale it down or cut it up"
+    )
+
+
+@kernel
+def _scans(data: NDArray[np.uint8]) -> int:
+    """Start-of-scan markers of a JPEG: segments are skipped by their length, entropy-coded data is searched."""
+    n, at = 0, 2
+    while at + 3 < data.size:
+        if data[at] != 255 or data[at + 1] == 0 or data[at + 1] == 255 or 208 <= data[at + 1] <= 215:
+            at += 1  # inside of coded data, a stuffed byte, a filler or a restart marker
+            continue
+        marker = data[at + 1]
+        if marker == 217:  # end of image
+            break
+        n += marker == 218
+        high, low = np.int64(data[at + 2]), np.int64(data[at + 3])
+        at = int(at + 2 + max(np.int64(2), 256 * high + low))
+    return n
+
+
+def count_scans(data: bytes) -> int:
+    """How often a JPEG's decoder goes over the picture."""
+    return int(_scans(np.frombuffer(data, np.uint8)))
+
+
+def check_size(data: bytes, height: int, width: int, max_pixels: int, what: str) -> Header:
+    """The header of a picture of the image's size. Raises `MaskError` where it is of another; see `read_header`."""
+    header = read_header(data, max_pixels, what)
+    if (header.height, header.width) != (height, width):
+        raise MaskError(
+            f"the {what} is of another size than the image",
+            expected=f"{height} x {width} (height x width)",
+            got=f"{header.height} x {header.width}",
+            fix="scale it to the image, with nearest-neighbour",
+        )
+    return header
+
+
+def check_runs(segmentation: Any, max_runs: int) -> None:
+    """Raise `LimitError` where an RLE has more than ``max_runs`` runs, or polygons more points; nothing is
+    decoded.
+    """
+    if isinstance(segmentation, Mapping):
+        counts = segmentation.get("counts", ())
+        if isinstance(counts, str):
+            codes = np.frombuffer(counts.encode("utf-8", "replace"), np.uint8)
+            n, what = int(np.count_nonzero((codes - np.uint8(48)) & 32 == 0)), "runs"
+        else:
+            n, what = len(counts), "runs"
+    elif isinstance(segmentation, list):
+        n, what = sum(len(part) for part in segmentation) // 2, "points"
+    else:
+        return
+    if n > max_runs:
+        raise LimitError(
+            "the mask is too ragged", expected=f"at most {max_runs} {what}", got=str(n), fix="simplify the mask"
+        )

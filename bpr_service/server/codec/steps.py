@@ -1,0 +1,126 @@
+"""The steps that a worker can take, by name: reading a request and writing an answer of each task.
+
+A step takes a message and a block and gives a message and a block. What may be long is in the block: the body or the
+answer, or pixels followed by a JSON object, ``meta``, whose place the message says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from bpr_service.errors import UnknownName
+from bpr_service.masks.mask import Mask
+from bpr_service.server.codec import label_studio
+from bpr_service.server.codec.maps import Map, read_map
+from bpr_service.server.codec.memory import Allowance
+from bpr_service.server.codec.parse import Limits, decode_image, decode_masks, parse
+from bpr_service.server.codec.schemas import examples
+from bpr_service.server.codec.shared import (
+    Block,
+    pack_array,
+    pack_masks,
+    pack_meta,
+    unpack_array,
+    unpack_masks,
+    unpack_meta,
+)
+from bpr_service.server.codec.write import (
+    REPORTED,
+    Writer,
+    encoding_of,
+    entries,
+    frame,
+    map_parts,
+    own_keys,
+    write_masks,
+)
+
+
+def read(message: dict[str, Any], block: Block, allowance: Allowance) -> tuple[dict[str, Any], Block]:
+    """A body of a refine route to its image, and its masks or map."""
+    limits = Limits(**message["limits"])
+    asked = parse(block.view(), message["content_type"], message["task"], allowance)
+    if asked.options.preset is not None and asked.options.preset not in message["presets"]:
+        raise UnknownName("preset", asked.options.preset, message["presets"])
+    image = decode_image(asked.image, limits, allowance)
+    height, width = image.shape[:2]
+    allowance.last(image.size)
+    out = Block()
+    meta: dict[str, Any] = {"options": asked.options.model_dump(), "image": pack_array(out, image)}
+    items = asked.masks
+    if asked.task == "instance":
+        meta["masks"] = pack_masks(out, decode_masks(items or [], height, width, limits, allowance))
+        items = items or []
+    else:
+        found: Map = read_map(asked, height, width, limits, allowance)
+        meta["map"] = pack_array(out, found.array)
+        meta |= {"labels": found.labels, "background": found.background, "asked_info": found.segments_info}
+        items = found.items
+    meta["given"] = None if items is None else [(own_keys(item), encoding_of(item)) for item in items]
+    return pack_meta(out, meta), out
+
+
+def write(message: dict[str, Any], block: Block, allowance: Allowance) -> tuple[dict[str, Any], Block]:
+    """A result to the JSON of its answer."""
+    started = time.perf_counter()
+    meta = unpack_meta(message, block)
+    said, task, encoding = meta["said"], meta["task"], meta["options"]["encoding"]
+    out = Writer(allowance)
+    height, width = meta["size"]
+    if task == "instance":
+        masks: list[Mask] = unpack_masks(block, meta["masks"], height, width)
+        reports, given = meta["reports"], meta["given"]
+        parts: Iterator[tuple[str, bytes]] = iter(())
+    else:
+        masks, reports, given, parts = map_parts(task, unpack_array(block, meta["map"]), meta, allowance)
+    head = {"request_id": said["request_id"], "task": task, "size": [height, width]}
+    out.write(orjson.dumps(head)[:-1] + b",")
+    write_masks(out, entries(masks, reports, given, encoding, allowance))
+    frame(out, said, started, parts)
+    return {}, out.block
+
+
+Step = Callable[[dict[str, Any], Block, Allowance], tuple[dict[str, Any], Block]]
+STEPS: dict[str, Step] = {
+    "read": read,
+    "write": write,
+    "label_studio_split": label_studio.split,
+    "label_studio_read": label_studio.read,
+    "label_studio_write": label_studio.write,
+}
+
+
+def try_all() -> None:
+    """Every step once on a small request, so that kernels are compiled before workers are forked."""
+    allowance = Allowance(lambda lasting, passing: None, limit=False)
+    limits = {"max_pixels": 1 << 20, "max_masks": 9, "max_runs": 1 << 16, "max_mask_pixels": 1 << 20}
+    limits["max_body_bytes"] = 1 << 20
+    for task in ("instance", "semantic", "panoptic"):
+        block = Block()
+        block.append(orjson.dumps(examples()[task]))
+        asked = {"task": task, "content_type": "application/json", "presets": ["balanced"], "limits": limits}
+        answer, read_block = read(asked, block, allowance)
+        meta = unpack_meta(answer, read_block)
+        height, width = meta["image"][1][:2]
+        for encoding in ("rle", "uncompressed_rle", "polygon", "png"):
+            result = Block()
+            report = dict.fromkeys(REPORTED, 0) | {"status": "unchanged", "reason": None, "confidence": None}
+            if task == "instance":
+                masks = unpack_masks(read_block, meta["masks"], height, width)
+                meta["masks"] = pack_masks(result, masks)
+                meta["reports"] = [report] * len(masks)
+            else:
+                array: NDArray[Any] = np.array(unpack_array(read_block, meta["map"]))
+                meta["map"] = pack_array(result, array)
+                meta["reports"] = [{**report, "label": int(label)} for label in np.unique(array) if label]
+            meta |= {"vanished": [], "segments_info": [], "size": [height, width], "task": task}
+            meta["said"] = {"request_id": "", "model": {}, "device": "", "timings_ms": {}, "total_ms": 0.0}
+            meta["options"]["encoding"] = encoding
+            write(pack_meta(result, meta), result, allowance)
+            read_block = result

@@ -1,0 +1,220 @@
+"""One request of a task: read in a worker process, prepared for the network, its result written in a worker process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+from fastapi import Request
+from starlette.responses import Response
+
+from bpr_service.masks.mask import Mask
+from bpr_service.runtime.engine import Engine
+from bpr_service.runtime.work import Hold, Lane, Slot, Stages, Work
+from bpr_service.server.codec.parse import JSON, MULTIPART, Limits
+from bpr_service.server.codec.pool import Pool
+from bpr_service.server.codec.shared import (
+    Block,
+    pack_array,
+    pack_masks,
+    pack_meta,
+    unpack_array,
+    unpack_masks,
+    unpack_meta,
+)
+from bpr_service.server.http.body import disconnected, media_type, read_body
+from bpr_service.server.logs import request_id
+from bpr_service.server.metrics import Metrics
+from bpr_service.server.settings import ServerSettings
+from bpr_service.server.telemetry import record_steps
+
+
+async def admitted(request: Request, started: float) -> tuple[Slot, Block]:
+    """The body, and then a slot, so that a body that comes slowly keeps nobody out.
+
+    What could not be worked on now is not even read.
+    """
+    engine: Engine = request.app.state.engine
+    settings: ServerSettings = request.app.state.settings
+    engine.check_room()
+    hold = Hold(engine.memory)
+    try:
+        body = await read_body(request, hold, settings, started + settings.timeout_s)
+        return engine.admit(hold), body
+    except BaseException:
+        hold.release()
+        raise
+
+
+class RefineCall:
+    """A call of a refine route. Tasks differ in `prepare` and `result`."""
+
+    task: ClassVar[str]
+    steps: ClassVar[tuple[str, str]] = ("read", "write")
+
+    def __init__(self, request: Request, body: Block, started: float) -> None:
+        """``started``: when the call began, by `time.monotonic`."""
+        state = request.app.state
+        self._engine: Engine = state.engine
+        self._settings: ServerSettings = state.settings
+        self._pool: Pool = state.pool
+        self._metrics: Metrics = state.metrics
+        self._request, self._body, self._started, self._rid = request, body, started, request_id.get()
+        self._meta: dict[str, Any] = {}
+        self.timings_ms = {"receive": (time.monotonic() - started) * 1e3}
+        self.held: Hold | None = None
+        """The memory of the answer, which outlives the request's slot."""
+
+    async def run(self, slot: Slot) -> Block:
+        """Take ``slot`` over and answer; the answer's memory is freed once it has been sent."""
+        try:
+            deadline = self._started + self._settings.timeout_s
+            gone = disconnected(self._request)
+            answer: Block = await self._engine.run(slot, self.decode, self.encode, deadline=deadline, gone=gone)
+        finally:
+            if self.held is not None:
+                frees: list[Callable[[], None]] = getattr(self._request.state, "frees", [])
+                self._request.state.frees = [*frees, self.held.release]
+        record_steps(self._request.app, self.timings_ms)
+        return answer
+
+    # ---- before the network
+
+    def message(self) -> dict[str, Any]:
+        """What the worker must know to read the body."""
+        settings = self._settings
+        limits = {name: getattr(settings, name) for name in Limits.__dataclass_fields__}
+        presets = [lane.preset for lane in self._engine.lanes()]
+        content_type = self._request.headers.get("content-type", JSON)[:200]
+        return {"limits": limits, "presets": presets, "content_type": content_type, "task": self.task}
+
+    def decode(self, work: Work) -> tuple[Lane, Stages]:
+        """The lane that was asked for and the request prepared for it; in a pool thread."""
+        work.timings_ms = self.timings_ms
+        with work.timed("decode"):
+            message, block = self._pool.step(self.steps[0], work, self._body, **self.message())
+            meta = self._meta = unpack_meta(message, block)
+            image = unpack_array(block, meta["image"])
+            meta["size"] = image.shape[:2]
+        options = meta["options"]
+        if options["timeout_s"] is not None:
+            work.deadline = self._started + min(options["timeout_s"], self._settings.max_timeout_s)
+        work.check()
+        lane = self._engine.lane(options["preset"])
+        asked = {name: options[name] for name in ("nms_threshold", "gate") if options[name] is not None}
+        refiner = lane.refiner.with_options(**asked) if asked else lane.refiner
+        with work.timed("prepare"):
+            stages = self.prepare(refiner, image, block)
+        block.close()
+        return lane, stages
+
+    def prepare(self, refiner: Any, image: Any, block: Block) -> Stages:
+        """The CPU steps before the network."""
+        raise NotImplementedError
+
+    # ---- after it
+
+    def encode(self, work: Work, result: Any) -> Block:
+        """The answer's bytes; in a pool thread."""
+        with work.timed("encode"):
+            given = Block()
+            meta = self._meta | {"reports": [asdict(report) for report in result.reports], "task": self.task}
+            meta |= self.result(result, given) | {"said": self.said(work, result)}
+            work.slot.reserve(given.size)
+            message = pack_meta(given, meta)
+            _, answer = self._pool.step(self.steps[1], work, given, **message)
+            given.close()
+        self.held = work.slot.hold.split(answer.size)
+        self._count(result)
+        return answer
+
+    def result(self, result: Any, block: Block) -> dict[str, Any]:
+        """The task's own parts of a result, their pixels put into ``block``."""
+        raise NotImplementedError
+
+    def said(self, work: Work, result: Any) -> dict[str, Any]:
+        """What the answer says of how it was made."""
+        lane = work.lane
+        assert lane is not None
+        return {
+            "request_id": self._rid,
+            "model": {"name": lane.model, "version": lane.version, "preset": lane.preset},
+            "version": f"{lane.model}@{lane.version}",
+            "device": result.device,
+            "timings_ms": self.timings_ms,
+            "total_ms": (time.monotonic() - self._started) * 1e3,
+        }
+
+    def _count(self, result: Any) -> None:
+        for step, ms in self.timings_ms.items():
+            self._metrics.steps.labels(step).observe(ms / 1e3)
+        for report in result.reports:
+            self._metrics.masks.labels(report.status).inc()
+        height, width = self._meta["size"]
+        self._request.state.log = {
+            "masks": len(result.reports),
+            "pixels": height * width,
+            "steps_ms": {step: round(ms, 1) for step, ms in self.timings_ms.items()},
+        }
+
+
+class InstanceCall(RefineCall):
+    """Masks that may overlap."""
+
+    task = "instance"
+
+    def prepare(self, refiner: Any, image: Any, block: Block) -> Stages:
+        masks: list[Mask] = unpack_masks(block, self._meta["masks"], *self._meta["size"])
+        stages: Stages = refiner.prepare(image, masks)
+        return stages
+
+    def result(self, result: Any, block: Block) -> dict[str, Any]:
+        return {"masks": pack_masks(block, result.masks)}
+
+
+class SemanticCall(RefineCall):
+    """A label map. ``background`` stands where no mask is, and is answered as the ignore label."""
+
+    task = "semantic"
+
+    def prepare(self, refiner: Any, image: Any, block: Block) -> Stages:
+        ignore = self._meta["options"]["ignore_label"]
+        kept = ignore if self._meta["background"] is None and ignore >= 0 else None
+        stages: Stages = refiner.prepare_semantic(image, unpack_array(block, self._meta["map"]), kept)
+        return stages
+
+    def result(self, result: Any, block: Block) -> dict[str, Any]:
+        return {"map": pack_array(block, result.label_map), "vanished": result.vanished}
+
+
+class PanopticCall(RefineCall):
+    """A segment map with its segments."""
+
+    task = "panoptic"
+
+    def prepare(self, refiner: Any, image: Any, block: Block) -> Stages:
+        ids = unpack_array(block, self._meta["map"])
+        stages: Stages = refiner.prepare_panoptic(image, ids, self._meta["asked_info"])
+        return stages
+
+    def result(self, result: Any, block: Block) -> dict[str, Any]:
+        own = {"segments_info": result.segments_info, "vanished": result.vanished}
+        return {"map": pack_array(block, result.segment_map), **own}
+
+
+async def refine(request: Request, kind: type[RefineCall]) -> Response:
+    """Read the body, let workers and the engine work, answer."""
+    media_type(request, (JSON, MULTIPART))
+    started = time.monotonic()
+    slot, body = await admitted(request, started)
+    call = kind(request, body, started)
+    try:
+        answer = await call.run(slot)
+    finally:
+        body.close()
+    timing = ", ".join(f"{step};dur={ms:.1f}" for step, ms in call.timings_ms.items())
+    view = answer.view()
+    answer.close()
+    return Response(view, media_type=JSON, headers={"Server-Timing": timing})

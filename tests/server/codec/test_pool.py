@@ -1,0 +1,90 @@
+"""The processes that read and write: killed at the deadline, replaced, and held to the memory they asked for."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from bpr_service.errors import DeadlineError, LimitError
+from bpr_service.runtime.work import Hold, Memory, Slot, Work
+from bpr_service.server.codec.parse import Limits
+from bpr_service.server.codec.shared import Block, unpack_meta
+from tests.server.helpers import body, pool
+
+LIMITS = Limits(max_pixels=1 << 26, max_masks=99, max_runs=1 << 20, max_mask_pixels=1 << 26, max_body_bytes=1 << 26)
+CALL: dict[str, Any] = {
+    "task": "instance",
+    "content_type": "application/json",
+    "presets": ["balanced"],
+    "limits": asdict(LIMITS),
+}
+
+
+def work(memory: Memory, seconds: float = 60.0) -> Work:
+    return Work(Slot(Hold(memory), lambda: None), None, None, deadline=time.monotonic() + seconds)
+
+
+def sent() -> Block:
+    block = Block()
+    block.append(json.dumps(body()).encode())
+    return block
+
+
+def read(one: Work) -> dict[str, Any]:
+    message, block = pool().step("read", one, sent(), **CALL)
+    return unpack_meta(message, block)
+
+
+def test_a_step_gives_pixels_and_what_is_said_of_them() -> None:
+    memory = Memory(1 << 30)
+    one = work(memory)
+    meta = read(one)
+    assert meta["image"][1] == [160, 200, 3]
+    assert memory.used_bytes > 160 * 200 * 3, "what lasts is reserved until the slot is released"
+    one.slot.release()
+    assert memory.used_bytes == 0
+
+
+def test_a_worker_that_hangs_is_killed_at_the_deadline_and_replaced() -> None:
+    killed = pool().killed
+    with pool()._worker() as worker:
+        signal.pidfd_send_signal(worker._pidfd, signal.SIGSTOP)
+    with pytest.raises(DeadlineError):
+        read(work(Memory(1 << 30), 0.2))
+    assert pool().killed == killed + 1
+    assert read(work(Memory(1 << 30)))["masks"]
+
+
+def test_a_worker_goes_with_the_request_that_it_works_for() -> None:
+    one = work(Memory(1 << 30))
+    with pool()._worker() as worker:
+        signal.pidfd_send_signal(worker._pidfd, signal.SIGSTOP)
+    one.future.add_done_callback(lambda _: None)
+    one.fail(DeadlineError("late"))
+    with pytest.raises(DeadlineError):
+        read(one)
+    with pool()._worker() as worker:
+        worker.kill()
+    assert read(work(Memory(1 << 30)))["masks"]
+
+
+def test_a_worker_that_died_in_peace_costs_nobody_a_request() -> None:
+    with pool()._worker() as worker:
+        signal.pidfd_send_signal(worker._pidfd, signal.SIGKILL)
+        while not worker.is_gone():
+            pass
+    assert read(work(Memory(1 << 30)))["masks"]
+
+
+def test_what_does_not_fit_the_memory_is_refused_and_frees_what_it_had() -> None:
+    memory = Memory(1 << 20)
+    one = work(memory)
+    with pytest.raises(LimitError, match="memory that the server may use"):
+        read(one)
+    one.slot.release()
+    assert memory.used_bytes == 0
