@@ -8,15 +8,17 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Body, Header, Query, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from bpr_service import storage
-from bpr_service.errors import BusyError, ConflictError, ForbiddenError, NotFoundError, NotReadyError
+from bpr_service.errors import BusyError, ConflictError, NotFoundError, NotReadyError
 from bpr_service.jobs.engine import Job, JobEngine
 from bpr_service.jobs.requests import RefineRequest, TrainRequest
+from bpr_service.server.http.auth import ANYBODY, Caller
 from bpr_service.server.http.openapi import problems
 
 WATCH_S, KEEP_ALIVE_S = 1.0, 15.0
@@ -98,28 +100,26 @@ def job_router(jobs: JobEngine) -> APIRouter:
 def _add_submit(router: APIRouter, jobs: JobEngine, threads: JobThreads) -> None:
     refusals = problems(400, 401, 403, 404, 409, 422, 429, 503)
 
-    async def submit(kind: str, values: dict[str, Any], key: str | None) -> JSONResponse:
-        job = await threads.call(jobs.submit, {**values, "kind": kind}, key)
+    async def submit(request: Request, kind: str, values: dict[str, Any], key: str | None) -> JSONResponse:
+        caller: Caller = request.state.caller
+        may_promote = "admin" in caller.scopes  # it would change what every server serves, as an activation does
+        do = partial(jobs.submit, {**values, "kind": kind}, key, owner=_owner(caller), may_promote=may_promote)
+        job = await threads.call(do)
         return JSONResponse(job.to_json(), status_code=202, headers={"Location": f"/v1/jobs/{job.id}"})
 
     @router.post("/refine", status_code=202, responses=refusals, openapi_extra=_body(RefineRequest))
-    async def submit_refine(values: Annotated[dict[str, Any], Body()], key: Key = None) -> JSONResponse:
+    async def submit_refine(
+        request: Request, values: Annotated[dict[str, Any], Body()], key: Key = None
+    ) -> JSONResponse:
         """Refine a prediction file. Paths are ``ROOT:relative/path``, or addresses inside a root."""
-        return await submit("refine", values, key)
+        return await submit(request, "refine", values, key)
 
     @router.post("/train", status_code=202, responses=refusals, openapi_extra=_body(TrainRequest))
     async def submit_train(
         request: Request, values: Annotated[dict[str, Any], Body()], key: Key = None
     ) -> JSONResponse:
         """Retrain a refinement model on data of one's own. To have it promoted needs the scope ``admin``."""
-        if values.get("promote_if_better") and "admin" not in request.state.caller.scopes:
-            raise ForbiddenError(  # it would change what every server serves, as an activation does
-                "this key may not have a model promoted",
-                expected="a key with the scope admin",
-                got=request.state.caller.name,
-                fix="train without promote_if_better, and let an operator activate the model",
-            )
-        return await submit("train", values, key)
+        return await submit(request, "train", values, key)
 
 
 def _add_reading(router: APIRouter, jobs: JobEngine, threads: JobThreads) -> None:
@@ -128,26 +128,31 @@ def _add_reading(router: APIRouter, jobs: JobEngine, threads: JobThreads) -> Non
 
     @router.get("", responses=refusals)
     async def list_jobs(
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100, kind: str | None = None, state: str | None = None
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        kind: str | None = None,
+        state: str | None = None,
     ) -> JSONResponse:
-        """The newest jobs first."""
-        found = await threads.call(lambda: jobs.list(limit=limit, kind=kind, state=state))
+        """The newest jobs first: the caller's own, of all with the scope ``admin``."""
+        caller: Caller = request.state.caller
+        owner = None if "admin" in caller.scopes else _owner(caller)
+        found = await threads.call(lambda: jobs.list(limit=limit, kind=kind, state=state, owner=owner))
         return JSONResponse({"jobs": [job.to_json() for job in found]})
 
     @router.get("/{job_id}", responses=refusals)
-    async def get_job(job_id: str) -> JSONResponse:
+    async def get_job(job_id: str, request: Request) -> JSONResponse:
         """State, progress, message and result."""
-        return JSONResponse((await threads.call(jobs.get, job_id)).to_json())
+        return JSONResponse((await threads.call(_own, jobs.get, jobs, request.state.caller, job_id)).to_json())
 
     @router.get("/{job_id}/log", response_class=PlainTextResponse, responses=refusals)
-    async def get_log(job_id: str) -> PlainTextResponse:
+    async def get_log(job_id: str, request: Request) -> PlainTextResponse:
         """The end of the job's log."""
-        return PlainTextResponse(await threads.call(jobs.log, job_id))
+        return PlainTextResponse(await threads.call(_own, jobs.log, jobs, request.state.caller, job_id))
 
     @router.get("/{job_id}/events", responses=refusals)
     async def get_events(job_id: str, request: Request) -> StreamingResponse:
         """Server-sent events: ``progress`` whenever something is new, then ``end``."""
-        first = await threads.call(jobs.get, job_id)
+        first = await threads.call(_own, jobs.get, jobs, request.state.caller, job_id)
         streams.begin(request.state.caller.name)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(
@@ -155,23 +160,35 @@ def _add_reading(router: APIRouter, jobs: JobEngine, threads: JobThreads) -> Non
         )
 
     @router.get("/{job_id}/result", responses=problems(401, 403, 404, 409, 429, 503))
-    async def get_result(job_id: str, file: str | None = None) -> Response:
+    async def get_result(job_id: str, request: Request, file: str | None = None) -> Response:
         """The summary; ``?file=report`` gives the report, ``?file=predictions`` a refined JSON file."""
-        return await threads.call(_result, jobs, job_id, file)
+        return await threads.call(_own, lambda _: _result(jobs, job_id, file), jobs, request.state.caller, job_id)
 
 
 def _add_steering(router: APIRouter, jobs: JobEngine, threads: JobThreads) -> None:
     refusals = problems(401, 403, 404, 409, 429, 503)
 
     @router.post("/{job_id}/cancel", responses=refusals)
-    async def cancel(job_id: str) -> JSONResponse:
+    async def cancel(job_id: str, request: Request) -> JSONResponse:
         """Stop a job; what is done stays for a resume."""
-        return JSONResponse((await threads.call(jobs.cancel, job_id)).to_json())
+        return JSONResponse((await threads.call(_own, jobs.cancel, jobs, request.state.caller, job_id)).to_json())
 
     @router.post("/{job_id}/resume", responses=refusals)
-    async def resume(job_id: str) -> JSONResponse:
+    async def resume(job_id: str, request: Request) -> JSONResponse:
         """Go on with a job that was cancelled or has failed."""
-        return JSONResponse((await threads.call(jobs.resume, job_id)).to_json())
+        return JSONResponse((await threads.call(_own, jobs.resume, jobs, request.state.caller, job_id)).to_json())
+
+
+def _owner(caller: Caller) -> str | None:
+    """Whose a job is; nobody's on a server without keys."""
+    return None if caller is ANYBODY else caller.name
+
+
+def _own(do: Callable[[str], T], jobs: JobEngine, caller: Caller, job_id: str) -> T:
+    """``do(job_id)`` for a job of the caller; for others' with the scope ``admin``, else it does not exist."""
+    if "admin" not in caller.scopes and jobs.get(job_id).owner != _owner(caller):
+        raise NotFoundError(f"job {job_id!r}", expected="the id of a job", got="none of that id", fix="see /v1/jobs")
+    return do(job_id)
 
 
 def _body(model: type[RefineRequest] | type[TrainRequest]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from bpr_service.server.http.auth import ApiKey, Keys, hash_key
 from bpr_service.server.http.jobs import job_router
 from tests.jobs.fleet import Fleet
 from tests.jobs.samples import coco_set
@@ -99,3 +100,19 @@ def test_refusals_are_problems(fleet: Fleet, http: httpx.Client) -> None:
     answer = http.post("/v1/jobs/train", json=train)
     assert answer.status_code == 422
     assert "typo" in answer.text
+
+
+def test_a_job_is_its_owners(fleet: Fleet) -> None:
+    names: dict[str, tuple[str, ...]] = {"ann": ("jobs",), "bob": ("jobs",), "boss": ("jobs", "admin")}
+    keys = [ApiKey(name=name, sha256=hash_key(name), scopes=scopes) for name, scopes in names.items()]  # type: ignore[arg-type]
+    with serving(keys=Keys(keys), job_router=job_router(fleet.engine)) as running:
+        ann, bob, boss = ({"authorization": f"Bearer {name}"} for name in names)
+        values = body(fleet, 1)
+        job_id = running.client.post("/v1/jobs/refine", json=values, headers=ann).json()["id"]
+        for path in ("", "/log", "/result", "/events"):
+            assert running.client.get(f"/v1/jobs/{job_id}{path}", headers=bob).status_code == 404
+        assert running.client.post(f"/v1/jobs/{job_id}/cancel", headers=bob).status_code == 404
+        assert running.client.get("/v1/jobs", headers=bob).json()["jobs"] == []
+        assert [job["id"] for job in running.client.get("/v1/jobs", headers=boss).json()["jobs"]] == [job_id]
+        assert running.client.get(f"/v1/jobs/{job_id}", headers=boss).status_code == 200
+        assert running.client.post(f"/v1/jobs/{job_id}/cancel", headers=ann).json()["state"] == "cancelled"
