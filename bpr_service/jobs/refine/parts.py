@@ -83,7 +83,8 @@ def refine_parts(
             why = watcher.begun(part, units, len(writer.done))
             if why and (unit := next(missing, None)) is not None:
                 failed = [f"{unit.name}: {why}"]
-                record(writer, Outcome(unit.number, unit.image, failed=failed, encoded=untouched(file, unit)))
+                given_up = Outcome(unit.number, unit.image, failed=failed, encoded=untouched(file, unit))
+                watcher.write(lambda writer=writer, outcome=given_up: writer.add(outcome))  # type: ignore[misc]
                 open_writers[writer] -= 1
             if not open_writers[writer]:
                 del open_writers[writer]
