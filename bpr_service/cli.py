@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from bpr_service import __version__
+from bpr_service import __version__, options
 from bpr_service.errors import BprError
 from bpr_service.jobs import batch_commands, job_commands
 from bpr_service.runtime import model_commands
@@ -61,38 +61,47 @@ def demo(
 
 @app.command()
 def refine(
-    image: Annotated[Path, typer.Argument(help="The photograph.")],
-    mask: Annotated[Path, typer.Argument(help="Its coarse masks: PNG, or JSON with RLE or polygons.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Where the refined masks go, in the format they came in.")],
-    task: Annotated[str, typer.Option(help="instance, semantic or panoptic.")] = "instance",
+    image: Annotated[Path, typer.Argument(help="The photograph; - is standard input.")],
+    mask: Annotated[
+        Path, typer.Argument(help="Its coarse masks: a picture, or the file of any format of bpr batch; - as above.")
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Where they go, in the form they came in; - is standard output.")
+    ],
+    task: Annotated[
+        str, typer.Option(help="instance, semantic, panoptic; labels: a picture of instance ids; soft: probabilities.")
+    ] = "instance",
+    format_: Annotated[
+        str | None, typer.Option("--format", help="Format of the masks; default: looks into the file.")
+    ] = None,
+    image_id: Annotated[str | None, typer.Option(help="Which image of a data set's file the photograph is.")] = None,
     preset: Preset = "balanced",
     model: Model = None,
     device: Device = "cpu",
-    ignore_label: Annotated[int, typer.Option(help="Semantic: a label that is never rewritten.")] = 255,
+    ignore_label: Annotated[
+        int | None, typer.Option(help="Semantic: a label that is never rewritten; default 255.")
+    ] = None,
     segments: Annotated[Path | None, typer.Option(help="Panoptic: JSON with segments_info.")] = None,
     gate: Annotated[bool, typer.Option(help="Do no harm: keep a mask where no gain is expected.")] = True,
     picture: Annotated[Path | None, typer.Option(help="Write a before/after picture here.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="NAME=VALUE instead of the preset's, as backend=card.")
-    ] = None,
+    exif: options.Exif = None,
+    encoding: options.Encoding = "same",
+    simplify: options.Simplify = 0.0,
+    crowds: options.Crowds = False,
+    columns: options.Columns = None,
+    page: options.Page = None,
+    window: options.Window = None,
+    settings: options.Set = None,
 ) -> None:
     """Refine the masks of one image."""
-    from bpr_service.commands import run_refine
+    from bpr_service.refine_command import Call, run_refine
 
-    run_refine(
-        image,
-        mask,
-        out,
-        task=task,
-        preset=preset,
-        model=model,
-        device=device,
-        ignore_label=ignore_label,
-        segments=segments,
-        gate=gate,
-        picture=picture,
-        settings=settings or (),
+    file_options = options.file_options(
+        exif=exif, encoding=encoding, simplify_px=simplify, crowds=crowds, columns=columns, page=page, window=window
     )
+    call = Call(image, mask, out, task, format_, image_id, ignore_label, segments, picture)
+    settings = [*(settings or ()), *([] if gate else ["gate=false"])]
+    run_refine(call, file_options, preset=preset, model=model, device=device, settings=settings)
 
 
 @app.command()
@@ -149,6 +158,10 @@ def main() -> None:
         app()
     except BprError as error:
         print(f"bpr: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:  # a disk that fills up, a mount that goes away: nothing was written
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"bpr: {where}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

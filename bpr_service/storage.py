@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, BinaryIO, cast
 from bpr_service.errors import BprError, FormatError, NotFoundError, StorageError
 
 if TYPE_CHECKING:
+    from filelock import BaseFileLock
     from fsspec import AbstractFileSystem
 
 COPY_BYTES = 1 << 20
@@ -50,15 +51,9 @@ def join_inside(folder: str, relative: str, *, within: tuple[str, ...] | None = 
         FormatError: the name is empty, absolute, has a ``..`` part, or leaves ``within`` through a link.
     """
     parts = relative.replace("\\", "/").split("/")
-    if (
-        not relative
-        or relative.startswith("/")
-        or ":" in parts[0]
-        or "::" in relative
-        or "://" in relative
-        or ".." in parts
-        or "\0" in relative
-    ):
+    drive = (parts[0][1:2] == ":" and len(parts) > 1) or parts[0].endswith(":")
+    remote = "::" in relative or "://" in relative
+    if not relative or relative.startswith("/") or drive or remote or ".." in parts or "\0" in relative:
         raise FormatError(
             "a file name leaves its folder",
             expected="a relative name without '..'",
@@ -167,10 +162,50 @@ def sync_folder(folder: str) -> None:
         os.close(handle)
 
 
-def write_bytes(address: str, data: bytes) -> None:
+def write_bytes(address: str | Path, data: bytes) -> None:
     """Write a whole file atomically."""
-    with replacing(address) as file:
+    with replacing(str(address)) as file:
         file.write(data)
+
+
+def check_target(address: str | Path, what: str, *, folder: bool = False) -> None:
+    """Raise before the work where a result could not be written after it.
+
+    A folder that is missing is made when the result is written. Object storage is not asked.
+
+    Args:
+        what: what the message calls it, as ``--out``.
+        folder: the result is a folder of files, not one file.
+
+    Raises:
+        FormatError: it is a folder where a file is to go or the other way round, or nothing can be written there.
+    """
+    if is_remote(str(address)):
+        return
+    path = Path(address)
+    if path.exists() and path.is_dir() != folder:
+        wanted, found = ("a folder", "a file") if folder else ("a file", "a folder")
+        raise FormatError(f"{what} {path}", expected=wanted, got=found, fix="name another place")
+    try:
+        there = next(each for each in (path, *path.absolute().parents) if each.is_dir() or each.exists())
+        with tempfile.TemporaryFile(dir=there if there != path or folder else there.parent) as probe:
+            probe.write(bytes(4096))
+            probe.flush()
+    except OSError as error:
+        raise FormatError(
+            f"{what} {path}",
+            expected="a place that can be written",
+            got=error.strerror or str(error),
+            fix="check its folder, its permissions and the room on the disk",
+        ) from None
+
+
+def lock(path: str | Path) -> BaseFileLock:
+    """A lock between the processes of a machine, to be acquired; it goes with the process that holds it."""
+    from filelock import FileLock
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path)
 
 
 def copy(source: str, target: str) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -16,12 +14,11 @@ import pytest
 from bpr_service.examples import load_example
 from bpr_service.masks.label_maps import read_panoptic_png, write_panoptic_png
 from bpr_service.masks.mask import Mask
+from tests.calls import call_bpr
 
 
 def bpr(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bpr_service.cli", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=200)
+    return call_bpr(*arguments, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +85,8 @@ def test_a_setting_that_differs_from_the_presets(coffee: Path, tmp_path: Path) -
 
 
 def test_png_semantic_and_panoptic(coffee: Path, tmp_path: Path) -> None:
-    assert bpr("refine", coffee / "image.png", coffee / "mask.png", "-o", tmp_path / "m.png").returncode == 0
+    done = bpr("refine", coffee / "image.png", coffee / "mask.png", "-o", tmp_path / "m.png")
+    assert done.returncode == 0, done.stderr
     before, after = (cv2.imread(str(p), cv2.IMREAD_UNCHANGED) for p in (coffee / "mask.png", tmp_path / "m.png"))
     assert before.shape == after.shape
     assert (before != after).any()
@@ -112,12 +110,12 @@ def test_png_semantic_and_panoptic(coffee: Path, tmp_path: Path) -> None:
     [
         (["missing.png", "mask.png"], ["missing.png", "no such file"]),
         (["image.png", "missing.json"], ["missing.json", "expected a mask file"]),
-        (["image.png", "mask.png", "--task", "other"], ["unknown task", "instance, panoptic, semantic"]),
+        (["image.png", "mask.png", "--task", "other"], ["unknown task", "instance, labels, panoptic, semantic, soft"]),
         (["image.png", "mask.png", "--preset", "balancd"], ["balancd", "balanced"]),
         (["image.png", "mask.png", "--device", "cuda:99"], ["cuda:99"]),
         (["image.png", "mask.png", "--model", "nowhere"], ["unknown model", "nowhere"]),
-        (["image.png", "broken.json"], ["broken.json", "JSON", "char 2"]),
-        (["image.png", "number.json"], ["number.json", "a list of masks"]),
+        (["image.png", "broken.json"], ["broken.json", "JSON", "byte 2"]),
+        (["image.png", "number.json"], ["number.json", "'[' or '{'"]),
         (["image.png", "small.png"], ["small.png"]),
         (["truncated.png", "mask.png"], ["truncated.png"]),
         (["image.png", "runs.json"], ["runs.json", "mask 0"]),
@@ -136,7 +134,7 @@ def test_a_wrong_call_says_why_and_writes_nothing(
     data = (coffee / "image.png").read_bytes()
     (coffee / "truncated.png").write_bytes(data[: len(data) // 2])
     (coffee / "runs.json").write_text(json.dumps([{"size": [400, 600], "counts": [5, 5]}]))
-    out = tmp_path / "out.json"
+    out = tmp_path / f"out{Path(arguments[1]).suffix}"
     done = bpr("refine", *arguments, "-o", out, cwd=coffee)
     assert done.returncode == 2
     assert done.stderr.startswith("bpr: ")
@@ -153,11 +151,7 @@ def test_doctor_names_model_and_hash() -> None:
     assert "verified" in done.stdout
 
 
-def test_help_is_quick_and_importing_loads_no_torch() -> None:
-    bpr("--help")
-    started = time.perf_counter()
-    assert bpr("--help").returncode == 0
-    assert time.perf_counter() - started < 2.0, "bpr --help has to answer at once"
+def test_importing_the_commands_loads_nothing_heavy() -> None:
     probe = "import sys, bpr_service, bpr_service.cli; print([m for m in ('torch','numba','cv2') if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"

@@ -6,6 +6,7 @@ from bpr_service.errors import UnknownName
 from bpr_service.formats.base import (
     TASKS,
     Encoded,
+    FileOptions,
     Instance,
     InstancePrediction,
     PanopticPrediction,
@@ -15,20 +16,24 @@ from bpr_service.formats.base import (
     Task,
     Unit,
 )
-from bpr_service.formats.cityscapes import CityscapesInstances
-from bpr_service.formats.coco import CocoResults
-from bpr_service.formats.coco_panoptic import CocoPanoptic
-from bpr_service.formats.lvis import LvisResults
-from bpr_service.formats.semantic import Ade, CityscapesLabelIds, CityscapesTrainIds, SemanticPngs, Voc
-from bpr_service.formats.yolo import YoloSegments
+from bpr_service.formats.folders.cityscapes import CityscapesInstances
+from bpr_service.formats.folders.mask_pngs import InstanceIdPngs, MaskPngs, SoftPngs
+from bpr_service.formats.folders.semantic import Ade, CityscapesLabelIds, CityscapesTrainIds, SemanticPngs, Voc
+from bpr_service.formats.folders.yolo import YoloSegments
+from bpr_service.formats.records.coco import CocoResults
+from bpr_service.formats.records.coco_panoptic import CocoPanoptic
+from bpr_service.formats.records.lvis import LvisResults
+from bpr_service.formats.records.one_list import MaskRecords
 
 __all__ = [
     "DEFAULT_FORMAT",
     "FORMATS",
     "TASKS",
     "Encoded",
+    "FileOptions",
     "Instance",
     "InstancePrediction",
+    "MaskRecords",
     "PanopticPrediction",
     "Paths",
     "PredictionFormat",
@@ -43,6 +48,10 @@ _ALL: tuple[type[PredictionFormat], ...] = (
     LvisResults,
     CityscapesInstances,
     YoloSegments,
+    MaskRecords,
+    MaskPngs,
+    SoftPngs,
+    InstanceIdPngs,
     SemanticPngs,
     CityscapesLabelIds,
     CityscapesTrainIds,

@@ -13,13 +13,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from bpr_service import storage
+from bpr_service.config import Settings
 from bpr_service.errors import BprError, ConfigError, FormatError
+from bpr_service.formats.images import ImageFolder, NamePattern, image_size, plain
+from bpr_service.masks.encoding import Encoding
+from bpr_service.masks.images import Exif
 
 if TYPE_CHECKING:
     from bpr_service.masks.mask import Mask
@@ -28,11 +34,34 @@ Task = Literal["instance", "semantic", "panoptic"]
 TASKS: tuple[Task, ...] = ("instance", "semantic", "panoptic")
 
 
+class FileOptions(Settings):
+    """How a prediction file is read and written, beside where it lies."""
+
+    exif: Exif | None = None
+    """Whether masks speak of the upright photograph ("apply") or of the pixels as stored ("ignore"); None takes the
+    convention of the format."""
+    encoding: Encoding = "same"
+    """How masks are written: as they came, or all in one way."""
+    simplify_px: float = Field(default=0.0, ge=0.0, le=64.0)
+    """Polygons keep at most this distance from the refined outline; 0 keeps every corner."""
+    crowds: bool = False
+    """Refine records that are marked as crowds too."""
+    match: str | None = None
+    """Which files of a folder are predictions and of which image: ``*_mask.png``."""
+    columns: Literal["none", "confidence", "confidence+track"] | None = None
+    """YOLO: what stands behind the points of a line; None finds out."""
+    page: int | None = Field(default=None, ge=1)
+    """Which page of a TIFF is the image, from 1."""
+    window: Literal["auto"] | tuple[float, float] | None = None
+    """Values of the image that become black and white; see `bpr_service.masks.images.open_image`."""
+
+
 @dataclass(frozen=True)
 class Paths:
     """Where a prediction file and what belongs to it lie; local paths or fsspec addresses.
 
-    ``within`` confines every local file that is opened, links followed, to these folders.
+    ``within`` confines every local file that is opened, links followed, to these folders. ``image`` is the one image
+    of the folder that is wanted; None is all of them.
     """
 
     images: str
@@ -40,6 +69,8 @@ class Paths:
     dataset: str | None = None
     panoptic_dir: str | None = None
     within: tuple[str, ...] | None = None
+    image: str | None = None
+    options: FileOptions = field(default_factory=FileOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +104,8 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One mask of a unit. ``mask`` is None when it cannot be read; ``problem`` then says why.
+    """One mask of a unit. ``mask`` is None when it cannot be read (``problem`` says why) or when there is none to
+    refine (``skipped`` says why: absent, a crowd).
 
     ``record`` is what the file had (a JSON object, a line), kept so that what is not understood comes back unchanged.
     """
@@ -85,6 +117,7 @@ class Instance:
     record: Any
     changed: bool = False
     problem: str | None = None
+    skipped: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +153,9 @@ class SemanticPrediction:
     """One label map (H, W) of uint8 or uint16, and the label that is never rewritten."""
 
     label_map: NDArray[np.integer[Any]]
-    ignore_label: int
+    ignore_label: int | None
     picture: Any = None
+    warnings: tuple[str, ...] = ()
 
     def with_label_map(self, label_map: NDArray[np.integer[Any]]) -> SemanticPrediction:
         return replace(self, label_map=label_map)
@@ -129,11 +163,15 @@ class SemanticPrediction:
 
 @dataclass(frozen=True, slots=True)
 class PanopticPrediction:
-    """Segments that do not overlap: ``segment_map`` (H, W) int32 of ids, 0 is void, and one info for each id."""
+    """Segments that do not overlap: ``segment_map`` (H, W) int32 of ids, 0 is void, and one info for each id.
+
+    ``record`` and ``before`` are what the file had.
+    """
 
     segment_map: NDArray[np.int32]
     segments_info: list[dict[str, Any]]
     record: dict[str, Any]
+    before: NDArray[np.int32]
 
     def with_segments(self, segment_map: NDArray[np.int32], infos: list[dict[str, Any]]) -> PanopticPrediction:
         return replace(self, segment_map=segment_map, segments_info=infos)
@@ -159,6 +197,8 @@ class PredictionFormat(ABC):
     result_is_folder: ClassVar[bool] = True
     has_records: ClassVar[bool] = False
     """The result holds a JSON array of records, which ``write`` puts in place."""
+    exif: ClassVar[Exif] = "ignore"
+    """The format's convention: do its masks speak of the upright photograph ("apply"), or of the stored pixels?"""
 
     def __init__(self, paths: Paths) -> None:
         self.paths = paths
@@ -172,8 +212,11 @@ class PredictionFormat(ABC):
         """
 
     @abstractmethod
-    def read(self, unit: Unit) -> Prediction:
-        """Decode one unit. Raises ``FormatError`` or ``MaskError`` with file and position."""
+    def read(self, unit: Unit, size: tuple[int, int] | None = None) -> Prediction:
+        """Decode one unit of an image of ``size`` (H, W); None reads it from the image's header.
+
+        Raises ``FormatError`` or ``MaskError`` with file and position.
+        """
 
     @abstractmethod
     def encode(self, unit: Unit, prediction: Any) -> Encoded:
@@ -188,9 +231,78 @@ class PredictionFormat(ABC):
         for _ in records:
             raise AssertionError(f"{self.name} has no records")
 
+    @cached_property
+    def folder(self) -> ImageFolder:
+        """The folder of images."""
+        return ImageFolder(self.paths.images, self.paths.image)
+
+    @property
+    def options(self) -> FileOptions:
+        return self.paths.options
+
+    @property
+    def orientation(self) -> Exif:
+        """What was asked for, else the format's convention."""
+        return self.options.exif or self.exif
+
     def image_path(self, unit: Unit) -> str:
-        """Address of a unit's image. Raises ``FormatError`` when its name leaves the folder."""
-        return storage.join_inside(self.paths.images, unit.image, within=self.paths.within)
+        """Address of a unit's image, which lies in the folder of images whatever name a file gives.
+
+        Raises ``FormatError`` when the name leaves the folder, or nothing there fits it.
+        """
+        name, within = unit.image, self.paths.within
+        if ".." in plain(name).split("/") or not name:
+            return storage.join_inside(self.paths.images, name, within=within)
+        here = storage.join(self.paths.images, name)
+        if name.startswith("/") or "\\" in name or (not storage.is_remote(here) and not storage.exists(here)):
+            name = self.folder.find(name)
+        return storage.join_inside(self.paths.images, name, within=within)
+
+    def size(self, unit: Unit, size: tuple[int, int] | None) -> tuple[int, int]:
+        """(H, W) of a unit's image: as given, else from its header, else as the file states."""
+        if size is not None:
+            return size
+        try:
+            return image_size(self.image_path(unit), self.orientation)
+        except BprError:
+            if unit.size is None:
+                raise
+            return unit.size
+
+    def files(self, suffix: str, what: str) -> Iterator[Unit]:
+        """One unit a file of the folder of predictions, by the files' names.
+
+        Raises:
+            FormatError: the folder has no file of that suffix that fits the pattern.
+        """
+        pattern, number = NamePattern(self.options.match), 0
+        for name in storage.list_files(self.paths.predictions, (suffix,)):
+            wanted = pattern.image(name)
+            if wanted is None:
+                continue
+            try:
+                unit = Unit(number, self.folder.find(wanted), name, name)
+            except BprError as error:
+                if not self.is_prediction(name):
+                    continue
+                unit = Unit(number, "", name, name, problem=str(error))
+            yield unit
+            number += 1
+        if not number:
+            raise FormatError(
+                f"{self.paths.predictions}: another format",
+                expected=what,
+                got=f"no {suffix} file" + (f" that fits {self.options.match}" if self.options.match else ""),
+                fix="check the folder, --format and --match",
+            )
+
+    def is_prediction(self, name: str) -> bool:
+        """False for a file of no image that holds no prediction either, as lists of classes and notes."""
+        return True
+
+    def source(self, unit: Unit) -> bytes:
+        """The bytes of a unit that is a file of the folder of predictions."""
+        return storage.read_bytes(storage.join_inside(self.paths.predictions, unit.source, within=self.paths.within))
 
     def need(self, field_name: str, option: str, what: str) -> str:
         """A path that this format cannot do without. Raises ``ConfigError``."""

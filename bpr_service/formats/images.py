@@ -3,56 +3,22 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import PurePosixPath
 
 from bpr_service import storage
-from bpr_service.errors import FormatError, ImageError
-from bpr_service.masks.images import PICTURE_FORMATS
+from bpr_service.errors import BprError, FormatError, ImageError
+from bpr_service.masks.images import Exif, read_header
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".heif")
 _CITYSCAPES = re.compile(r"^[A-Za-z-]+_\d{6}_\d{6}(?=_|$|\.)")
 
 
-class ImageFolder:
-    """Finds images by the name of a prediction; the folder is listed once, when first needed."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-
-    @cached_property
-    def _by_stem(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for name in storage.list_files(self.address, SUFFIXES):
-            stem = PurePosixPath(name).stem
-            for key in {name.rsplit(".", 1)[0], stem, cityscapes_key(stem)}:
-                found.setdefault(key, []).append(name)
-        return found
-
-    def find(self, name: str) -> str:
-        """The image for a prediction file ``name``: same path, same stem, or same Cityscapes frame.
-
-        Raises:
-            FormatError: none, or several, match.
-        """
-        path = PurePosixPath(name)
-        for key in (name.rsplit(".", 1)[0], path.stem, cityscapes_key(path.stem)):
-            match = self._by_stem.get(key, [])
-            if len(match) == 1:
-                return match[0]
-            if match:
-                raise FormatError(
-                    f"{name}: several images match",
-                    expected="one image",
-                    got=", ".join(match[:3]),
-                    fix="give predictions the same relative path as their image",
-                )
-        raise FormatError(
-            f"{name}: no image",
-            expected=f"an image of that name in {self.address}",
-            got="none",
-            fix="check --images; names must match up to the suffix",
-        )
+def plain(name: str) -> str:
+    """A name with ``/`` between its parts, in Unicode's composed form, without ``./`` in front."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
 
 
 def cityscapes_key(stem: str) -> str:
@@ -61,13 +27,147 @@ def cityscapes_key(stem: str) -> str:
     return match.group() if match else stem
 
 
-def image_size(address: str) -> tuple[int, int]:
-    """(H, W) of an image file, from its header. Raises ``ImageError`` or ``NotFoundError``."""
-    from PIL import Image
+def _bare(name: str) -> str:
+    """The name without its suffix; a dot in a folder's name is none."""
+    return str(PurePosixPath(name).with_suffix("")) if PurePosixPath(name).suffix else name
 
+
+def _tails(name: str) -> list[str]:
+    """The name, and what is left of it without its first folder, its first two, ..."""
+    parts = [part for part in name.split("/") if part]
+    return ["/".join(parts[i:]) for i in range(len(parts))]
+
+
+def _last(key: Callable[[str], str]) -> Callable[[str], list[str]]:
+    return lambda name: [key(name)]
+
+
+_RULES: tuple[tuple[Callable[[str], str], Callable[[str], list[str]]], ...] = (
+    (lambda name: name, _tails),  # the same path, perhaps below another folder
+    (_bare, lambda name: _tails(_bare(name))),  # up to the suffix
+    (lambda name: PurePosixPath(name).name, _last(lambda name: PurePosixPath(name).name)),  # in whatever folder
+    (lambda name: PurePosixPath(name).stem, _last(lambda name: PurePosixPath(name).stem)),
+)
+
+
+class NameIndex:
+    """Finds a name among many by rules, the strictest first; a rule decides as soon as anything fits it.
+
+    A name fits by its whole path, by its path up to the suffix, by its last part in whatever folder, by that up to
+    the suffix; then by the same in whatever letter case; then by the frame of Cityscapes' names.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = list(names)
+
+    @cached_property
+    def _tables(self) -> list[tuple[dict[str, list[str]], Callable[[str], list[str]]]]:
+        def table(key: Callable[[str], str]) -> dict[str, list[str]]:
+            found: dict[str, list[str]] = {}
+            for name in self.names:
+                found.setdefault(key(plain(name)), []).append(name)
+            return found
+
+        def folded(key: Callable[[str], str]) -> Callable[[str], str]:
+            return lambda name: key(name).casefold()
+
+        def asked(tries: Callable[[str], list[str]]) -> Callable[[str], list[str]]:
+            return lambda name: [part.casefold() for part in tries(name)]
+
+        def frame(name: str) -> str:
+            return cityscapes_key(PurePosixPath(name).stem)
+
+        exact = [(table(key), tries) for key, tries in _RULES]
+        any_case = [(table(folded(key)), asked(tries)) for key, tries in _RULES]
+        return [*exact, *any_case, (table(frame), _last(frame))]
+
+    @cached_property
+    def _numbers(self) -> dict[int, list[str]]:
+        found: dict[int, list[str]] = {}
+        for name in self.names:
+            stem = PurePosixPath(name).stem
+            if stem.isascii() and stem.isdigit():
+                found.setdefault(int(stem), []).append(name)
+        return found
+
+    def find(self, name: str | int) -> list[str]:
+        """All names that fit ``name`` by the first rule that any fits; a number fits ``000000000139.jpg``."""
+        if isinstance(name, int):
+            return self._numbers.get(name, [])
+        wanted = plain(name)
+        for table, tries in self._tables:
+            for key in tries(wanted):
+                if key in table:
+                    return table[key]
+        return []
+
+
+class ImageFolder:
+    """Finds images by the name of a prediction; the folder is listed once, when first needed.
+
+    ``only`` is the one image of the folder that is looked for.
+    """
+
+    def __init__(self, address: str, only: str | None = None) -> None:
+        self.address, self.only = address, only
+
+    @cached_property
+    def _index(self) -> NameIndex:
+        return NameIndex([self.only] if self.only else storage.list_files(self.address, SUFFIXES))
+
+    def find(self, name: str | int) -> str:
+        """The image for a prediction file ``name``, by the rules of `NameIndex`.
+
+        Raises:
+            FormatError: none, or several, match.
+        """
+        match = self._index.find(name)
+        if len(match) == 1:
+            return match[0]
+        if match:
+            raise FormatError(
+                f"{name}: several images match",
+                expected="one image",
+                got=", ".join(match[:3]),
+                fix="give predictions the same relative path as their image",
+            )
+        raise FormatError(
+            f"{name}: no image",
+            expected=f"an image of that name in {self.address}",
+            got="none",
+            fix="check --images; names must match up to the suffix, or by a pattern (--match '*_mask.png')",
+        )
+
+
+class NamePattern:
+    """Which files of a folder are predictions, and of which image: ``*_mask.png``, the first star is the image's name.
+
+    Without a pattern every file is one, of the image of its own name.
+    """
+
+    def __init__(self, pattern: str | None) -> None:
+        self._expression: re.Pattern[str] | None = None
+        if pattern is not None:
+            if "*" not in pattern:
+                raise FormatError(
+                    "--match", expected="a pattern with a star, as *_mask.png", got=repr(pattern), fix="add the star"
+                )
+            first, *rest = (re.escape(part) for part in pattern.split("*"))
+            self._expression = re.compile(first + "(?P<stem>.+?)" + ".*".join(rest))
+
+    def image(self, name: str) -> str | None:
+        """The name to look for among the images; None for a file that is no prediction."""
+        if self._expression is None:
+            return name
+        folder, _, last = name.rpartition("/")
+        match = self._expression.fullmatch(last)
+        return None if match is None else storage.join(folder, match["stem"]) if folder else match["stem"]
+
+
+def image_size(address: str, exif: Exif = "ignore") -> tuple[int, int]:
+    """(H, W) of an image file as `exif` has it, from its header. Raises ``ImageError`` or ``NotFoundError``."""
     with storage.open_read(address) as file:
         try:
-            with Image.open(file, formats=PICTURE_FORMATS) as picture:
-                return picture.height, picture.width
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ImageError(f"{address}: not an image", got=str(error), fix="send a whole image file") from None
+            return read_header(file).size(exif)
+        except BprError as error:
+            raise ImageError(f"{address}: {error}") from None

@@ -2,16 +2,22 @@
 
 Letters: H, W are the image's height and width in pixels.
 
-A file's pixels are taken as stored: an EXIF rotation is not applied, because masks of data sets speak of the
-stored pixels. A rotated photograph then differs in size from masks drawn on its upright view, and that is
-reported.
+A photograph may say in its EXIF data how it is to be turned for a viewer. Tools differ: pycocotools, and what is
+built on it, speaks of the pixels as they are stored; editors and trainers that open files through a viewer speak of
+the upright picture. Which of the two is meant cannot be seen in the sizes, so it is a choice (`Exif`), and what was
+chosen is said wherever the two differ.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +27,59 @@ from bpr_service.errors import ImageError, InputError, LimitError
 
 Image = NDArray[np.uint8]
 
-PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM")
-"""What is opened, by Pillow's names. Pillow knows many more, some of which (EPS) it hands to other programs."""
+Exif = Literal["apply", "ignore"]
+"""Whether an EXIF orientation turns the image upright, or its pixels are taken as they are stored."""
+Source = bytes | str | Path | BinaryIO
+Window = tuple[float, float]
+
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "AVIF")
+"""What is opened, by Pillow's names; HEIF too where pillow-heif is installed. Pillow knows many more, some of which
+(EPS) it hands to other programs."""
+
+_ORIENTATION = 0x0112
+_NARROW = 8
+"""A picture that uses less than one part in so many of its range is warned of."""
+_PERCENTILES = (0.1, 99.9)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a picture file says of itself before anything is decoded.
+
+    Attributes:
+        height, width: of the pixels as stored, px.
+        kind: Pillow's name of the file type.
+        mode: Pillow's name of the channels and their depth.
+        orientation: of EXIF, 1 to 8; 1 is upright.
+        pages: pictures in the file.
+    """
+
+    height: int
+    width: int
+    kind: str
+    mode: str
+    orientation: int
+    pages: int
+
+    def size(self, exif: Exif = "ignore") -> tuple[int, int]:
+        """(H, W) of the image as it is read with `exif`, px."""
+        turned = exif == "apply" and self.orientation >= 5
+        return (self.width, self.height) if turned else (self.height, self.width)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadImage:
+    """An image, and what a person should know of how it was read.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 RGB.
+        orientation: the file's EXIF orientation, applied or not.
+        warnings: one sentence each.
+    """
+
+    pixels: Image
+    orientation: int
+    warnings: list[str]
 
 
 def check_pixels(height: int, width: int, max_pixels: int, what: str = "image") -> None:
@@ -36,22 +93,19 @@ def check_pixels(height: int, width: int, max_pixels: int, what: str = "image") 
         )
 
 
-def open_picture(source: bytes | str | Path, max_pixels: int, what: str, error: type[InputError]) -> Any:
-    """The decoded `PIL.Image.Image`; its header is checked against `max_pixels` before any pixel is decoded.
-
-    Raises `error` when the file is missing, damaged or not one of :data:`PICTURE_FORMATS`, :class:`LimitError` when
-    it is too large.
-    """
+@contextmanager
+def _opened(source: Source, max_pixels: int, what: str, error: type[InputError]) -> Iterator[Any]:
+    """The `PIL.Image.Image` with its header read and checked, and every complaint of Pillow turned into ours."""
     from PIL import Image as pil
     from PIL import UnidentifiedImageError
 
-    name = "the bytes" if isinstance(source, bytes) else str(source)
-    fix = "send a whole PNG, JPEG, WebP, TIFF, BMP or PPM file"
+    name = str(source) if isinstance(source, str | Path) else "the bytes"
+    fix = "send a whole PNG, JPEG, WebP, TIFF, BMP, PPM or AVIF file"
     try:
-        with pil.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=PICTURE_FORMATS) as picture:
+        stream = io.BytesIO(source) if isinstance(source, bytes) else source
+        with pil.open(stream, formats=_known_formats()) as picture:
             check_pixels(picture.height, picture.width, max_pixels, what)
-            picture.load()
-        return picture  # the file is closed, the pixels stay
+            yield picture
     except (FileNotFoundError, IsADirectoryError, PermissionError) as cause:
         raise error(f"cannot read {name}", expected="a file", got=str(cause.strerror), fix="check the path") from None
     except UnidentifiedImageError:
@@ -63,11 +117,55 @@ def open_picture(source: bytes | str | Path, max_pixels: int, what: str, error: 
             got=str(cause),
             fix="scale it down",
         ) from None
-    except (OSError, SyntaxError, ValueError, EOFError) as cause:
+    except (OSError, SyntaxError, ValueError, EOFError, OverflowError) as cause:
         raise error(f"{name}: damaged", expected=f"a whole {what}", got=str(cause), fix=fix) from None
 
 
-def read_image(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) -> Image:
+@cache
+def _known_formats() -> tuple[str, ...]:
+    if find_spec("pillow_heif") is None:
+        return PICTURE_FORMATS
+    import pillow_heif  # type: ignore[import-not-found,unused-ignore]
+
+    pillow_heif.register_heif_opener()
+    return (*PICTURE_FORMATS, "HEIF")
+
+
+def read_header(
+    source: Source, *, max_pixels: int = MAX_PIXELS, what: str = "image", error: type[InputError] = ImageError
+) -> Header:
+    """What the file says of itself; nothing is decoded.
+
+    Raises:
+        InputError: `error` when the file is missing, damaged or no picture.
+        LimitError: it announces more than `max_pixels`.
+    """
+    with _opened(source, max_pixels, what, error) as picture:
+        orientation = _orientation(picture)
+        width, height = picture.size
+        if picture.format == "TIFF" and orientation >= 5:  # Pillow has turned the size already
+            width, height = height, width
+        return Header(height, width, picture.format, picture.mode, orientation, getattr(picture, "n_frames", 1))
+
+
+def _orientation(picture: Any) -> int:
+    """The EXIF orientation, 1 where there is none or it means nothing."""
+    value = picture.getexif().get(_ORIENTATION, 1)
+    return value if value in range(1, 9) else 1
+
+
+def open_picture(source: bytes | str | Path, max_pixels: int, what: str, error: type[InputError]) -> Any:
+    """The decoded `PIL.Image.Image`; its header is checked against `max_pixels` before any pixel is decoded.
+
+    Raises `error` when the file is missing, damaged or not one of :data:`PICTURE_FORMATS`, :class:`LimitError` when
+    it is too large.
+    """
+    with _opened(source, max_pixels, what, error) as picture:
+        picture.load()
+    return picture  # the file is closed, the pixels stay
+
+
+def read_image(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS, exif: Exif = "ignore") -> Image:
     """Decode an image file (or its bytes): gray, RGB, RGBA, palette, CMYK, 1- and 16-bit.
 
     Returns
@@ -81,13 +179,109 @@ def read_image(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) -> I
     LimitError
         The header announces more than `max_pixels`; nothing was decoded.
     """
-    picture = open_picture(source, max_pixels, "image", ImageError)
-    if picture.mode.startswith(("I", "F")):  # 16-bit gray is "I;16" or "I"
-        array = np.asarray(picture)
-        if array.dtype.kind in "iu":
-            array = np.clip(array, 0, 65535).astype(np.uint16)
-        return as_image(array)
-    return np.ascontiguousarray(np.asarray(picture.convert("RGB")))
+    return open_image(source, max_pixels=max_pixels, exif=exif).pixels
+
+
+def open_image(
+    source: bytes | str | Path,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    exif: Exif = "ignore",
+    page: int | None = None,
+    window: Window | Literal["auto"] | None = None,
+) -> ReadImage:
+    """Decode an image file, and say what a person should know of it.
+
+    Args:
+        exif: "apply" turns a photograph upright, "ignore" takes the pixels as they are stored.
+        page: which picture of a file that holds several, from 1; None takes the first and says so.
+        window: the values that become black and white, or "auto" for the 0.1 and 99.9 percentiles; for pictures that
+            use a part of their range (12-bit data in 16-bit files, floats). None scales the whole range.
+
+    Raises:
+        ImageError: missing, truncated, empty, of a type not known; or no such page.
+        LimitError: the header announces more than `max_pixels`; nothing was decoded.
+    """
+    warnings = []
+    with _opened(source, max_pixels, "image", ImageError) as picture:
+        pages = getattr(picture, "n_frames", 1)
+        if page is not None and not 1 <= page <= pages:
+            raise ImageError(f"page {page}", expected=f"a page from 1 to {pages}", got=str(page), fix="choose another")
+        if page is None and pages > 1:
+            warnings.append(f"the file has {pages} pages; the first is read: choose with page")
+        if page is not None and pages > 1:
+            picture.seek(page - 1)
+            check_pixels(picture.height, picture.width, max_pixels)
+        orientation = _orientation(picture)
+        turned = picture.format == "TIFF"  # Pillow turns these by itself
+        picture.load()
+    if orientation != 1:
+        how = "turned upright" if exif == "apply" else "taken as stored"
+        warnings.append(f"the photograph has EXIF orientation {orientation}; its pixels were {how} (exif={exif})")
+        picture = _oriented(picture, orientation, turned, exif)
+    array = np.asarray(picture if picture.mode.startswith(("I", "F")) else picture.convert("RGB"))
+    if window is not None:
+        array = _stretched(array, window)
+    else:
+        array = _sixteen_bit(array)
+        warnings += _narrow(array)
+    return ReadImage(as_image(array), orientation, warnings)
+
+
+def _oriented(picture: Any, orientation: int, turned: bool, exif: Exif) -> Any:
+    """`picture` upright or as stored, whichever `exif` asks for and it is not yet."""
+    from PIL import Image as pil
+
+    steps = {
+        2: pil.Transpose.FLIP_LEFT_RIGHT,
+        3: pil.Transpose.ROTATE_180,
+        4: pil.Transpose.FLIP_TOP_BOTTOM,
+        5: pil.Transpose.TRANSPOSE,
+        6: pil.Transpose.ROTATE_270,
+        7: pil.Transpose.TRANSVERSE,
+        8: pil.Transpose.ROTATE_90,
+    }
+    if exif == "apply" and not turned:
+        return picture.transpose(steps[orientation])
+    if exif == "ignore" and turned:
+        return picture.transpose(steps[{6: 8, 8: 6}.get(orientation, orientation)])
+    return picture
+
+
+def _sixteen_bit(array: NDArray[Any]) -> NDArray[Any]:
+    """Signed and wide integers as uint16; :class:`ImageError` where they do not fit."""
+    if array.dtype.kind not in "iu" or array.dtype.itemsize == 1:
+        return array
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high > 65535:
+        raise ImageError(
+            "a picture of more than 16 bits",
+            expected="values from 0 to 65535, or a window",
+            got=f"{low} to {high}",
+            fix="choose the values that become black and white: window=auto, or window=LOW,HIGH",
+        )
+    return array.astype(np.uint16)
+
+
+def _stretched(array: NDArray[Any], window: Window | Literal["auto"]) -> Image:
+    """uint8 values: those of `window` from 0 to 255, what lies outside is cut off."""
+    low, high = np.percentile(array, _PERCENTILES) if window == "auto" else window
+    if not (np.isfinite(low) and np.isfinite(high)) or (window != "auto" and low >= high):
+        raise ImageError("window", expected="finite values, the lower one first", got=f"{low}, {high}", fix="mend it")
+    scaled = (array.astype(np.float32) - np.float32(low)) * np.float32(255.0 / max(high - low, 1e-12))
+    out: Image = np.rint(np.clip(scaled, 0.0, 255.0)).astype(np.uint8)
+    return out
+
+
+def _narrow(array: NDArray[Any]) -> list[str]:
+    """A warning where an integer picture uses a small part of its range, and so comes out nearly black."""
+    if array.dtype.kind != "u":
+        return []
+    full, top = int(np.iinfo(array.dtype).max), int(array[::4, ::4].max(initial=0))
+    top = int(array.max(initial=0)) if top < full // _NARROW else top
+    if not 0 < top < full // _NARROW:
+        return []
+    return [f"the picture uses values up to {top} of {full} and comes out nearly black: stretch it with window=auto"]
 
 
 def as_image(array: Any) -> Image:

@@ -5,8 +5,7 @@ Letters: H, W are the map's height and width in pixels.
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bpr_service import storage
 from bpr_service.config import MAX_PIXELS
 from bpr_service.errors import MaskError
 from bpr_service.masks.images import open_picture
@@ -64,7 +64,7 @@ def write_label_map(
             fix="renumber the labels" if palette is None else "leave out the palette, or renumber the labels",
         )
     wide = (labels.dtype == np.uint16 and palette is None) or high > 255
-    write_atomic(path, encode_png(labels.astype(np.uint16 if wide else np.uint8), palette))
+    storage.write_bytes(path, encode_png(labels.astype(np.uint16 if wide else np.uint8), palette))
 
 
 def read_panoptic_png(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.int32]:
@@ -94,7 +94,7 @@ def write_panoptic_png(path: str | Path, ids: NDArray[Any]) -> None:
 
     Raises :class:`MaskError` for ids below 0 or of 2**24 and more.
     """
-    write_atomic(path, panoptic_png(ids))
+    storage.write_bytes(path, panoptic_png(ids))
 
 
 def panoptic_png(ids: NDArray[Any]) -> bytes:
@@ -123,8 +123,6 @@ def panoptic_png(ids: NDArray[Any]) -> bytes:
 def encode_png(array: NDArray[Any], palette: Sequence[tuple[int, int, int]] | None = None) -> bytes:
     """PNG bytes of an (H, W) uint8 or uint16, or (H, W, 3) uint8 RGB array."""
     if palette is not None:
-        import io
-
         from PIL import Image as pil
 
         picture = pil.fromarray(array)
@@ -137,17 +135,93 @@ def encode_png(array: NDArray[Any], palette: Sequence[tuple[int, int, int]] | No
     return bytes(cv2.imencode(".png", array[:, :, ::-1] if array.ndim == 3 else array)[1].tobytes())
 
 
-def write_atomic(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path` by way of a temporary file beside it: the file is whole or is not there."""
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def is_binary(label_map: NDArray[Any], ignore_label: int | None = 255) -> bool:
+    """Whether a map holds 0 and 255 and nothing else, so that it is a mask and 255 no label to ignore."""
+    if ignore_label != 255 or label_map.size == 0 or label_map.max() != 255 or label_map.min() != 0:
+        return False
+    return bool(((label_map == 0) | (label_map == 255)).all())
+
+
+def picture_like(data: bytes, array: NDArray[Any]) -> bytes:
+    """A picture of `array` in the file type, mode, palette and transparency of `data`; `data` where no pixel is new.
+
+    Args:
+        data: the file that the picture came as.
+        array: its new values, of the shape that Pillow gives for its mode.
+    """
+    from PIL import Image as pil
+
+    with pil.open(io.BytesIO(data)) as picture:
+        old = np.asarray(picture)
+        if np.array_equal(old, array):
+            return data
+        new = pil.fromarray(array.astype(old.dtype, copy=False))
+        if new.mode != picture.mode and picture.mode == "1":
+            new = new.convert("1")
+        if picture.mode == "P":
+            new.putpalette(picture.getpalette() or [])
+        stream = io.BytesIO()
+        kept = {key: picture.info[key] for key in ("transparency", "icc_profile", "dpi") if key in picture.info}
+        new.save(stream, format=picture.format if picture.format in ("PNG", "TIFF", "BMP") else "PNG", **kept)
+        return stream.getvalue()
+
+
+def two_values(picture: Any) -> tuple[NDArray[np.bool_], Any, Any]:
+    """What is foreground in a decoded picture of two values, (H, W), and the values of foreground and background.
+
+    Background is nothing (0, black, transparent); where neither is, the lower one. A picture of one value is all
+    background where that is nothing, else all foreground.
+
+    Raises:
+        MaskError: there are more values; the message names the ways to read them.
+    """
+    array = np.asarray(picture)
+    pixels = array if array.ndim == 2 else _packed(array)
+    first = pixels.flat[0]
+    others = pixels != first
+    if not others.any():
+        value = _pixel(array, 0)
+        if all(_strength(value, picture.mode)[:2]):
+            return ~others, value, np.zeros_like(value)
+        return others, np.full_like(value, 1 if picture.mode in ("1", "P") else _top(array)), value
+    at = int(others.argmax())
+    if not np.array_equal(others, pixels == pixels.flat[at]):
+        raise more_values(f"a picture of mode {picture.mode} with more")
+    here, there = _pixel(array, 0), _pixel(array, at)
+    if _strength(here, picture.mode) > _strength(there, picture.mode):
+        return ~others, here, there
+    return others, there, here
+
+
+def more_values(got: str) -> MaskError:
+    """The complaint about a mask of more than two values, with the ways in which it can be read."""
+    return MaskError(
+        "more than two values in one mask",
+        expected="two: background and mask",
+        got=got,
+        fix="say what they are: instance ids (--task labels), classes (--task semantic), or probabilities "
+        "(--task soft; in Python floats in [0, 1], over HTTP {'png': ..., 'soft': true})",
+    )
+
+
+def _packed(array: NDArray[Any]) -> NDArray[np.uint32]:
+    """(H, W, C) uint8 channels as one number a pixel."""
+    out = np.zeros(array.shape[:2], np.uint32)
+    for channel in range(array.shape[2]):
+        out |= array[:, :, channel].astype(np.uint32) << np.uint32(8 * channel)
+    return out
+
+
+def _pixel(array: NDArray[Any], at: int) -> NDArray[Any]:
+    return np.asarray(array.reshape(-1, *array.shape[2:])[at])
+
+
+def _strength(value: NDArray[Any], mode: str) -> tuple[bool, int, int]:
+    """What makes one of two values the foreground: that it can be seen, then how bright it is, then its alpha."""
+    if mode in ("RGBA", "LA", "PA"):
+        return bool(value[-1]), int(value[:-1].sum()), int(value[-1])
+    return True, int(value.sum()), 0
+
+
+def _top(array: NDArray[Any]) -> int:
+    return 255 if array.dtype == np.uint8 else 65535

@@ -23,8 +23,10 @@ from bpr_service.masks import rle as _rle
 from bpr_service.masks.images import check_pixels, open_picture
 from bpr_service.masks.label_maps import (
     encode_png,
+    more_values,
     read_label_map,
     read_panoptic_png,
+    two_values,
     write_label_map,
     write_panoptic_png,
 )
@@ -130,7 +132,7 @@ class Mask:
 
     @classmethod
     def from_array(cls, array: Any, *, max_pixels: int = MAX_PIXELS) -> Mask:
-        """A mask from an (H, W) frame: bool, integers (non-zero is foreground), or float probabilities in [0,
+        """A mask from an (H, W) frame: bool, integers (0 and one other value), or float probabilities in [0,
         1].
 
         Raises :class:`MaskError` for another shape or dtype, NaN, or floats out of [0, 1];
@@ -157,7 +159,13 @@ class Mask:
                 got=str(frame.dtype),
                 fix="convert it with array.astype(bool)",
             )
-        binary = frame if frame.dtype == np.uint8 and frame.max() <= 1 else (frame != 0).view(np.uint8)
+        if frame.dtype == np.uint8 and frame.max() <= 1:
+            return cls.from_window(frame, 0, 0, height, width)
+        binary = (frame != 0).view(np.uint8)
+        if frame.dtype.kind != "b":
+            top = frame.max()
+            if not np.array_equal(frame == top, binary) and binary.any():
+                raise more_values(f"values up to {top}")
         return cls.from_window(binary, 0, 0, height, width)
 
     @classmethod
@@ -220,28 +228,28 @@ class Mask:
 
     @classmethod
     def from_png(cls, source: bytes | str | Path, *, soft: bool = False, max_pixels: int = MAX_PIXELS) -> Mask:
-        """A mask from a PNG, a file or its bytes: non-zero is foreground (of a palette the index, not the
-        colour).
+        """A mask from a picture, a file or its bytes.
 
+        A mask has two values: nothing (index 0, black, or transparent) or else the lower value is background.
         With ``soft=True`` the picture must be 8- or 16-bit gray and holds the probability times 255 or 65535.
-        Raises :class:`MaskError` when the file is missing, truncated or no picture; :class:`LimitError`.
+
+        Raises:
+            MaskError: the file is missing, truncated or no picture, or has more values: the message names the ways
+                to read it.
+            LimitError: it announces more than `max_pixels`.
         """
         picture = open_picture(source, max_pixels, "mask", MaskError)
-        array = np.asarray(picture)
-        if soft:
-            if picture.mode != "L" and not picture.mode.startswith("I"):
-                raise MaskError(
-                    "a soft mask's picture",
-                    expected="8- or 16-bit gray",
-                    got=f"mode {picture.mode}",
-                    fix="save the probabilities as one gray channel",
-                )
-            return cls.from_array(array / np.float32(255 if picture.mode == "L" else 65535), max_pixels=max_pixels)
-        if array.ndim == 3:  # colour: any channel; where there is alpha, what is transparent is background
-            opaque = array[:, :, -1] > 0 if picture.mode in ("RGBA", "LA") else True
-            colours = array[:, :, :-1] if picture.mode in ("RGBA", "LA") else array
-            array = np.asarray(colours.any(axis=2) & opaque)
-        return cls.from_array(array, max_pixels=max_pixels)
+        if not soft:
+            return cls.from_array(two_values(picture)[0], max_pixels=max_pixels)
+        if picture.mode != "L" and not picture.mode.startswith("I"):
+            raise MaskError(
+                "a soft mask's picture",
+                expected="8- or 16-bit gray",
+                got=f"mode {picture.mode}",
+                fix="save the probabilities as one gray channel",
+            )
+        scale = np.float32(255 if picture.mode == "L" else 65535)
+        return cls.from_array(np.asarray(picture) / scale, max_pixels=max_pixels)
 
     # ---- out -----------------------------------------------------------------------------------------------
 
@@ -255,12 +263,14 @@ class Mask:
         counts = _rle.compress(runs) if compressed else runs.tolist()
         return {"size": [self.height, self.width], "counts": counts}
 
-    def to_polygons(self) -> list[list[float]]:
+    def to_polygons(self, *, slits: bool = False) -> list[list[float]]:
         """Outlines ``[[x1, y1, ...], ...]`` along the pixels' edges, one for each 4-connected part.
 
-        `from_polygons` gives the same mask back, but for holes, which polygons cannot hold: they are filled.
+        Args:
+            slits: join each hole to the outline of its part by a slit of no width. `from_polygons` then gives the
+                same mask back; without it holes are filled.
         """
-        return outlines(self.crop, self.x, self.y)
+        return outlines(self.crop, self.x, self.y, slits=slits)
 
     def to_png(self) -> bytes:
         """A PNG of the full frame, 0 and 255."""

@@ -60,10 +60,10 @@ def before_after(
 
 def write_picture(path: str, picture: U8) -> None:
     """Write an RGB picture as PNG, whole or not at all."""
-    from bpr_service.masks.label_maps import write_atomic
+    from bpr_service import storage
 
     _, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    write_atomic(path, data.tobytes())
+    storage.write_bytes(path, data.tobytes())
 
 
 def _panel(image: U8, masks: Sequence[Mask], width: int, colour: tuple[int, int, int]) -> U8:

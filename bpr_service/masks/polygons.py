@@ -23,12 +23,14 @@ MAX_STEPS = 1 << 27
 
 def check_polygons(polygons: Any, height: int, width: int) -> list[Points]:
     """The parts as flat float64 arrays [x1, y1, ...]; :class:`MaskError` names the part and what is wrong
-    with it.
+    with it. Parts of one or two points, or none, cover nothing: they are left out where others are there.
     """
     if len(polygons) > 0 and np.isscalar(polygons[0]):
         polygons = [polygons]  # one part, written without the outer list
     if len(polygons) == 0:
         raise MaskError("no polygon", expected="one part or more", got="none", fix="leave the mask out, or draw it")
+    sized = [part for part in polygons if not _covers_nothing(part)]
+    polygons = sized or polygons
     parts = []
     reach = float(max(height, width)) + 1024.0
     for i, part in enumerate(polygons):
@@ -117,6 +119,10 @@ def _fill(flips: NDArray[np.uint8], crop: NDArray[np.uint8]) -> None:
         for x in range(crop.shape[1]):
             inside[x] ^= flips[y, x]
             crop[y, x] |= inside[x]
+
+
+def _covers_nothing(part: Any) -> bool:
+    return isinstance(part, list | tuple | np.ndarray) and len(part) in (0, 2, 4) and all(map(np.isscalar, part))
 
 
 def rasterise(parts: Sequence[Points], height: int, width: int) -> tuple[int, int, NDArray[np.uint8]]:
@@ -213,14 +219,20 @@ def _next_start(padded: NDArray[np.uint8], seen: NDArray[np.uint8], start: int) 
     return -1
 
 
-def outlines(crop: NDArray[np.uint8], x0: int, y0: int) -> list[list[float]]:
-    """Outer outlines [x1, y1, ...] of the 4-connected parts of an (h, w) crop at (x0, y0), in scan order."""
+def outlines(crop: NDArray[np.uint8], x0: int, y0: int, *, slits: bool = False) -> list[list[float]]:
+    """Outlines [x1, y1, ...] of the 4-connected parts of an (h, w) crop at (x0, y0), in scan order.
+
+    Args:
+        slits: join every hole to the outline of its part by a slit of no width, so that the outline holds it: drawn
+            by the even-odd rule the slit leaves no trace. Without it holes are left out, and so are filled.
+    """
     if crop.size == 0:
         return []
     padded = np.pad(crop, 1)
     seen = np.zeros_like(padded)
     points = np.empty((1024, 2), np.int32)
-    found: list[list[float]] = []
+    found: list[tuple[int, Points]] = []
+    holes: list[tuple[int, Points]] = []
     at = _next_start(padded, seen, 0)
     while at >= 0:
         y, x = divmod(at, padded.shape[1])
@@ -228,7 +240,37 @@ def outlines(crop: NDArray[np.uint8], x0: int, y0: int) -> list[list[float]]:
         if n > points.shape[0]:
             points = np.empty((n, 2), np.int32)
             _trace(padded, seen, y, x, points)
-        if area2 > 0:  # a hole is followed the other way round
-            found.append((points[:n] + np.array([x0 - 1, y0 - 1])).astype(np.float64).reshape(-1).tolist())
+        ring = (points[:n] + np.array([x0 - 1, y0 - 1])).astype(np.float64)
+        (found if area2 > 0 else holes).append((at, ring))  # a hole is followed the other way round
         at = _next_start(padded, seen, at)
-    return found
+    if slits and holes:
+        return [ring.reshape(-1).tolist() for ring in _with_holes(padded, found, holes)]
+    return [ring.reshape(-1).tolist() for _, ring in found]
+
+
+def _with_holes(
+    padded: NDArray[np.uint8], outer: Sequence[tuple[int, Points]], holes: Sequence[tuple[int, Points]]
+) -> list[Points]:
+    """Each outer ring joined to the holes of its own part; rings come with the pixel that they begin at."""
+    import cv2
+
+    part = cv2.connectedComponents(padded, connectivity=4)[1].ravel()
+    of_part: dict[int, list[Points]] = {int(part[at]): [ring] for at, ring in outer}
+    for at, ring in holes:
+        of_part[int(part[at])].append(ring)
+    return [joined(rings) for rings in of_part.values()]
+
+
+def joined(rings: Sequence[Points]) -> Points:
+    """(n, 2) rings as one, each joined to those before it by a slit there and back between near corners.
+
+    By the even-odd rule the one ring covers what is covered by an odd number of the rings; ultralytics writes the
+    parts of an instance in one line in the same way.
+    """
+    whole = np.asarray(rings[0]).reshape(-1, 2)
+    for other in rings[1:]:
+        ring = np.asarray(other).reshape(-1, 2)
+        i = int(((whole - ring[0]) ** 2).sum(axis=1).argmin())
+        j = int(((ring - whole[i]) ** 2).sum(axis=1).argmin())
+        whole = np.concatenate([whole[: i + 1], ring[j:], ring[: j + 1], whole[i:]])
+    return whole

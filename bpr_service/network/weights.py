@@ -292,7 +292,7 @@ def save_model(
     """
     from safetensors.torch import save
 
-    from bpr_service.masks.label_maps import write_atomic
+    from bpr_service import storage
     from bpr_service.network.normalise import IMAGE_MEAN, IMAGE_STD
 
     target = Path(folder)
@@ -304,16 +304,16 @@ def save_model(
         normalisation={"mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)},
         int8=None,
     )
-    write_atomic(target / WEIGHTS_FILE, data)
+    storage.write_bytes(target / WEIGHTS_FILE, data)
     for name in INT8_FILES:
         (target / name).unlink(missing_ok=True)
     if int8 is not None:
         digests = {name: hashlib.sha256(part).hexdigest() for name, part in zip(INT8_FILES, int8, strict=True)}
         full = full.with_options(int8={"calibration": calibration, "sha256": digests})
         for name, part in zip(INT8_FILES, int8, strict=True):
-            write_atomic(target / name, part)
+            storage.write_bytes(target / name, part)
     text = json.dumps(full.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
-    write_atomic(target / CARD_FILE, text.encode())
+    storage.write_bytes(target / CARD_FILE, text.encode())
     return full
 
 

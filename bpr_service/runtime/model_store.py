@@ -19,8 +19,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -292,18 +292,7 @@ class ModelStore:
     def _lock(self, name: str) -> Any:
         if storage.is_remote(self.root):
             return nullcontext()
-        return _file_lock(Path(self.root, name, ".lock"))
-
-
-@contextmanager
-def _file_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock between the processes of a machine; it goes with the process."""
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        return storage.lock(Path(self.root, name, ".lock"))
 
 
 def _rename(source: str, target: str) -> None:

@@ -86,8 +86,8 @@ def keys(
     per_minute: Annotated[int | None, typer.Option(help="Requests a minute; unlimited where left out.")] = None,
 ) -> None:
     """Make an API key: it is shown once, and only its hash is kept."""
+    from bpr_service import storage
     from bpr_service.errors import ConflictError
-    from bpr_service.masks.label_maps import write_atomic
     from bpr_service.server.http.auth import new_key, read_keys
 
     known = read_keys(file) if file.exists() else []
@@ -95,6 +95,6 @@ def keys(
         raise ConflictError("that name has a key", got=name, fix="choose another name, or take it out of the file")
     key, kept = new_key(name, tuple(scopes.split(",")), per_minute)  # type: ignore[arg-type]
     listed: list[dict[str, Any]] = [entry.model_dump(mode="json") for entry in [*known, kept]]
-    write_atomic(file, json.dumps(listed, indent=2).encode())
+    storage.write_bytes(file, json.dumps(listed, indent=2).encode())
     file.chmod(0o600)
     typer.echo(key)

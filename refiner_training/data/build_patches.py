@@ -24,9 +24,9 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from pydantic import Field
 
+from bpr_service import storage
 from bpr_service.config import PatchConfig, Settings
 from bpr_service.errors import ConflictError, FormatError
-from bpr_service.masks.label_maps import write_atomic
 from bpr_service.masks.mask import Mask
 from bpr_service.refine.crops import crop_patches
 from bpr_service.refine.patches import Boxes, drop_full, place_patches
@@ -123,7 +123,7 @@ def _claim(folder: Path, plan: dict[str, Any], resume: bool) -> None:
             raise ConflictError(
                 f"{folder}", expected="an empty folder or a patch set", got="other files", fix="choose another --out"
             )
-        write_atomic(path, json.dumps(plan, indent=1).encode())
+        storage.write_bytes(path, json.dumps(plan, indent=1).encode())
         return
     if not resume:
         raise ConflictError(f"{folder}", expected="an empty folder", got="a patch set", fix="remove it, or resume it")
@@ -226,7 +226,7 @@ def build_shard(reader: PairReader, folder: Path, config: PatchSetConfig, soft: 
     rows_of_shard = np.concatenate(index) if index else np.empty(0, INDEX)
     np.save(folder / f"shard-{shard:06d}.npy", rows_of_shard)
     report = {"file": name, "patches": len(rows_of_shard), "pairs": pairs, "skipped": skipped}
-    write_atomic(_report(folder, shard), json.dumps(report).encode())
+    storage.write_bytes(_report(folder, shard), json.dumps(report).encode())
     return len(images)
 
 
@@ -306,5 +306,5 @@ def _finish(folder: Path, plan: dict[str, Any], config: PatchSetConfig, shards: 
         "skipped": skipped,
         "shards": [{"file": r["file"], "patches": r["patches"]} for r in reports],
     }
-    write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+    storage.write_bytes(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
     return manifest

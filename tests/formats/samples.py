@@ -15,7 +15,15 @@ import numpy as np
 from PIL import Image
 
 from bpr_service import storage
-from bpr_service.formats import FORMATS, InstancePrediction, Paths, PredictionFormat, Unit, open_predictions
+from bpr_service.formats import (
+    FORMATS,
+    InstancePrediction,
+    Paths,
+    PredictionFormat,
+    SemanticPrediction,
+    Unit,
+    open_predictions,
+)
 from bpr_service.masks.mask import Mask, write_panoptic_png
 
 H, W = 40, 52
@@ -96,6 +104,38 @@ def yolo(root: Path) -> Paths:
     return Paths(str(root / "images"), str(root / "pred"))
 
 
+def mask_records(root: Path) -> Paths:
+    image(root / "images" / "a.jpg")
+    rings = [Mask.from_array(ring(3, 2 + 3 * i)) for i in range(3)]
+    entries = [
+        {"id": 7, "segmentation": rings[0].to_rle(), "bbox": rings[0].bbox, "my": 1},
+        {**rings[1].to_rle(compressed=False), "label": "é"},
+        {"segmentation": [[10.0, 10.0, 30.0, 10.0, 30.0, 25.0, 10.0, 25.0]], "area": 300},
+    ]
+    (root / "masks.json").write_text(json.dumps({"note": "kept", "masks": entries}, indent=2))
+    return Paths(str(root / "images"), str(root / "masks.json"), image="a.jpg")
+
+
+def mask_pngs(kind: str) -> Callable[[Path], Paths]:
+    def make(root: Path) -> Paths:
+        array = ring(3, 2)
+        if kind == "ids":
+            array = array + 3 * disc(30, 40, 5)
+        elif kind == "soft":
+            array = np.where(array > 0, 200, 40).astype(np.uint8)
+        for name, picture in (("a", Image.fromarray(array)), ("sub/b", Image.fromarray(array, "P"))):
+            if kind == "soft" and picture.mode == "P":
+                picture = Image.fromarray(array.astype(np.uint16) * 257)
+            if picture.mode == "P":
+                picture.putpalette([value for i in range(256) for value in (i, 255 - i, 7)])
+            image(root / "images" / f"{name}.jpg")
+            (root / "pred" / name).parent.mkdir(parents=True, exist_ok=True)
+            picture.save(root / "pred" / f"{name}.png")
+        return Paths(str(root / "images"), str(root / "pred"))
+
+    return make
+
+
 def semantic(labels: tuple[int, int, int], palette: bool = False, wide: bool = False) -> Callable[[Path], Paths]:
     def make(root: Path) -> Paths:
         for name in ("a", "sub/b"):
@@ -138,6 +178,10 @@ SAMPLES: dict[tuple[str, str], Callable[[Path], Paths]] = {
     ("instance", "lvis"): lvis,
     ("instance", "cityscapes"): cityscapes,
     ("instance", "yolo"): yolo,
+    ("instance", "masks"): mask_records,
+    ("instance", "png"): mask_pngs("png"),
+    ("instance", "soft"): mask_pngs("soft"),
+    ("instance", "ids"): mask_pngs("ids"),
     ("semantic", "png"): semantic((1, 40_000, 255), wide=True),
     ("semantic", "cityscapes"): semantic((7, 24, 255)),
     ("semantic", "cityscapes-train-ids"): semantic((0, 11, 255)),
@@ -181,9 +225,9 @@ def content(file: PredictionFormat) -> list[Any]:
     out: list[Any] = []
     for unit in file.scan():
         read: Any = file.read(unit)
-        if file.task == "instance":
+        if isinstance(read, InstancePrediction):
             out.append((unit, [_instance(item, file.name) for item in read.instances]))
-        elif file.task == "semantic":
+        elif isinstance(read, SemanticPrediction):
             out.append((unit, read.label_map.dtype.str, read.label_map.tolist(), read.ignore_label))
         else:
             out.append((unit, read.segment_map.tolist(), read.segments_info, read.record))
@@ -200,10 +244,14 @@ def _addressless(unit: Unit) -> Unit:
 
 def _instance(item: Any, name: str) -> tuple[Any, ...]:
     record = item.record
+    if name in ("png", "soft"):
+        record = None
+    if name == "masks":
+        record = {key: value for key, value in record.items() if key not in ("segmentation", "counts")}
     if name in ("coco", "lvis"):
         record = {key: value for key, value in record.items() if key != "segmentation"}, list(record)
     elif name == "yolo":
-        record = record.split()[0]
+        record = record[0].split()[0]
     return item.position, item.category, item.score, item.mask.to_array().tolist(), item.problem, record
 
 

@@ -80,10 +80,8 @@ def test_two_instances_with_one_id(tmp_path: Path) -> None:
         ({"size": [H, W], "counts": [5, 5]}, "do not add up"),
         ({"size": [W, H], "counts": [H * W]}, "another size"),
         ({"size": [H, W], "counts": " "}, "damaged"),
-        ([], "no mask"),
-        (None, "no mask"),
         ([[1, 2, 3]], "polygon 0"),
-        ("x", "cannot read"),
+        ("x", "not a picture"),
     ],
 )
 def test_a_mask_that_cannot_be_read(segmentation: Any, message: str, tmp_path: Path) -> None:
@@ -99,8 +97,21 @@ def test_a_mask_that_cannot_be_read(segmentation: Any, message: str, tmp_path: P
     assert json.loads(encoded.records[0])["segmentation"] == segmentation
 
 
-def test_a_data_set_is_needed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("segmentation", [[], None, {}, ""])
+def test_an_absent_mask_is_left_alone(segmentation: Any, tmp_path: Path) -> None:
     paths = coco(tmp_path)
+    rewrite(paths, lambda records: records[0].update(segmentation=segmentation))
+    file = open_predictions("instance", "coco", paths)
+    unit = next(iter(file.scan()))
+    read: Any = file.read(unit)
+    assert (read.instances[0].problem, read.instances[0].skipped) == (None, "no segmentation")
+    encoded = file.encode(unit, read.with_masks([Mask.from_array(disc(20, 20))]))
+    assert json.loads(encoded.records[0])["segmentation"] == segmentation
+
+
+def test_a_data_set_is_needed_where_no_name_tells_the_image(tmp_path: Path) -> None:
+    paths = coco(tmp_path)
+    rewrite(paths, lambda records: [record.update(image_id=90) for record in records] and None)
     with pytest.raises(ConfigError, match="--dataset"):
         list(open_predictions("instance", "coco", Paths(paths.images, paths.predictions)).scan())
 
@@ -175,9 +186,7 @@ def test_cityscapes_lines(line: str, tmp_path: Path) -> None:
         file.read(unit)
 
 
-@pytest.mark.parametrize(
-    "line", ["0 0.1 0.2 0.3 0.4", "x 0.1 0.2 0.3 0.4 0.5 0.6", "0 1 2 300 4 5 6", "0 nan 0 1 1 0 1"]
-)
+@pytest.mark.parametrize("line", ["x 0.1 0.2 0.3 0.4 0.5 0.6", "0 1 2 300 4 5 6", "0 nan 0 1 1 0 1"])
 def test_yolo_lines(line: str, tmp_path: Path) -> None:
     file = sample(("instance", "yolo"), tmp_path)
     (unit,) = file.scan()
@@ -189,7 +198,9 @@ def test_yolo_lines(line: str, tmp_path: Path) -> None:
     assert [item.problem for item in read.instances[1:]] == [None, None]
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../b.png", "", "..\\x.png", "c:/x.png"])
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "/etc/passwd", "a/../../b.png", "", "..\\x.png", "c:/x.png", "s3://x/y"]
+)
 def test_names_that_leave_their_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="leaves its folder"):
         storage.join_inside(str(tmp_path), name)

@@ -5,22 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from bpr_service import storage
-from bpr_service.errors import BprError, DeviceError, FormatError, InputError
-from bpr_service.formats import Encoded, InstancePrediction, PanopticPrediction, PredictionFormat, Unit
-from bpr_service.masks.images import read_image
+from bpr_service.errors import BprError, DeviceError
+from bpr_service.formats import Encoded, PredictionFormat, Unit
+from bpr_service.formats.refining import RefinedUnit, refine_file_unit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from bpr_service.refine.refiner import Refiner
-    from bpr_service.refine.tasks import MaskReport
 
 
 @dataclass(slots=True)
@@ -59,29 +51,15 @@ def refine_unit(refiner: Refiner, file: PredictionFormat, unit: Unit, ignore_lab
     started = time.perf_counter()
     outcome = Outcome(unit.number, unit.image or unit.name)
     try:
-        if unit.problem:
-            raise FormatError(unit.problem)
-        outcome.encoded = _refine(refiner, file, unit, ignore_label, outcome)
+        _note(refine_file_unit(refiner, file, unit, ignore_label), outcome)
     except (DeviceError, OSError):
         raise
     except Exception as error:
         why = str(error) if isinstance(error, BprError) else f"{type(error).__name__}: {error}"
         outcome = Outcome(unit.number, unit.image or unit.name, failed=[f"{unit.name}: {why}"])
         outcome.encoded = untouched(file, unit)
-    outcome.warnings = outcome.encoded.warnings
     outcome.ms = round((time.perf_counter() - started) * 1000, 3)
     return outcome
-
-
-def _image(address: str) -> NDArray[np.uint8]:
-    """The (H, W, 3) image; an error names its file."""
-    if not storage.is_remote(address):
-        return read_image(Path(address))
-    data = storage.read_bytes(address)
-    try:
-        return read_image(data)
-    except InputError as error:
-        raise FormatError(f"{address}: {error}") from error
 
 
 def untouched(file: PredictionFormat, unit: Unit) -> Encoded:
@@ -92,36 +70,12 @@ def untouched(file: PredictionFormat, unit: Unit) -> Encoded:
         return Encoded()
 
 
-def _refine(
-    refiner: Refiner, file: PredictionFormat, unit: Unit, ignore_label: int | None, outcome: Outcome
-) -> Encoded:
-    image = _image(file.image_path(unit))
-    prediction = file.read(unit)
-    if isinstance(prediction, InstancePrediction):
-        outcome.failed = [item.problem for item in prediction.instances if item.problem]
-        if not prediction.masks:
-            return file.untouched(unit)
-        refined = refiner.refine(image, prediction.masks)
-        _count(refined.reports, outcome)
-        return file.encode(unit, prediction.with_masks(refined.masks))
-    if isinstance(prediction, PanopticPrediction):
-        panoptic = refiner.refine_panoptic(image, prediction.segment_map, prediction.segments_info)
-        _count(panoptic.reports, outcome)
-        for info in panoptic.vanished:
-            outcome.unchanged["vanished"] = outcome.unchanged.get("vanished", 0) + 1
-            outcome.warnings.append(f"{unit.name}: segment {info['id']} has no pixel any more and was left out")
-        encoded = file.encode(unit, prediction.with_segments(panoptic.segment_map, panoptic.segments_info))
-        encoded.warnings += outcome.warnings
-        return encoded
-    ignore = prediction.ignore_label if ignore_label is None else ignore_label
-    semantic = refiner.refine_semantic(image, prediction.label_map, ignore)
-    _count(semantic.reports, outcome)
-    return file.encode(unit, prediction.with_label_map(semantic.label_map))
-
-
-def _count(reports: Sequence[MaskReport], outcome: Outcome) -> None:
-    outcome.refined = sum(report.status == "refined" for report in reports)
+def _note(refined: RefinedUnit, outcome: Outcome) -> None:
+    reports = refined.reports
     reasons = Counter(report.reason or "" for report in reports if report.status == "unchanged")
+    reasons.update(refined.skipped)
+    outcome.encoded, outcome.failed, outcome.warnings = refined.encoded, refined.failed, refined.warnings
+    outcome.refined = sum(report.status == "refined" for report in reports)
     outcome.unchanged = dict(sorted(reasons.items()))
     outcome.patches = sum(report.patches for report in reports)
     outcome.changed_px = sum(report.changed_px for report in reports)

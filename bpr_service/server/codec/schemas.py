@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-Encoding = Literal["same", "rle", "uncompressed_rle", "polygon", "png"]
+from bpr_service.masks.encoding import Encoding
+
 Task = Literal["instance", "semantic", "panoptic"]
 
 _Side = Annotated[int, Field(ge=1, le=1 << 20)]

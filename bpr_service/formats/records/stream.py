@@ -18,6 +18,16 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = JSONDecoder()
 _TOKEN_CHARS = 16  # a literal, number or escape cut off by the end of the buffer starts within this many
 MAX_ITEM_CHARS = 64 << 20
+_DRESSES = (
+    (b"\x1f\x8b", "gzip-compressed", "unpack it: gunzip FILE.gz"),
+    (b"BZh", "bzip2-compressed", "unpack it: bunzip2 FILE.bz2"),
+    (b"\xfd7zXZ", "xz-compressed", "unpack it: unxz FILE.xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed", "unpack it: unzstd FILE.zst"),
+    (b"PK\x03\x04", "a ZIP archive", "unpack it"),
+    (b"\xff\xfe", "UTF-16", "convert it: iconv -f UTF-16 -t UTF-8"),
+    (b"\xfe\xff", "UTF-16", "convert it: iconv -f UTF-16 -t UTF-8"),
+    (b"\0", "UTF-16 without a byte order mark", "convert it: iconv -f UTF-16BE -t UTF-8"),
+)
 
 
 class Event(NamedTuple):
@@ -54,6 +64,8 @@ class _Scanner:
     def fill(self, amount: int) -> None:
         """Drop what is behind the cursor and read ``amount`` more bytes."""
         data = self.file.read(amount)
+        if self.bytes_read == 0:
+            self._refuse_other_dress(data)
         pending = len(self.decoder.getstate()[0])
         try:
             more = self.decoder.decode(data, final=not data)
@@ -67,6 +79,12 @@ class _Scanner:
             more, self.byte = more[1:], 3
         self.bytes_read += len(data)
         self.text, self.pos = self.text[self.pos :] + more, 0
+
+    def _refuse_other_dress(self, data: bytes) -> None:
+        """Say which dress JSON has come in that its bytes cannot be read where they lie."""
+        for start, what, fix in _DRESSES:
+            if data.startswith(start) or (what.startswith("UTF-16 without") and data[1:2] == b"\0"):
+                raise FormatError(f"{self.name}: {what}", expected="JSON as UTF-8 text", got=what, fix=fix)
 
     def move(self, pos: int) -> None:
         self.byte += self._width(self.pos, pos)
@@ -102,6 +120,8 @@ class _Scanner:
                 cut_off = error.msg.startswith("Unterminated") or error.pos > len(self.text) - _TOKEN_CHARS
                 if self.at_end or not cut_off:
                     raise self.fail(error.msg, error.pos) from None
+            except ValueError as error:  # a whole number of thousands of digits
+                raise self.fail(str(error), self.pos, fix="write a number that a program can use") from None
             except RecursionError:
                 raise self.fail("values nested too deep", self.pos) from None
             else:
@@ -117,12 +137,13 @@ class _Scanner:
             grow *= 2
 
 
-def stream_json(file: BinaryIO, name: str, *, block_bytes: int = 1 << 20) -> Iterator[Event]:
+def stream_json(file: BinaryIO, name: str, *, lines: bool = False, block_bytes: int = 1 << 20) -> Iterator[Event]:
     """Walk through a JSON file whose top level is an array, or an object of values and arrays.
 
     Args:
         file: the open file, at its beginning.
         name: what error messages call it.
+        lines: the file is JSON lines, walked through as one array of what stands on them.
         block_bytes: how much is read at a time.
 
     Raises:
@@ -130,7 +151,9 @@ def stream_json(file: BinaryIO, name: str, *, block_bytes: int = 1 << 20) -> Ite
     """
     scan = _Scanner(file, name, block_bytes)
     first = scan.peek()
-    if first == "[":
+    if lines:
+        yield from _records(scan)
+    elif first == "[":
         yield from _array(scan, None)
     elif first == "{":
         scan.take("{")
@@ -147,6 +170,15 @@ def stream_json(file: BinaryIO, name: str, *, block_bytes: int = 1 << 20) -> Ite
         )
     if scan.peek():
         raise scan.fail("text after the end of the JSON value", scan.pos)
+
+
+def _records(scan: _Scanner) -> Iterator[Event]:
+    """JSON lines: values one after the other."""
+    yield Event("open", None, scan.byte, scan.byte)
+    while scan.peek():
+        value, start, end = scan.value()
+        yield Event("item", None, start, end, value)
+    yield Event("close", None, scan.byte, scan.byte)
 
 
 def _members(scan: _Scanner) -> Iterator[Event]:
@@ -177,3 +209,5 @@ def _array(scan: _Scanner, key: str | None) -> Iterator[Event]:
         if scan.take(",]") == "]":
             yield Event("close", key, scan.byte - 1, scan.byte)
             return
+        if scan.peek() == "]":
+            raise scan.fail("a comma before ']'", scan.pos, fix="remove the trailing comma")

@@ -7,15 +7,11 @@ Source: cityscapesscripts, evalInstanceLevelSemanticLabeling.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 from typing import ClassVar
-
-import numpy as np
 
 from bpr_service import storage
 from bpr_service.errors import BprError, FormatError
 from bpr_service.formats.base import Encoded, Instance, InstancePrediction, PredictionFormat, Task, Unit, at
-from bpr_service.formats.images import ImageFolder
 
 
 class CityscapesInstances(PredictionFormat):
@@ -24,31 +20,15 @@ class CityscapesInstances(PredictionFormat):
     name: ClassVar[str] = "cityscapes"
     task: ClassVar[Task] = "instance"
 
-    @cached_property
-    def _folder(self) -> ImageFolder:
-        return ImageFolder(self.paths.images)
-
     def scan(self) -> Iterator[Unit]:
-        names = storage.list_files(self.paths.predictions, (".txt",))
-        if not names:
-            raise FormatError(
-                f"{self.paths.predictions}: another format",
-                expected="text files of 'relative/path.png labelId confidence'",
-                got="no .txt file",
-                fix="check the folder and --format",
-            )
-        for number, name in enumerate(names):
-            try:
-                yield Unit(number, self._folder.find(name), name, name)
-            except BprError as error:
-                yield Unit(number, "", name, name, problem=str(error))
+        return self.files(".txt", "text files of 'relative/path.png labelId confidence'")
 
     def _inside(self, relative: str) -> str:
         return storage.join_inside(self.paths.predictions, relative, within=self.paths.within)
 
     def _lines(self, unit: Unit) -> tuple[bytes, list[tuple[int, str, str, str]]]:
         """The text file, and (line number from 1, PNG relative to the folder, label id, confidence) of each line."""
-        data = storage.read_bytes(self._inside(unit.source))
+        data = self.source(unit)
         folder = unit.source.rpartition("/")[0]
         lines = []
         for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
@@ -65,32 +45,32 @@ class CityscapesInstances(PredictionFormat):
             lines.append((number, storage.join(folder, words[0]) if folder else words[0], words[1], words[2]))
         return data, lines
 
-    def read(self, unit: Unit) -> InstancePrediction:
+    def read(self, unit: Unit, size: tuple[int, int] | None = None) -> InstancePrediction:
         return InstancePrediction(tuple(self._instance(unit, line) for line in self._lines(unit)[1]))
 
     def _instance(self, unit: Unit, line: tuple[int, str, str, str]) -> Instance:
-        from bpr_service.masks.mask import Mask, read_label_map
+        from bpr_service.masks.mask import Mask
 
         number, png, label, confidence = line
         try:
-            array = read_label_map(storage.read_bytes(self._inside(png)))
-            return Instance(
-                number, Mask.from_array(array), int(label), float(confidence), (png, int(array.max()), array.dtype)
-            )
+            data = storage.read_bytes(self._inside(png))
+            return Instance(number, Mask.from_png(data), int(label), float(confidence), (png, data))
         except BprError as error:
             problem = str(at(storage.join(self.paths.predictions, unit.source), f"line {number}", error))
-            return Instance(number, None, int(label), float(confidence), (png, 0, None), problem=problem)
+            return Instance(number, None, int(label), float(confidence), (png, b""), problem=problem)
 
     def encode(self, unit: Unit, prediction: InstancePrediction) -> Encoded:
+        from bpr_service.masks.encoding import mask_picture_like
+
         encoded = self.untouched(unit)
         for item in prediction.instances:
             if item.mask is not None and item.changed:
-                png, value, dtype = item.record
-                encoded.files[png] = _png(item.mask.to_array(), value or 255, dtype)
+                png, data = item.record
+                encoded.files[png] = mask_picture_like(data, item.mask)
         return encoded
 
     def untouched(self, unit: Unit) -> Encoded:
-        files = {unit.source: storage.read_bytes(self._inside(unit.source))}
+        files = {unit.source: self.source(unit)}
         try:
             names = [line[1] for line in self._lines(unit)[1]]
         except FormatError:
@@ -101,12 +81,6 @@ class CityscapesInstances(PredictionFormat):
             except BprError:
                 continue  # reading it failed before; the report says so
         return Encoded(files=files)
-
-
-def _png(array: np.ndarray, value: int, dtype: np.dtype) -> bytes:
-    from bpr_service.masks.label_maps import encode_png
-
-    return encode_png(array.astype(dtype) * dtype.type(value))
 
 
 def _is_number(word: str) -> bool:

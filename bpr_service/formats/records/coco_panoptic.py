@@ -8,7 +8,6 @@ Letters: H, W are an image's height and width in pixels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,8 +16,7 @@ from numpy.typing import NDArray
 from bpr_service import storage
 from bpr_service.errors import BprError, FormatError
 from bpr_service.formats.base import Encoded, PanopticPrediction, Paths, PredictionFormat, Task, Unit, at
-from bpr_service.formats.images import ImageFolder
-from bpr_service.formats.records import Record, RecordFile, dump, parse
+from bpr_service.formats.records.record_file import Record, RecordFile, parse, plain_id, splice
 
 WHAT = "an object with annotations[{image_id, file_name, segments_info}]"
 JSON_NAME = "panoptic.json"
@@ -35,10 +33,6 @@ class CocoPanoptic(PredictionFormat):
         super().__init__(paths)
         self.file = RecordFile(paths.predictions, "annotations", WHAT)
 
-    @cached_property
-    def _folder(self) -> ImageFolder:
-        return ImageFolder(self.paths.images)
-
     def scan(self) -> Iterator[Unit]:
         self.need("panoptic_dir", "--panoptic-dir DIR", "the folder of the panoptic PNGs")
         rows: list[tuple[int, int, int, Any, str]] = []
@@ -51,14 +45,14 @@ class CocoPanoptic(PredictionFormat):
                     got=f"keys {', '.join(map(str, list(record)[:6]))}",
                     fix="check the file and --format",
                 )
-            rows.append((position, start, length, record["image_id"], str(record["file_name"])))
+            rows.append((position, start, length, plain_id(record["image_id"]), str(record["file_name"])))
         known, seen = self._known_images(), set()
         for position, start, length, image_id, png in rows:
             source, where = [position, start, length], f"annotation {position} (byte {start})"
             try:
                 if image_id in seen:
                     raise FormatError(f"image_id {image_id!r} is there twice", fix="keep one annotation an image")
-                image = known.get(image_id) or self._folder.find(png)
+                image = known.get(image_id) or self.folder.find(png)
                 yield Unit(position, image, str(image_id), source)
             except BprError as error:
                 problem = str(at(self.file.address, where, error))
@@ -80,7 +74,7 @@ class CocoPanoptic(PredictionFormat):
         name = str(record["file_name"])
         return storage.read_bytes(storage.join_inside(folder, name, within=self.paths.within))
 
-    def read(self, unit: Unit) -> PanopticPrediction:
+    def read(self, unit: Unit, size: tuple[int, int] | None = None) -> PanopticPrediction:
         from bpr_service.masks.mask import read_panoptic_png
 
         where = f"annotation {unit.source[0]} (byte {unit.source[1]})"
@@ -90,16 +84,20 @@ class CocoPanoptic(PredictionFormat):
             infos = _checked(record["segments_info"], segment_map, str(record["file_name"]))
         except BprError as error:
             raise at(self.file.address, where, error) from error
-        return PanopticPrediction(segment_map, infos, record)
+        return PanopticPrediction(segment_map, infos, record, segment_map)
 
     def encode(self, unit: Unit, prediction: PanopticPrediction) -> Encoded:
         from bpr_service.masks.label_maps import panoptic_png
 
         name = str(prediction.record["file_name"])
-        infos = recomputed(prediction.segment_map, prediction.segments_info)
-        record = {**prediction.record, "segments_info": infos}
+        if np.array_equal(prediction.segment_map, prediction.before):
+            return self.untouched(unit)
+        data, record = self._record(unit)
+        left = {info["id"] for info in prediction.segments_info}
+        infos = [info for info in record["segments_info"] if plain_id(info["id"]) in left]
+        infos = recomputed(prediction.segment_map, prediction.before, infos)
         files = {name: panoptic_png(prediction.segment_map)}
-        return Encoded(files=files, records={unit.source[0]: dump(record)})
+        return Encoded(files=files, records={unit.source[0]: splice(data, {"segments_info": infos})})
 
     def untouched(self, unit: Unit) -> Encoded:
         data, record = self._record(unit)
@@ -116,12 +114,14 @@ class CocoPanoptic(PredictionFormat):
 def _image(entry: Any) -> tuple[Any, str]:
     if not isinstance(entry, dict) or "id" not in entry:
         raise FormatError("an entry of 'images'", expected="an object with an id", got=str(entry)[:80])
-    return entry["id"], str(entry.get("file_name", ""))
+    return plain_id(entry["id"]), str(entry.get("file_name") or "")
 
 
 def _checked(infos: Any, segment_map: NDArray[np.int32], name: str) -> list[Record]:
     """``segments_info`` when its ids are those of the PNG. Raises ``FormatError``."""
-    if not isinstance(infos, list) or not all(isinstance(i, dict) and isinstance(i.get("id"), int) for i in infos):
+    usable = isinstance(infos, list) and all(isinstance(info, dict) for info in infos)
+    infos = [{**info, "id": plain_id(info.get("id"))} for info in infos] if usable else infos
+    if not usable or not all(isinstance(info["id"], int) for info in infos):
         raise FormatError("segments_info", expected="a list of {id, category_id, ...}", got=str(infos)[:60])
     ids = [info["id"] for info in infos]
     twice = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
@@ -139,11 +139,15 @@ def _checked(infos: Any, segment_map: NDArray[np.int32], name: str) -> list[Reco
                 got=f"id {min(extra)} in {where} ({len(extra)} in all)",
                 fix="write ids as R + 256 G + 65536 B; OpenCV swaps the channels",
             )
-    return infos
+    return list(infos)
 
 
-def recomputed(segment_map: NDArray[np.int32], infos: list[Record]) -> list[Record]:
-    """``infos`` with ``area`` and ``bbox`` counted in ``segment_map`` (H, W), in one pass over the pixels."""
+def recomputed(segment_map: NDArray[np.int32], before: NDArray[np.int32], infos: list[Record]) -> list[Record]:
+    """``infos`` with ``area`` and ``bbox`` of the segments that differ between two maps (H, W), counted in the first;
+    the others' are left as they stand. One pass over the pixels.
+    """
+    differ = segment_map != before
+    new = set(np.union1d(segment_map[differ], before[differ]).tolist())
     order = np.argsort(segment_map, axis=None, kind="stable")
     ids, first = np.unique(segment_map.ravel()[order], return_index=True)
     ys, xs = np.divmod(order, segment_map.shape[1])
@@ -153,7 +157,10 @@ def recomputed(segment_map: NDArray[np.int32], infos: list[Record]) -> list[Reco
     row = {int(segment): i for i, segment in enumerate(ids)}
     out = []
     for info in infos:
-        i = row[info["id"]]
-        box = [int(x0[i]), int(y0[i]), int(x1[i] - x0[i]), int(y1[i] - y0[i])]
-        out.append({**info, "area": int(area[i]), "bbox": box})
+        segment = plain_id(info["id"])
+        if segment in new and segment in row:
+            i = row[int(segment)]
+            box = [int(x0[i]), int(y0[i]), int(x1[i] - x0[i]), int(y1[i] - y0[i])]
+            info = {**info, "area": int(area[i]), "bbox": box}
+        out.append(info)
     return out

@@ -5,9 +5,7 @@ Letters: H, W are an image's height and width in pixels.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +14,9 @@ from numpy.typing import NDArray
 from bpr_service import storage
 from bpr_service.errors import BprError, FormatError
 from bpr_service.formats.base import Encoded, PredictionFormat, SemanticPrediction, Task, Unit
-from bpr_service.formats.images import ImageFolder
+from bpr_service.masks.label_maps import is_binary
+
+BINARY = "values 0 and 255 only: refined as a binary mask; where 255 means ignore, say so with the ignore label"
 
 
 class SemanticPngs(PredictionFormat):
@@ -28,38 +28,21 @@ class SemanticPngs(PredictionFormat):
     """The labels there can be beside the ignore label; None: any."""
     ignore_label: ClassVar[int] = 255
 
-    @cached_property
-    def _folder(self) -> ImageFolder:
-        return ImageFolder(self.paths.images)
-
     def scan(self) -> Iterator[Unit]:
-        names = storage.list_files(self.paths.predictions, (".png",))
-        if not names:
-            raise FormatError(
-                f"{self.paths.predictions}: another format",
-                expected="PNG label maps",
-                got="no .png file",
-                fix="check the folder and --format",
-            )
-        for number, name in enumerate(names):
-            try:
-                yield Unit(number, self._folder.find(name), name, name)
-            except BprError as error:
-                yield Unit(number, "", name, name, problem=str(error))
+        return self.files(".png", "PNG label maps")
 
-    def _path(self, unit: Unit) -> str:
-        return storage.join_inside(self.paths.predictions, unit.source, within=self.paths.within)
+    def read(self, unit: Unit, size: tuple[int, int] | None = None) -> SemanticPrediction:
+        from bpr_service.masks.label_maps import read_label_map
 
-    def read(self, unit: Unit) -> SemanticPrediction:
-        from bpr_service.masks.mask import read_label_map
-
-        path = self._path(unit)
-        data = storage.read_bytes(path)
+        data = self.source(unit)
+        where = storage.join(self.paths.predictions, unit.source)
         try:
             label_map = read_label_map(data)
         except BprError as error:
-            raise FormatError(f"{path}: {error}") from error
-        self._check(label_map, path)
+            raise FormatError(f"{where}: {error}") from error
+        self._check(label_map, where)
+        if self.labels is None and is_binary(label_map, self.ignore_label):
+            return SemanticPrediction(label_map, None, data, (f"{unit.source}: {BINARY}",))
         return SemanticPrediction(label_map, self.ignore_label, data)
 
     def _check(self, label_map: NDArray[np.integer[Any]], path: str) -> None:
@@ -76,10 +59,12 @@ class SemanticPngs(PredictionFormat):
             )
 
     def encode(self, unit: Unit, prediction: SemanticPrediction) -> Encoded:
-        return Encoded(files={unit.source: _like(prediction.picture, prediction.label_map)})
+        from bpr_service.masks.label_maps import picture_like
+
+        return Encoded(files={unit.source: picture_like(prediction.picture, prediction.label_map)})
 
     def untouched(self, unit: Unit) -> Encoded:
-        return Encoded(files={unit.source: storage.read_bytes(self._path(unit))})
+        return Encoded(files={unit.source: self.source(unit)})
 
 
 class CityscapesLabelIds(SemanticPngs):
@@ -109,23 +94,3 @@ class Voc(SemanticPngs):
 
     name: ClassVar[str] = "voc"
     labels: ClassVar[range | None] = range(21)
-
-
-def _like(data: bytes, label_map: NDArray[np.integer[Any]]) -> bytes:
-    """A PNG of ``label_map`` (H, W) in the mode of the PNG ``data``; ``data`` itself when no pixel is new."""
-    from PIL import Image
-
-    from bpr_service.masks.label_maps import encode_png
-
-    with Image.open(io.BytesIO(data)) as picture:
-        old = np.asarray(picture)
-        if old.shape == label_map.shape and np.array_equal(old, label_map):
-            return data
-        if picture.mode != "P":
-            return encode_png(label_map)
-        new = Image.fromarray(label_map.astype(np.uint8))
-        new.putpalette(picture.getpalette() or [])
-        out = io.BytesIO()
-        kept = {key: picture.info[key] for key in ("transparency",) if key in picture.info}
-        new.save(out, format="PNG", **kept)
-        return out.getvalue()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from bpr_service.formats.coco import CocoResults
-from bpr_service.formats.records import Record
+from bpr_service.formats.records.coco import CocoResults
+from bpr_service.formats.records.record_file import Record
 
 
 class LvisResults(CocoResults):

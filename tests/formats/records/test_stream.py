@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpr_service.errors import FormatError
-from bpr_service.formats.json_stream import stream_json
+from bpr_service.formats.records.stream import stream_json
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
 values = st.recursive(

@@ -1,0 +1,1 @@
+"""Formats that are folders, with a file or more for each image."""

@@ -1,0 +1,153 @@
+"""The masks of one photograph, wherever they lie: a picture, a text file, or a part of a data set's file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bpr_service import storage
+from bpr_service.errors import FormatError
+from bpr_service.formats import FORMATS, FileOptions, MaskRecords, Paths, PredictionFormat, Unit, open_predictions
+from bpr_service.formats.base import Encoded
+from bpr_service.formats.images import NameIndex, plain
+
+PICTURES = (".png", ".bmp", ".tif", ".tiff", ".webp", ".jpg", ".jpeg", ".gif")
+PICTURE_FORMATS = {
+    "instance": ("instance", "png"),
+    "labels": ("instance", "ids"),
+    "soft": ("instance", "soft"),
+    "semantic": ("semantic", "png"),
+}
+"""How a picture of masks is read, by what it is said to be."""
+_PNG = b"\x89PNG\r\n\x1a\n"
+_HEAD_BYTES = 1 << 16
+
+
+class OneImage:
+    """A prediction file, and the unit of it that is of one photograph. The other units pass through as they are."""
+
+    def __init__(self, file: PredictionFormat, unit: Unit, others: list[Unit]) -> None:
+        self.file, self.unit, self.others = file, unit, others
+
+    @property
+    def categories(self) -> dict[Any, str]:
+        """Names of categories by id, where the file has them."""
+        records = getattr(self.file, "file", None)
+        return records.head.categories if records is not None else {}
+
+    def write(self, out: str, encoded: Encoded) -> None:
+        """Write the file with this unit as ``encoded``, whole or not at all."""
+        if not self.file.has_records:
+            storage.write_bytes(out, encoded.files[self.unit.source])
+            return
+        records = dict(encoded.records)
+        for unit in self.others:
+            records.update(self.file.untouched(unit).records)
+        self.file.write(out, (records[position] for position in sorted(records)))
+
+
+def open_one(
+    image: Path, masks: Path, task: str, name: str | None, options: FileOptions, image_id: str | None = None
+) -> OneImage:
+    """The masks of ``image`` in the file ``masks``.
+
+    Args:
+        task: instance, labels (a picture of instance ids), soft (a picture of probabilities) or semantic.
+        name: the format of the file; None looks into it.
+        image_id: which image of a data set's file it is, where names do not say.
+
+    Raises:
+        FormatError: no such file, no format that is known, or it is of several images and none, or more than one,
+            is this one; the message says how to choose.
+    """
+    if not masks.is_file():
+        raise FormatError(str(masks), expected="a mask file", got="none", fix="check the path")
+    kind = ("semantic" if task == "semantic" else "instance", name) if name else _detect(masks, task)
+    paths = Paths(str(image.parent), str(masks), options=options)
+    one_file = FORMATS.get((kind[0], str(kind[1])))
+    if one_file is not None and not one_file.has_records:
+        paths = replace(paths, predictions=str(masks.parent))
+        return OneImage(open_predictions(*kind, paths), Unit(0, image.name, masks.name, masks.name), [])
+    file = open_predictions(*kind, replace(paths, image=image.name))
+    units = list(file.scan())
+    chosen = _choose(units, image, masks, image_id, isinstance(file, MaskRecords))
+    mine = replace(chosen, image=image.name, problem=None)
+    return OneImage(file, mine, [unit for unit in units if unit is not chosen])
+
+
+def _choose(units: list[Unit], image: Path, masks: Path, image_id: str | None, nameless: bool) -> Unit:
+    """The unit of ``image``: by its id, its name, or because nothing in the file names an image and it is alone."""
+    if nameless:
+        return units[0]
+    if image_id is not None:
+        match = [unit for unit in units if unit.name == image_id]
+    else:
+        index, path = NameIndex([image.name]), plain(str(image.absolute())).split("/")
+        match = [unit for unit in units if unit.image and index.find(unit.image)]
+        tails = [_common_tail(plain(unit.image).split("/"), path) for unit in match]
+        match = [unit for unit, tail in zip(match, tails, strict=True) if tail == max(tails)]
+        if len(units) == 1 and not units[0].image:
+            match = units
+    if len(match) == 1:
+        return match[0]
+    listed = ", ".join(f"{unit.name} ({unit.image})" if unit.image else unit.name for unit in (match or units)[:4])
+    raise FormatError(
+        f"{masks}: which image is {image.name}?",
+        expected="one image of that name in the file" if image_id is None else f"an image with id {image_id}",
+        got=f"{len(match)} of {len(units)}: {listed}" if units else "no masks at all",
+        fix="name it with --image-id, or refine all of them with bpr batch instance",
+    )
+
+
+def _common_tail(one: list[str], other: list[str]) -> int:
+    """How many parts two paths share from their ends on."""
+    same = 0
+    for a, b in zip(reversed(one), reversed(other), strict=False):
+        if a != b:
+            break
+        same += 1
+    return same
+
+
+def _detect(path: Path, task: str) -> tuple[str, str]:
+    """Task and format of a file of masks, by its beginning and its suffix."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    suffix = path.suffix.lower()
+    if head.startswith(_PNG) or suffix in PICTURES:
+        return PICTURE_FORMATS[task]
+    if task != "instance":
+        raise FormatError(
+            f"{path}: --task {task}", expected="a picture", got=suffix or "another file", fix="see --help"
+        )
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if text.startswith(b"<"):
+        return "instance", "cvat"
+    if suffix == ".txt":
+        return "instance", "yolo"
+    return "instance", _json_format(path)
+
+
+def _json_format(path: Path) -> str:
+    """Which JSON it is: by the keys of its top level and of its first records."""
+    from bpr_service.formats.records.record_file import RecordFile
+    from bpr_service.formats.records.stream import stream_json
+
+    keys: set[str | None] = set()
+    first: dict[str, Any] = {}
+    lines = RecordFile(str(path), (), "").is_lines
+    with path.open("rb") as file:
+        for event in stream_json(file, str(path), lines=lines):
+            keys.add(event.key)
+            if event.kind == "item" and isinstance(event.value, dict) and not first and event.key != "images":
+                first = event.value
+            if None in keys and first:
+                break
+    if "shapes" in keys:
+        return "labelme"
+    if None in keys and first.keys() & {"annotations", "predictions"} and "data" in first:
+        return "label-studio"
+    if "image_id" in first or ("images" in keys and "annotations" in keys):
+        return "coco"
+    return "masks"

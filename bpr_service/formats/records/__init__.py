@@ -1,0 +1,1 @@
+"""Formats whose files hold records, each with the masks of an image or with one mask."""

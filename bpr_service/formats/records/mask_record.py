@@ -1,0 +1,72 @@
+"""A JSON record with a mask: ``{"segmentation": ..., "bbox": ..., "area": ...}``, read, and written as it came."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from bpr_service.errors import BprError
+from bpr_service.formats.base import FileOptions, Instance, at
+from bpr_service.formats.records.record_file import dump, splice
+from bpr_service.masks.encoding import encode_like
+
+NO_MASK, CROWD = "no segmentation", "a crowd"
+
+
+def read_mask(
+    item: Instance, given: Any, size: tuple[int, int], file: str, where: str, options: FileOptions
+) -> Instance:
+    """`item` with the mask that its record gives for an image of ``size`` (H, W), or with why it has none."""
+    from bpr_service.masks.mask import as_mask
+
+    record = item.record
+    if given is None or given in ([], "", {}):
+        return replace(item, skipped=NO_MASK)
+    if record.get("iscrowd") in (1, True) and not options.crowds:
+        return replace(item, skipped=CROWD)
+    try:
+        return replace(item, mask=as_mask(mask_value(given), *size))
+    except BprError as error:
+        return replace(item, problem=str(at(file, where, error)))
+
+
+def mask_value(given: Any) -> Any:
+    """What `as_mask` takes, of what JSON holds: a PNG as base64 becomes bytes."""
+    import base64
+    import binascii
+
+    png = given.get("png") if isinstance(given, dict) else given
+    if not isinstance(png, str):
+        return given
+    text = png.partition(",")[2] if png.startswith("data:") else png
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error:
+        return text.encode()
+
+
+def encode_record(item: Instance, data: bytes, options: FileOptions) -> bytes:
+    """The record with its new mask, box and area, every other byte as it was; all of it where nothing is new.
+
+    A record without ``segmentation`` is a mask itself (an RLE with keys of its own, ``{"png": ...}``).
+    """
+    if item.mask is None or not (item.changed or options.encoding != "same"):
+        return data
+    record, mask = item.record, item.mask
+    given = record.get("segmentation", record)
+    mine = encode_like(mask, given, options.encoding, simplify_px=options.simplify_px)
+    new: dict[str, Any] = {"segmentation": mine}
+    if "segmentation" not in record:
+        if not isinstance(mine, dict) or not mine.keys() <= record.keys():
+            rest = {key: value for key, value in record.items() if key not in ("size", "counts", "png")}
+            return dump({**rest, "segmentation": mine})
+        new = mine
+    if item.changed:
+        box = mask.bbox
+        new["bbox"] = [int(v) for v in box] if _whole(record.get("bbox")) else box
+        new["area"] = float(mask.area) if isinstance(record.get("area"), float) else mask.area
+    return splice(data, new)
+
+
+def _whole(box: Any) -> bool:
+    return isinstance(box, list) and bool(box) and all(isinstance(value, int) for value in box)

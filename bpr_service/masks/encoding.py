@@ -1,0 +1,112 @@
+"""A mask written as it came: the one place where every entry point chooses how a mask goes out."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpr_service.errors import MaskError, UnknownName
+from bpr_service.masks.images import open_picture
+from bpr_service.masks.label_maps import picture_like, two_values
+from bpr_service.masks.mask import Mask
+from bpr_service.masks.polygons import joined
+
+Encoding = Literal["same", "rle", "uncompressed_rle", "polygon", "png"]
+"""How masks go out; ``same``: as they came."""
+
+
+def encode_like(mask: Mask, given: Any, encoding: Encoding = "same", *, simplify_px: float = 0.0) -> Any:
+    """A mask as JSON holds it, in the encoding asked for or in that of `given`.
+
+    Polygons that came and whose mask has holes go out as compressed RLE, since readers of several polygons fill what
+    lies inside. Where polygons are asked for, a hole is joined to its outline by a slit. Nothing is ever filled.
+
+    Args:
+        mask: what is written.
+        given: what came: RLE, polygons, ``{"png": base64}``, base64 text of a PNG; anything else counts as RLE.
+        encoding: "same", or one of the others whatever came.
+        simplify_px: polygons keep at most this distance from the outline along the pixels' edges; 0 keeps every
+            corner.
+
+    Returns:
+        An RLE mapping, a list of polygons, ``{"png": base64}``, or base64 text.
+
+    Raises:
+        UnknownName: there is no such encoding.
+    """
+    if encoding not in get_args(Encoding):
+        raise UnknownName("encoding", encoding, get_args(Encoding))
+    form = form_of(given) if encoding == "same" else encoding
+    if form == "polygon":
+        return _polygons(mask, slits=encoding == "polygon", simplify_px=simplify_px)
+    if form == "png":
+        png = base64.b64encode(png_like(mask, given)).decode()
+        return png if isinstance(given, str) and encoding == "same" else {"png": png}
+    return mask.to_rle(compressed=form == "rle")
+
+
+def form_of(given: Any) -> Encoding:
+    """The encoding of a mask as it came; RLE where it came as nothing of its own, as part of a map."""
+    if isinstance(given, str):
+        return "png"
+    if isinstance(given, list | tuple):
+        return "polygon"
+    if isinstance(given, Mapping):
+        if "png" in given:
+            return "png"
+        return "uncompressed_rle" if isinstance(given.get("counts"), list) else "rle"
+    return "rle"
+
+
+def png_like(mask: Mask, given: Any) -> bytes:
+    """A PNG of a mask with the values, mode and palette of the PNG that came (base64 or its bytes); else 0 and 255."""
+    png = given.get("png") if isinstance(given, Mapping) else given
+    if not png or not isinstance(png, str | bytes) or (isinstance(given, Mapping) and given.get("soft")):
+        return mask.to_png()
+    text = png if isinstance(png, bytes) or not png.startswith("data:") else png.partition(",")[2]
+    return mask_picture_like(text if isinstance(text, bytes) else binascii.a2b_base64(text), mask)
+
+
+def mask_picture_like(data: bytes, mask: Mask) -> bytes:
+    """A mask as a picture with the two values, mode and palette of the picture `data`; `data` where nothing is new."""
+    picture = open_picture(data, mask.height * mask.width, "mask", MaskError)
+    coarse, foreground, background = two_values(picture)
+    refined = mask.to_array().view(bool)
+    array = np.asarray(picture).copy()
+    array[refined & ~coarse] = foreground
+    array[coarse & ~refined] = background
+    return picture_like(data, array)
+
+
+def soft_picture_like(data: bytes, mask: Mask) -> bytes:
+    """A soft mask's picture with the pixels rewritten that differ between it, cut at one half, and `mask`."""
+    picture = open_picture(data, mask.height * mask.width, "mask", MaskError)
+    array = np.asarray(picture).copy()
+    top = 255 if picture.mode == "L" else 65535
+    coarse, refined = Mask.from_png(data, soft=True).to_array(), mask.to_array()
+    array[refined > coarse] = top
+    array[refined < coarse] = 0
+    return picture_like(data, array)
+
+
+def _polygons(mask: Mask, *, slits: bool, simplify_px: float) -> Any:
+    outer = mask.to_polygons(slits=slits)
+    if not slits and outer and sum(_area(ring) for ring in outer) > mask.area:
+        return mask.to_rle()
+    return outer
+
+
+def one_outline(mask: Mask, *, simplify_px: float = 0.0) -> NDArray[np.float64]:
+    """(n, 2) corners x, y of one ring that holds a whole mask: its holes and parts are joined by slits."""
+    return joined([np.asarray(ring).reshape(-1, 2) for ring in mask.to_polygons(slits=True)])
+
+
+def _area(ring: list[float]) -> float:
+    """Area of a flat polygon, px^2 (shoelace formula)."""
+    x, y = np.asarray(ring[0::2]), np.asarray(ring[1::2])
+    return abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2

@@ -1,0 +1,205 @@
+"""What ``bpr refine`` does: the masks of one photograph, written back into the file that they came in."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from bpr_service import storage
+from bpr_service.commands import add_row, table_of
+from bpr_service.config import RefineConfig, build, parse_settings
+from bpr_service.errors import ConfigError, FormatError, InputError, UnknownName
+from bpr_service.formats import FileOptions, InstancePrediction, PanopticPrediction, SemanticPrediction
+from bpr_service.formats.one_image import PICTURE_FORMATS, OneImage, open_one
+from bpr_service.formats.records.coco_panoptic import recomputed
+from bpr_service.formats.records.record_file import plain_id
+from bpr_service.formats.refining import RefinedUnit, refine_file_unit, refine_segments
+from bpr_service.masks.images import open_image
+from bpr_service.masks.label_maps import panoptic_png, read_panoptic_png
+from bpr_service.masks.mask import Mask
+from bpr_service.masks.picture import before_after, write_picture
+from bpr_service.refine.refiner import Refiner
+from bpr_service.refine.tasks import MaskReport
+
+TASKS = (*PICTURE_FORMATS, "panoptic")
+PIPE = "-"
+_SAME_SUFFIX = ({".tif", ".tiff"}, {".jsonl", ".ndjson"}, {".jpg", ".jpeg", ".png"})
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is refined and where the result goes; "-" is standard input or output."""
+
+    image: Path
+    mask: Path
+    out: Path
+    task: str = "instance"
+    format: str | None = None
+    image_id: str | None = None
+    ignore_label: int | None = None
+    segments: Path | None = None
+    picture: Path | None = None
+
+
+def run_refine(
+    call: Call, options: FileOptions, *, preset: str, model: Path | None, device: str, settings: Iterable[str] = ()
+) -> None:
+    """Refine one image's masks and write them as they came; nothing is written when anything is wrong."""
+    if call.task not in TASKS:
+        raise UnknownName("task", call.task, TASKS)
+    if call.image != Path(PIPE) and not call.image.is_file():
+        raise FormatError(str(call.image), expected="an image", got="no such file", fix="check the path")
+    config = parse_settings(settings)
+    build(RefineConfig, config)
+    _check_targets(call)
+    with _piped(call) as (image, mask, out):
+        if call.task == "panoptic":
+            _panoptic(
+                call, options, image, mask, out, lambda: Refiner.load(preset, model=model, device=device, **config)
+            )
+            return
+        one = open_one(image, mask, call.task, call.format, options, call.image_id)
+        refiner = Refiner.load(preset, model=model, device=device, **config)
+        refined = refine_file_unit(refiner, one.file, one.unit, call.ignore_label)
+        if refined.failed:
+            raise InputError(refined.failed[0])
+        one.write(str(out), refined.encoded)
+    if call.picture is not None:
+        write_picture(str(call.picture), before_after(refined.image, *_pair(refined)))
+    _tell(refiner, call.out, _named(refined, one), refined.skipped, refined.warnings)
+
+
+def _check_targets(call: Call) -> None:
+    """Whether the results can be written, before the work."""
+    if call.picture is not None:
+        storage.check_target(call.picture, "--picture")
+    if call.out == Path(PIPE):
+        if call.task == "panoptic":
+            raise ConfigError("-o -", expected="a file", got="standard output", fix="a panoptic result is two files")
+        return
+    storage.check_target(call.out, "-o")
+    given, asked = call.mask.suffix.lower(), call.out.suffix.lower()
+    fits = given == asked or any({given, asked} <= same for same in _SAME_SUFFIX)
+    if given and asked and not fits:
+        raise ConfigError(
+            f"-o {call.out}",
+            expected=f"a name that ends with {given}, as {call.mask.name} does",
+            got=asked,
+            fix="masks are written in the form in which they came; --encoding chooses another inside JSON",
+        )
+
+
+@contextmanager
+def _piped(call: Call) -> Iterator[tuple[Path, Path, Path]]:
+    """Image, mask and out as files: what comes on standard input, and what goes to standard output, by way of one."""
+    with tempfile.TemporaryDirectory(prefix="bpr-") as folder:
+        image, mask = (_from_pipe(path, Path(folder)) for path in (call.image, call.mask))
+        out = Path(folder, "out") if call.out == Path(PIPE) else call.out
+        yield image, mask, out
+        if call.out == Path(PIPE):
+            sys.stdout.buffer.write(out.read_bytes())
+            sys.stdout.buffer.flush()
+
+
+def _from_pipe(path: Path, folder: Path) -> Path:
+    if path != Path(PIPE):
+        return path
+    target = folder / "stdin"
+    if target.exists():
+        raise ConfigError("-", expected="one of image and masks on standard input", got="both", fix="name one of them")
+    target.write_bytes(sys.stdin.buffer.read())
+    return target
+
+
+def _named(refined: RefinedUnit, one: OneImage) -> list[tuple[str, MaskReport]]:
+    """Each report with what its mask is called: its category where the file names them."""
+    if not isinstance(refined.before, InstancePrediction):
+        return [(str(report.label), report) for report in refined.reports]
+    usable = [item for item in refined.before.instances if item.mask is not None]
+    names = [one.categories.get(item.category) for item in usable]
+    return [
+        (f"{report.index} {name}" if name else str(report.index), report)
+        for report, name in zip(refined.reports, names, strict=True)
+    ]
+
+
+def _pair(refined: RefinedUnit) -> tuple[list[Mask], list[Mask]]:
+    """Masks before and after, for the picture."""
+    before, after = refined.before, refined.after
+    if isinstance(before, InstancePrediction) and isinstance(after, InstancePrediction):
+        return before.masks, after.masks
+    assert isinstance(before, SemanticPrediction)
+    assert isinstance(after, SemanticPrediction)
+    return _as_masks(before.label_map, after.label_map)
+
+
+def _as_masks(before: NDArray[Any], after: NDArray[Any]) -> tuple[list[Mask], list[Mask]]:
+    """One mask a label, before and after, for the picture."""
+    labels = [label for label in np.union1d(before, after) if label != 0]
+    return [Mask.from_array(before == label) for label in labels], [Mask.from_array(after == label) for label in labels]
+
+
+def _panoptic(call: Call, options: FileOptions, image: Path, mask: Path, out: Path, load: Any) -> None:
+    """A panoptic PNG with its segments: two files in, two files out."""
+    infos, document = _segments(call.segments)
+    refiner = load()
+    config = refiner.config
+    read = open_image(
+        image, max_pixels=config.max_pixels, exif=options.exif or "ignore", page=options.page, window=options.window
+    )
+    ids = read_panoptic_png(mask, max_pixels=config.max_pixels)
+    before = PanopticPrediction(ids, infos, {}, ids)
+    after, reports, lost = refine_segments(refiner, read.pixels, before, options.crowds)
+    same = np.array_equal(after.segment_map, ids)
+    storage.write_bytes(out, mask.read_bytes() if same else panoptic_png(after.segment_map))
+    left = recomputed(after.segment_map, np.zeros_like(ids), after.segments_info)
+    new = {**document, "segments_info": left} if isinstance(document, dict) else left
+    storage.write_bytes(out.with_suffix(".json"), (json.dumps(new) + "\n").encode())
+    if call.picture is not None:
+        write_picture(str(call.picture), before_after(read.pixels, *_as_masks(ids, after.segment_map)))
+    _tell(refiner, call.out, [(str(report.label), report) for report in reports], {}, [*read.warnings, *lost])
+
+
+def _segments(path: Path | None) -> tuple[list[dict[str, Any]], Any]:
+    if path is None:
+        raise ConfigError(
+            "panoptic", expected="--segments JSON with segments_info", got="none", fix="add it: the PNG holds ids only"
+        )
+    try:
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise FormatError(str(path), expected="JSON with segments_info", got=str(error), fix="mend it") from None
+    infos = document.get("segments_info") if isinstance(document, dict) else document
+    if not isinstance(infos, list) or not all(isinstance(info, dict) for info in infos):
+        raise FormatError(str(path), expected="segments_info", got="none", fix="as in COCO panoptic annotations")
+    return [{**info, "id": plain_id(info.get("id"))} for info in infos], document
+
+
+def _tell(
+    refiner: Refiner,
+    out: Path,
+    reports: Sequence[tuple[str, MaskReport]],
+    skipped: dict[str, int],
+    warnings: Sequence[str],
+) -> None:
+    """What was done, on standard error."""
+    table = table_of("mask", "status", "confidence", "patches", "pixels added", "pixels removed")
+    for name, report in reports:
+        add_row(table, (name,), report)
+    console = Console(stderr=True)
+    console.print(table)
+    for reason, count in skipped.items():
+        console.print(f"left alone: {count} ({reason})", highlight=False)
+    for line in warnings:
+        console.print(f"warning: {line}", highlight=False, markup=False)
+    console.print(f"model {refiner.model.name} on {refiner.runs_on}; wrote {out}")
