@@ -212,7 +212,11 @@ ABLATIONS: list[tuple[Any, set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "outputs"), ABLATIONS, ids=lambda value: str(sorted(value) if isinstance(value, set) else value)[:60])
+@pytest.mark.parametrize(
+    ("settings", "outputs"),
+    ABLATIONS,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value)[:60],
+)
 def test_ablations_of_the_papers_train_every_parameter(settings: Any, outputs: set[str]) -> None:
     makers: dict[type, Any] = {BMaskSettings: BMaskHead, SqueezeSettings: BoundarySqueezeHead}
     head = makers.get(type(settings), PlainMaskHead)(8, 5, settings)
