@@ -57,7 +57,8 @@ class RecordFile:
         if self.address.lower().endswith((".jsonl", ".ndjson")):
             return True
         with storage.open_read(self.address) as file:
-            first, second = file.readline(LINE_BYTES), file.readline(64)
+            head = file.read(LINE_BYTES)  # not readline: a file of object storage takes no length there
+        first, _, second = head.partition(b"\n")
         if not first.strip().startswith(b"{") or not second.strip().startswith(b"{"):
             return False
         try:
