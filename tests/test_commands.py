@@ -49,12 +49,14 @@ def test_demo_writes_json_and_pictures(tmp_path: Path) -> None:
     done = bpr("demo", "--out", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
     assert "porcelain" in done.stdout
+    changed = []
     for name in ("astronaut", "chelsea", "coffee"):
         refined = json.loads((tmp_path / "demo" / f"{name}.json").read_text())["instances"]
         coarse = load_example(name).instances
         assert [r["id"] for r in refined] == [c["id"] for c in coarse]
-        assert any(r["segmentation"] != c["segmentation"] for r, c in zip(refined, coarse, strict=True))
+        changed += [r["segmentation"] != c["segmentation"] for r, c in zip(refined, coarse, strict=True)]
         assert cv2.imread(str(tmp_path / "demo" / f"{name}.png")).shape[1] == 1200
+    assert sum(changed) > len(changed) / 2, "a mask that the model expects no gain for stays as it is"
 
 
 def test_instance_json_keeps_order_ids_encodings_and_unknown_keys(coffee: Path, tmp_path: Path) -> None:

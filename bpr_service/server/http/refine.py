@@ -77,7 +77,8 @@ class RefineCall:
             if self.held is not None:
                 frees: list[Callable[[], None]] = getattr(self._request.state, "frees", [])
                 self._request.state.frees = [*frees, self.held.release]
-        record_steps(self._request.app, self.timings_ms)
+        total_ms = (time.monotonic() - self._started) * 1e3
+        record_steps(self._request.app, {**self.timings_ms, "total": total_ms})
         return answer
 
     # ---- before the network
