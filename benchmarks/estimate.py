@@ -129,7 +129,7 @@ def fitted(x: F32, y: F32, weights: F32) -> dict[str, list[Any]]:
     """Several perceptrons side by side as one: ``mean``, ``scale``, ``hidden`` and ``out`` of the card."""
     import torch
 
-    from bpr_service.refine.estimate import CLIP
+    from bpr_service.refine.estimate import CLIP, FEATURES
 
     mean, scale = x.mean(0), x.std(0) + 1e-3
     given = torch.from_numpy(np.clip((x - mean) / scale, -CLIP, CLIP).astype(np.float32))
@@ -152,6 +152,7 @@ def fitted(x: F32, y: F32, weights: F32) -> dict[str, list[Any]]:
             out.append(torch.cat((second.weight.T, second.bias[None])).numpy() / SEEDS)
     together = np.concatenate([*(o[:-1] for o in out), sum(o[-1:] for o in out)])
     return {
+        "features": list(FEATURES),
         "mean": _rounded(mean),
         "scale": _rounded(scale),
         "hidden": _rounded(np.concatenate(hidden, 1)),
@@ -163,18 +164,11 @@ def _rounded(values: Any) -> list[Any]:
     return np.round(np.asarray(values, np.float64), 4).tolist()
 
 
-def estimates(x: F32, card: dict[str, list[Any]]) -> F32:
-    """(n, 4): what the card says of each row."""
-    from bpr_service.refine.estimate import CLIP
-
-    given = np.clip((x - np.array(card["mean"])) / np.array(card["scale"]), -CLIP, CLIP)
-    ones = np.ones((len(x), 1))
-    h = np.tanh(np.concatenate((given, ones), 1) @ np.array(card["hidden"]))
-    return np.asarray(np.concatenate((h, ones), 1) @ np.array(card["out"]), np.float32)
-
-
 def left_out(rows: list[dict[str, Any]], x: F32, y: F32, weights: F32, by_domain: bool) -> F32:
     """(n, 4): each row estimated by a fit that saw neither its domain, or neither its group of images."""
+    from bpr_service.network.weights import EstimateCard
+    from bpr_service.refine.estimate import Estimator
+
     if by_domain:
         part = np.array([domain(row["set"]) for row in rows])
     else:
@@ -182,7 +176,8 @@ def left_out(rows: list[dict[str, Any]], x: F32, y: F32, weights: F32, by_domain
     answer = np.zeros_like(y)
     for one in sorted(set(part.tolist())):
         here = part == one
-        answer[here] = estimates(x[here], fitted(x[~here], y[~here], weights[~here]))
+        card = EstimateCard(**fitted(x[~here], y[~here], weights[~here]), least_gain=-1)
+        answer[here] = Estimator(card).table(x[here])
     return answer
 
 
@@ -231,12 +226,11 @@ def fit(
 ) -> None:
     """Fit on all rows, and write the estimate into the card."""
     from bpr_service.network.weights import CARD_FILE
-    from bpr_service.refine.estimate import FEATURES
 
     rows = json.loads(rows_file.read_text())
     card = fitted(*table(rows))
     masks = f"{len(rows)} masks of the val sets {', '.join(sorted({row['set'] for row in rows}))}"
-    estimate = {"features": list(FEATURES), **card, "least_gain": least_gain, "fitted_on": masks}
+    estimate = {**card, "least_gain": least_gain, "fitted_on": masks}
     path = model / CARD_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), "estimate": estimate}, indent=2) + "\n")
     print(f"{path}: fitted on {masks}")

@@ -86,7 +86,6 @@ def refine(
     picture: Annotated[Path | None, typer.Option(help="Write a before/after picture here.")] = None,
     exif: options.Exif = None,
     encoding: options.Encoding = "same",
-    simplify: options.Simplify = 0.0,
     crowds: options.Crowds = False,
     columns: options.Columns = None,
     page: options.Page = None,
@@ -97,7 +96,7 @@ def refine(
     from bpr_service.refine_command import Call, run_refine
 
     file_options = options.file_options(
-        exif=exif, encoding=encoding, simplify_px=simplify, crowds=crowds, columns=columns, page=page, window=window
+        exif=exif, encoding=encoding, crowds=crowds, columns=columns, page=page, window=window
     )
     call = Call(image, mask, out, task, format_, image_id, ignore_label, segments, picture)
     settings = [*(settings or ()), *([] if gate else ["gate=false"])]

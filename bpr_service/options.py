@@ -18,14 +18,10 @@ Exif = Annotated[
 Encoding = Annotated[
     str, typer.Option(help="How masks are written: same (as they came), rle, uncompressed_rle, polygon, png.")
 ]
-Simplify = Annotated[
-    float, typer.Option("--simplify", help="Polygons of fewer points, at most so many px from the refined edge.")
-]
 Crowds = Annotated[bool, typer.Option("--crowds", help="Refine records that are marked as crowds too.")]
 Columns = Annotated[
     str | None, typer.Option(help="YOLO, behind the points: none, confidence, confidence+track; default: finds out.")
 ]
-Match = Annotated[str | None, typer.Option(help="Which files are predictions, and of which image: '*_mask.png'.")]
 Page = Annotated[int | None, typer.Option(help="Which page of a TIFF is the image, from 1.", min=1)]
 Window = Annotated[
     str | None, typer.Option(help="auto, or LOW,HIGH: the values of the image that become black and white.")

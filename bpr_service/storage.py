@@ -249,13 +249,6 @@ def sha256(address: str) -> str:
     return digest.hexdigest()
 
 
-def remove_tree(address: str) -> None:
-    """Delete a folder and all below it; nothing happens when it is not there."""
-    fs, path = filesystem(address)
-    with suppress(FileNotFoundError):
-        fs.rm(path, recursive=True)
-
-
 # --- object stores ---------------------------------------------------------------------------------------------------
 
 

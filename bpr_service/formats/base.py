@@ -42,8 +42,6 @@ class FileOptions(Settings):
     convention of the format."""
     encoding: Encoding = "same"
     """How masks are written: as they came, or all in one way."""
-    simplify_px: float = Field(default=0.0, ge=0.0, le=64.0)
-    """Polygons keep at most this distance from the refined outline; 0 keeps every corner."""
     crowds: bool = False
     """Refine records that are marked as crowds too."""
     match: str | None = None

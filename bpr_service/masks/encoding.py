@@ -20,7 +20,7 @@ Encoding = Literal["same", "rle", "uncompressed_rle", "polygon", "png"]
 """How masks go out; ``same``: as they came."""
 
 
-def encode_like(mask: Mask, given: Any, encoding: Encoding = "same", *, simplify_px: float = 0.0) -> Any:
+def encode_like(mask: Mask, given: Any, encoding: Encoding = "same") -> Any:
     """A mask as JSON holds it, in the encoding asked for or in that of `given`.
 
     Polygons that came and whose mask has holes go out as compressed RLE, since readers of several polygons fill what
@@ -30,8 +30,6 @@ def encode_like(mask: Mask, given: Any, encoding: Encoding = "same", *, simplify
         mask: what is written.
         given: what came: RLE, polygons, ``{"png": base64}``, base64 text of a PNG; anything else counts as RLE.
         encoding: "same", or one of the others whatever came.
-        simplify_px: polygons keep at most this distance from the outline along the pixels' edges; 0 keeps every
-            corner.
 
     Returns:
         An RLE mapping, a list of polygons, ``{"png": base64}``, or base64 text.
@@ -43,7 +41,7 @@ def encode_like(mask: Mask, given: Any, encoding: Encoding = "same", *, simplify
         raise UnknownName("encoding", encoding, get_args(Encoding))
     form = form_of(given) if encoding == "same" else encoding
     if form == "polygon":
-        return _polygons(mask, slits=encoding == "polygon", simplify_px=simplify_px)
+        return _polygons(mask, slits=encoding == "polygon")
     if form == "png":
         png = base64.b64encode(png_like(mask, given)).decode()
         return png if isinstance(given, str) and encoding == "same" else {"png": png}
@@ -94,14 +92,14 @@ def soft_picture_like(data: bytes, mask: Mask) -> bytes:
     return picture_like(data, array)
 
 
-def _polygons(mask: Mask, *, slits: bool, simplify_px: float) -> Any:
+def _polygons(mask: Mask, *, slits: bool) -> Any:
     outer = mask.to_polygons(slits=slits)
     if not slits and outer and sum(_area(ring) for ring in outer) > mask.area:
         return mask.to_rle()
     return outer
 
 
-def one_outline(mask: Mask, *, simplify_px: float = 0.0) -> NDArray[np.float64]:
+def one_outline(mask: Mask) -> NDArray[np.float64]:
     """(n, 2) corners x, y of one ring that holds a whole mask: its holes and parts are joined by slits."""
     return joined([np.asarray(ring).reshape(-1, 2) for ring in mask.to_polygons(slits=True)])
 

@@ -55,6 +55,8 @@ FEATURES = (
 
 CLIP = 4.0
 """A feature counts as no further from its mean than so many deviations."""
+_LEAST = np.array([-1, -1, 0, 0], np.float32)
+"""Least values of an `Estimate`; the greatest are 1."""
 _SUMS = 10
 _REACH = 3  # half side of the square that bends are measured in
 
@@ -259,14 +261,13 @@ class Estimator:
         self._mean, self._scale = np.array(card.mean, np.float32), np.array(card.scale, np.float32)
         self._hidden, self._out = np.array(card.hidden, np.float32), np.array(card.out, np.float32)
 
+    def table(self, values: F32) -> F32:
+        """(n, F) float32 `features` of n changes -> (n, 4) float32, the values of their `Estimate`."""
+        ones = np.ones((len(values), 1), np.float32)
+        x = np.clip((values - self._mean) / self._scale, -CLIP, CLIP)
+        h = np.tanh(np.concatenate((x, ones), 1) @ self._hidden)
+        return np.clip(np.concatenate((h, ones), 1) @ self._out, _LEAST, 1)
+
     def __call__(self, values: F32) -> Estimate:
         """The estimate of a vector of `features`."""
-        x = np.clip((values - self._mean) / self._scale, -CLIP, CLIP)
-        h = np.tanh(np.append(x, np.float32(1)) @ self._hidden)
-        gain, boundary_gain, after, before = (np.append(h, np.float32(1)) @ self._out).tolist()
-        return Estimate(
-            gain=float(np.clip(gain, -1, 1)),
-            boundary_gain=float(np.clip(boundary_gain, -1, 1)),
-            boundary_f=float(np.clip(after, 0, 1)),
-            coarse_boundary_f=float(np.clip(before, 0, 1)),
-        )
+        return Estimate(*self.table(values[None])[0].tolist())

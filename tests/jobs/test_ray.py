@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bpr_service.errors import ConfigError, FormatError
+from bpr_service.errors import ConfigError, FormatError, NotReadyError
 from bpr_service.jobs.ray.data import RefineBatch
 from bpr_service.jobs.ray.driver import connect, refine_on_ray
 from bpr_service.jobs.refine.batch import Batch, run_batch
@@ -69,7 +69,9 @@ def test_a_node_that_is_lost_loses_nothing(cluster: Any, tmp_path: Path) -> None
     assert Path(whole.out).read_bytes() == Path(request.out).read_bytes()
 
 
-def test_a_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotReadyError, match=r"Ray at 127\.0\.0\.1:9: expected a cluster of Ray"):
+        connect("127.0.0.1:9")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match="expected the extra 'ray'"):
         connect(None)

@@ -102,7 +102,7 @@ class YoloSegments(PredictionFormat):
 
         mask, trailing = item.mask, item.record[1]
         assert mask is not None
-        points = one_outline(mask, simplify_px=self.options.simplify_px) / [mask.width, mask.height]
+        points = one_outline(mask) / [mask.width, mask.height]
         words = line.split()
         ending = line[len(line.rstrip("\r\n")) :]
         coordinates = [f"{value:.6f}" for value in points.reshape(-1)]

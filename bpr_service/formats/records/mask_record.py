@@ -54,7 +54,7 @@ def encode_record(item: Instance, data: bytes, options: FileOptions) -> bytes:
         return data
     record, mask = item.record, item.mask
     given = record.get("segmentation", record)
-    mine = encode_like(mask, given, options.encoding, simplify_px=options.simplify_px)
+    mine = encode_like(mask, given, options.encoding)
     new: dict[str, Any] = {"segmentation": mine}
     if "segmentation" not in record:
         if not isinstance(mine, dict) or not mine.keys() <= record.keys():

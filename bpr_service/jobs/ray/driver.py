@@ -6,6 +6,7 @@ journal, and Ray starts a new one when it has room; how many machines there are 
 
 from __future__ import annotations
 
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,6 +18,8 @@ from bpr_service.jobs.refine.place import Place
 from bpr_service.jobs.refine.plan import Plan, load_plan, open_file
 from bpr_service.jobs.requests import RefineRequest
 
+REACH_S = 5.0
+"""How long a cluster's address may take to accept a connection."""
 MAX_STARTS = 5
 """Actors in a row that may die before they were ready."""
 
@@ -65,6 +68,8 @@ def connect(address: str | None) -> Any:
     if ray.is_initialized():
         return ray
     try:
+        if address is not None:
+            _reach(address)
         ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
     except Exception as error:  # Ray raises whatever it meets: ConnectionError, RuntimeError, ValueError
         raise NotReadyError(
@@ -74,6 +79,15 @@ def connect(address: str | None) -> Any:
             fix="check --address and the cluster's versions",
         ) from error
     return ray
+
+
+def _reach(address: str) -> None:
+    """Raise OSError where nothing listens at ``HOST:PORT``: Ray itself would try for minutes. Names such as ``auto``
+    are left to Ray.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
 
 
 def refine_on_ray(
