@@ -89,7 +89,7 @@ def crowded(root: Path, images: int, preset: str) -> Any:
     return RefineRequest(
         task="instance", images=str(root / "images"), predictions=str(root / "pred.json"),
         dataset=str(root / "ann.json"), out=str(root / "out.json"), preset=preset,
-        settings={"backend": "card"},
+        settings={},
     )  # fmt: skip
 
 

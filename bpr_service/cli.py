@@ -114,9 +114,9 @@ def bench(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes every core.")] = 0,
     backend: Annotated[
         str,
-        typer.Option(help="eager, compile, onnxruntime, openvino, graphs (CUDA); card: what the card chose."),
-    ] = "eager",
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or int8.")] = "fp32",
+        typer.Option(help="eager, compile, onnxruntime, openvino, graphs (CUDA) or auto: the quickest that is here."),
+    ] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, int8 or auto.")] = "auto",
     int8: Annotated[bool, typer.Option(help="Also quantise, and measure that.")] = True,
     compare: Annotated[
         Path | None, typer.Option(help="An earlier result: exit with 1 where a step costs 10 % more.")

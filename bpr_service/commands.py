@@ -21,7 +21,16 @@ from bpr_service.masks.picture import before_after, write_picture
 from bpr_service.refine.refiner import Refiner
 from bpr_service.refine.tasks import MaskReport
 
-PACKAGES = ("torch", "torchvision", "timm", "segmentation-models-pytorch", "numpy", "opencv-python-headless", "numba")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "segmentation-models-pytorch",
+    "openvino",
+    "numpy",
+    "opencv-python-headless",
+    "numba",
+)
 
 
 def run_demo(out: Path, *, preset: str, model: Path | None, device: str) -> None:
@@ -63,6 +72,9 @@ def run_doctor(model: Path | None) -> None:
     import torch
 
     from bpr_service import __version__
+    from bpr_service.config import RefineConfig
+    from bpr_service.network.backends import label
+    from bpr_service.network.choice import settle
     from bpr_service.network.weights import bundled_models, find_model, load_model, read_card
 
     table = table_of("what", "found")
@@ -84,8 +96,11 @@ def run_doctor(model: Path | None) -> None:
     for name in [str(model)] if model else bundled_models():
         card = read_card(find_model(name))
         load_model(name)
+        runs = settle(RefineConfig(patch=card.patch), card, torch.device("cpu"))
         table.add_row(
-            f"model {card.name}@{card.version}", f"{card.network.name}, sha256 {card.sha256[:16]}... verified"
+            f"model {card.name}@{card.version}",
+            f"{card.network.name}, sha256 {card.sha256[:16]}... verified; runs on "
+            f"{label('cpu', runs.backend, runs.precision)}",
         )
     Console().print(table)
 

@@ -18,9 +18,12 @@ Window = Literal["hann", "flat"]
 Average = Literal["probability", "logit"]
 Runner = Literal["eager", "compile", "onnxruntime", "openvino", "graphs"]
 """What can run a network."""
-Backend = Literal[Runner, "card"]
-"""A runner, or the one that the model's card chose when the model was exported."""
+Backend = Literal[Runner, "auto"]
+"""A runner, or whichever is quickest here: see `bpr_service.network.choice`."""
 Precision = Literal["fp32", "bf16", "int8"]
+"""What a network can be computed in."""
+AnyPrecision = Literal[Precision, "auto"]
+"""A precision, or the one that goes with the backend: see `bpr_service.network.choice`."""
 
 MAX_PIXELS = 1 << 27
 """Pixels of an image or mask that are accepted unless a caller says otherwise (11,585 x 11,585)."""
@@ -153,10 +156,14 @@ class RefineConfig(Settings):
     flip: bool = False
     """Also refine each patch mirrored and average the two (about twice the time)."""
     batch_size: int = Field(default=32, ge=1, le=4096)
-    backend: Backend = "eager"
-    """What runs the network; see `bpr_service.network.backends`. ``card`` takes backend and precision of the card."""
-    precision: Precision = "fp32"
-    """What the network computes in; ``int8`` needs backend openvino and a model that was exported with it."""
+    backend: Backend = "auto"
+    """What runs the network (`bpr_service.network.backends`); ``auto`` takes the quickest that is installed, by the
+    figures in the model's card. The answer names what ran.
+    """
+    precision: AnyPrecision = "auto"
+    """What the network computes in; ``int8`` needs backend openvino and a model that was exported with it. ``auto`` is
+    float32 where a backend is named; where none is, int8 or bf16 too, if they leave 99.9 % of pixels as they are.
+    """
     gate: bool = True
     """Do no harm: keep the coarse mask where the model itself expects no gain."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)

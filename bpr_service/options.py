@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from bpr_service.formats import FileOptions
 
-Set = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE instead of the preset's, as backend=card.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE instead of the preset's, as backend=eager.")]
 Exif = Annotated[
     str | None,
     typer.Option(help="apply: masks speak of the upright photograph; ignore: of its stored pixels; default: as the "

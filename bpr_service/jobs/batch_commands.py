@@ -46,7 +46,7 @@ Merge = Annotated[bool, typer.Option("--merge", help="Only put the shares togeth
 Engine = Annotated[EngineName, typer.Option(help="local, or ray: the actors of a cluster.")]
 Address = Annotated[str | None, typer.Option(help="Ray's cluster; default: RAY_ADDRESS, else one started here.")]
 Actors = Annotated[int | None, typer.Option(help="Devices of Ray's cluster; default: all it has.", min=1)]
-Set = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE instead of the preset's, as backend=card.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE instead of the preset's, as backend=eager.")]
 
 
 @batch.command()

@@ -21,41 +21,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from bpr_service.config import RefineConfig
-    from bpr_service.network.weights import Int8Files, ModelCard
+    from bpr_service.network.weights import Int8Files
 
 Forward = Callable[["Tensor"], "Tensor"]
 """(P, 4, S, S) float32 patches on the device -> (P, C, S, S) float32 logits there."""
 
 _CONVERTING = threading.Lock()
 """Tracing a network is not safe in two threads at once."""
-
-
-def settle(config: RefineConfig, card: ModelCard, device: torch.device) -> RefineConfig:
-    """`config` with the backend and precision that the card chose, where it says ``backend="card"``.
-
-    Raises:
-        ConfigError: the card has no choice, or one for another kind of device; or the precision is given beside it.
-    """
-    if config.backend != "card":
-        return config
-    if config.precision != "fp32":
-        raise ConfigError(
-            "backend card",
-            expected="no precision beside it",
-            got=config.precision,
-            fix="the card names both: leave it out",
-        )
-    if device.type != "cpu":
-        raise ConfigError("backend card", expected="device cpu", got=str(device), fix="use backend eager")
-    if card.runtime is None:
-        raise ConfigError(
-            "backend card",
-            expected="a model that was measured at export",
-            got=f"{card.name}@{card.version}, which was not",
-            fix="measure it with bpr-train export --model FOLDER --out NEW_FOLDER, or name a backend",
-        )
-    return config.with_options(**card.runtime.chosen.model_dump())
 
 
 def open_backend(
@@ -158,10 +130,9 @@ def _compiled(network: nn.Module, precision: str, device: torch.device) -> Forwa
 
 
 def _missing(backend: str, package: str) -> ConfigError:
-    extra = {"openvino": "openvino", "onnxruntime": "onnx"}[backend]
-    return ConfigError(
-        f"backend {backend}", expected=package, got="no such package", fix=f'install "bpr-service[{extra}]"'
-    )
+    what = {"openvino": "openvino", "onnxruntime": '"bpr-service[onnx]"'}[backend]
+    fix = f"install it: pip install {what}"
+    return ConfigError(f"backend {backend}", expected=package, got="no such package", fix=fix)
 
 
 def _openvino(network: nn.Module, precision: str, size: int, int8: Int8Files | None) -> Forward:
@@ -171,7 +142,7 @@ def _openvino(network: nn.Module, precision: str, size: int, int8: Int8Files | N
         raise ConfigError(
             "precision int8", expected="a quantised network", got="none", fix="export one: bpr-train export --calibrate"
         )
-    model = _import_openvino().Core().read_model(model=int8.xml, weights=int8.bin)
+    model = import_openvino().Core().read_model(model=int8.xml, weights=int8.bin)
     made_for = model.input(0).partial_shape[2]
     if made_for != size:
         raise ConfigError(
@@ -184,7 +155,7 @@ def openvino_model(network: nn.Module, network_size_px: int) -> Any:
     """An `openvino.Model` of a network on the CPU, for any number of patches. Raises ConfigError without openvino."""
     import torch
 
-    openvino = _import_openvino()
+    openvino = import_openvino()
     shape = (-1, 4, network_size_px, network_size_px)
     with _CONVERTING, torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing tells of shape checks that it does not repeat
@@ -193,7 +164,7 @@ def openvino_model(network: nn.Module, network_size_px: int) -> Any:
         )
 
 
-def _import_openvino() -> Any:
+def import_openvino() -> Any:
     send_nothing()  # before the import: that already reports
     try:
         import openvino

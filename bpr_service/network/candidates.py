@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bpr_service.config import Precision, Runner
 from bpr_service.network.backends import open_backend
+from bpr_service.network.choice import PIXELS_EQUAL
 from bpr_service.network.weights import Candidate, Chosen, Int8Files, RuntimeCard
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ CANDIDATES: tuple[tuple[Runner, Precision], ...] = (
     ("openvino", "bf16"),
     ("openvino", "int8"),
 )
-PIXELS_EQUAL = 0.999
-"""Least share of pixels that a candidate must leave as eager float32 has them, to be chosen."""
 BATCH = 32
 """Patches a call, as on a CPU."""
 ROUNDS = (3, 12)

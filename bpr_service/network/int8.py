@@ -48,7 +48,7 @@ def quantise(network: nn.Module, network_size_px: int, crops: NDArray[np.uint8])
             import nncf
         except ImportError:
             raise ConfigError(
-                "quantisation", expected="nncf", got="no such package", fix='install "bpr-service[openvino]"'
+                "quantisation", expected="nncf", got="no such package", fix='install "bpr-service[int8]"'
             ) from None
 
         from bpr_service.network.normalise import normalise

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from bpr_service.config import RefineConfig
 from bpr_service.errors import ConfigError
-from bpr_service.network.backends import Forward, open_backend, settle
+from bpr_service.network.backends import Forward, open_backend
+from bpr_service.network.choice import settle
 from bpr_service.network.devices import resolve_device
 from bpr_service.network.normalise import normalise
 from bpr_service.network.registry import NETWORKS
@@ -85,10 +86,10 @@ class Model:
             return model
 
     def settle(self, config: RefineConfig) -> RefineConfig:
-        """`config` with the backend that the card chose, where it asks for that.
+        """`config` with the backend and precision that ``auto`` stands for here.
 
         Raises:
-            ConfigError: a network size that the network cannot take, or a choice that the card does not have.
+            ConfigError: a network size that the network cannot take, or a precision that the model does not have.
         """
         check_size(self.card, config)
         return settle(config, self.card, self.device)

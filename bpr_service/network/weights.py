@@ -116,7 +116,7 @@ class ModelCard(Settings):
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     """Of the weights file; written by `save_model`."""
     runtime: RuntimeCard | None = None
-    """What ``backend="card"`` goes by; None where nothing was measured."""
+    """What ``backend="auto"`` goes by; None where nothing was measured."""
     int8: Int8Card | None = None
     """None where the version holds no quantised network."""
 

@@ -67,7 +67,7 @@ class Refiner:
         Raises:
             ConfigError: settings that the model cannot run with.
         """
-        config = model.settle(config)
+        self._asked, config = config, model.settle(config)
         self.model, self.config, self._gate = model, config, gate
         card = model.card
         self.gate = gate if config.gate else None
@@ -113,7 +113,7 @@ class Refiner:
         Raises:
             ConfigError: as the constructor.
         """
-        return Refiner(self.model, self.config.with_options(**options), gate=self._gate)
+        return Refiner(self.model, self._asked.with_options(**options), gate=self._gate)
 
     @property
     def card(self) -> ModelCard:

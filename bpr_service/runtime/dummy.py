@@ -64,5 +64,5 @@ class DummyModels:
         chosen = get_preset(preset)
         patch = chosen.patch(PatchConfig(network_size_px=32))
         card = ModelCard(name="dummy", version=version, network=NetworkCard(name="dummy"), patch=patch)
-        refiner = Refiner(Model(dummy_network(*self._network), card), RefineConfig(patch=patch))
+        refiner = Refiner(Model(dummy_network(*self._network), card), RefineConfig(patch=patch, backend="eager"))
         return Lane(preset, "dummy", version, patch.network_size_px, refiner)

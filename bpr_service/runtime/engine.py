@@ -53,12 +53,11 @@ class Engine:
         config: EngineConfig | None = None,
         *,
         device: str = "cpu",
-        runs_on: str = "",
         warm: Callable[[Lane], Stages] | None = None,
         events: EngineEvents | None = None,
     ) -> None:
         self.config = config or EngineConfig()
-        self.device, self.runs_on = device, runs_on or device
+        self.device = device
         self.state: State = "starting"
         self.events = events or EngineEvents()
         self.memory = Memory(self.config.memory_mb << 20)

@@ -24,9 +24,9 @@ def serve(
     threads: Annotated[int | None, typer.Option(help="CPU threads of the network; 0 takes every core.")] = None,
     backend: Annotated[
         str | None,
-        typer.Option(help="eager, compile, onnxruntime, openvino, graphs (CUDA); card: what the card chose."),
+        typer.Option(help="eager, compile, onnxruntime, openvino, graphs (CUDA) or auto: the quickest that is here."),
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or int8.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16, int8 or auto.")] = None,
     api_keys_file: Annotated[Path | None, typer.Option(help="JSON list of keys, see `bpr keys`.")] = None,
     jobs: Annotated[bool | None, typer.Option(help="Offer /v1/jobs.")] = None,
     otel: Annotated[bool | None, typer.Option(help="Send OpenTelemetry traces.")] = None,

@@ -36,8 +36,8 @@ class StoreModels:
         device: str,
         store: ModelStore | None = None,
         *,
-        backend: str = "eager",
-        precision: str = "fp32",
+        backend: str = "auto",
+        precision: str = "auto",
     ) -> None:
         self._runs = {"backend": backend, "precision": precision}
         self._presets = [get_preset(name).name for name in presets]

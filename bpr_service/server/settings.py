@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bpr_service.config import PRESETS, Backend, Precision
+from bpr_service.config import PRESETS, AnyPrecision, Backend
 from bpr_service.runtime.settings import EngineConfig
 
 
@@ -53,10 +53,10 @@ class ServerSettings(EngineConfig):
 
     threads: int = Field(default=0, ge=0)
     """Threads of the CPU device; 0 takes every core, or an equal share where several processes compute on the CPU."""
-    backend: Backend = "eager"
-    """What runs the network: eager, compile, onnxruntime, openvino, or card: what each model's card chose."""
-    precision: Precision = "fp32"
-    """What it computes in: fp32, bf16 or int8."""
+    backend: Backend = "auto"
+    """What runs the network: eager, compile, onnxruntime, openvino, graphs, or auto: the quickest that is here."""
+    precision: AnyPrecision = "auto"
+    """What it computes in: fp32, bf16, int8, or auto."""
 
     api_keys_file: Path | None = None
     """JSON list of ``{"name", "sha256", "scopes", "per_minute"}``; every route but probes needs a key

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from bpr_service.config import PatchConfig
-from bpr_service.errors import ConfigError
-from bpr_service.network import candidates
+from bpr_service.config import PatchConfig, RefineConfig
+from bpr_service.network import candidates, choice
 from bpr_service.network.registry import build_network
 from bpr_service.network.weights import ModelCard, NetworkCard, save_model
 from bpr_service.refine.refiner import Refiner
@@ -92,7 +91,7 @@ def test_what_is_not_installed_is_listed_with_the_reason(
         ("bf16", True),
     ]
     reasons = [c.missing for c in found.candidates if c.backend == "openvino"]
-    assert all("bpr-service[openvino]" in reason for reason in reasons[:2])
+    assert all("pip install openvino" in reason for reason in reasons[:2])
     assert "expected a quantised network" in reasons[2]
     assert found.chosen.backend == "eager"
 
@@ -121,32 +120,81 @@ def saved(folder: Path, network: torch.nn.Module, chosen: dict[str, str] | None)
     return folder
 
 
-def test_the_card_s_choice_runs(network: torch.nn.Module, tmp_path: Path) -> None:
+def test_the_card_s_choice_runs(network: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_can", lambda backend, precision: True)
     folder = saved(tmp_path / "a", network, {"backend": "eager", "precision": "bf16"})
-    refiner = Refiner.load(folder, backend="card")
+    refiner = Refiner.load(folder)
     assert (refiner.config.backend, refiner.config.precision, refiner.runs_on) == ("eager", "bf16", "cpu, bf16")
-    assert np.array_equal(refiner.predict(CROPS), Refiner.load(folder, precision="bf16").predict(CROPS))
-    assert not np.array_equal(refiner.predict(CROPS), Refiner.load(folder).predict(CROPS))
-    assert Refiner.load(folder).runs_on == "cpu"  # only where it is asked for
+    exact = Refiner.load(folder, backend="eager")
+    assert (exact.config.backend, exact.config.precision, exact.runs_on) == ("eager", "fp32", "cpu")
+    assert np.array_equal(
+        refiner.predict(CROPS), Refiner.load(folder, backend="eager", precision="bf16").predict(CROPS)
+    )
+    assert not np.array_equal(refiner.predict(CROPS), exact.predict(CROPS))
 
 
-def test_a_choice_that_cannot_be_taken_is_an_error(
-    network: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(ConfigError, match=r"backend card.*tiny@1, which was not.*bpr-train export --model"):
-        Refiner.load(saved(tmp_path / "none", network, None), backend="card")
-    folder = saved(tmp_path / "ov", network, {"backend": "openvino", "precision": "bf16"})
-    with pytest.raises(ConfigError, match="expected no precision beside it, got bf16"):
-        Refiner.load(folder, backend="card", precision="bf16")
+def settled(card: ModelCard, device: str = "cpu", **options: object) -> tuple[str, str]:
+    config = choice.settle(RefineConfig(patch=card.patch).with_options(**options), card, torch.device(device))
+    return config.backend, config.precision
+
+
+MEASURED = {
+    "processor": "x",
+    "threads": 1,
+    "patches": "noise",
+    "candidates": [
+        {"backend": "eager", "precision": "fp32", "patches_per_s": 1.0, "pixels_equal": 1.0},
+        {"backend": "onnxruntime", "precision": "fp32", "patches_per_s": 2.0, "pixels_equal": 1.0},
+        {"backend": "openvino", "precision": "fp32", "patches_per_s": 3.0, "pixels_equal": 1.0},
+        {"backend": "compile", "precision": "fp32", "patches_per_s": 5.0, "pixels_equal": 1.0},
+        {"backend": "eager", "precision": "bf16", "patches_per_s": 4.0, "pixels_equal": 0.9},
+        {"backend": "openvino", "precision": "int8", "patches_per_s": 9.0, "pixels_equal": 0.9995},
+    ],
+    "chosen": {"backend": "openvino", "precision": "int8"},
+}
+
+
+def card_of(**parts: object) -> ModelCard:
+    bare = ModelCard(name="a", version="1", network=NetworkCard(name="light_unet_s"), patch=PatchConfig())
+    return bare.with_options(runtime=MEASURED, int8={"calibration": "noise"}).with_options(**parts)
+
+
+def test_what_is_missing_gives_way_to_the_next_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_can", lambda backend, precision: backend != "compile")
+    assert settled(card_of()) == ("openvino", "int8")
+    assert settled(card_of(), precision="fp32") == ("openvino", "fp32")
+    assert settled(card_of(), network_size_px=64) == ("openvino", "fp32")  # the quantised network has one size
+    assert settled(card_of(int8=None)) == ("openvino", "fp32")
+    assert settled(card_of(runtime=None)) == ("eager", "fp32")
+    assert settled(card_of(), precision="bf16") == ("eager", "bf16")  # asked for, so taken
+    assert settled(card_of(), backend="eager") == ("eager", "fp32")
+    assert settled(card_of(runtime=None), precision="int8") == ("openvino", "int8")
+    assert settled(card_of(), backend="openvino", precision="int8") == ("openvino", "int8")
+    monkeypatch.setattr(choice, "_can", lambda backend, precision: backend not in ("compile", "openvino"))
+    assert settled(card_of()) == ("onnxruntime", "fp32")
+
+
+def test_packages_and_units_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = choice._can.__wrapped__
+    monkeypatch.setattr(choice, "_units", lambda: ["FP32", "INT8"])
+    assert look("openvino", "int8")
+    assert not look("openvino", "bf16")
+    assert not look("compile", "fp32")
+    monkeypatch.setattr(choice, "_units", lambda: ["FP32", "BF16"])
+    assert look("openvino", "bf16")
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ConfigError, match=r"backend openvino.*bpr-service\[openvino\]"):
-        Refiner.load(folder, backend="card")
+    assert not look("openvino", "fp32")
+    assert look("eager", "fp32")
 
 
 def test_a_measurement_of_a_cpu_says_nothing_of_another_device() -> None:
-    from bpr_service.config import RefineConfig
-    from bpr_service.network.backends import settle
+    assert settled(card_of(), device="cuda") == ("graphs", "fp32")
+    assert settled(card_of(), device="cuda", precision="bf16") == ("graphs", "bf16")
+    assert settled(card_of(), device="mps") == ("eager", "fp32")
 
-    card = ModelCard(name="a", version="1", network=NetworkCard(name="light_unet_s"), patch=PatchConfig())
-    with pytest.raises(ConfigError, match="expected device cpu, got cuda"):
-        settle(RefineConfig(backend="card"), card, torch.device("cuda"))
+
+def test_settings_are_settled_anew_where_one_is_changed(network: torch.nn.Module, tmp_path: Path) -> None:
+    refiner = Refiner.load("fast")
+    assert refiner.runs_on == "cpu, openvino int8"
+    assert refiner.with_options(network_size_px=64, precision="fp32").runs_on == "cpu, openvino"
+    assert refiner.with_options(backend="eager").runs_on == "cpu"

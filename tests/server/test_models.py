@@ -125,10 +125,10 @@ def test_a_store_that_cannot_keep_the_choice_rolls_it_back(models: Any, monkeypa
         engine.stop()
 
 
-def test_metrics_ask_for_the_memory_of_the_device_and_not_of_its_label(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_ask_for_the_memory_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(metrics, "device_memory_bytes", lambda device: asked.append(device) or 5)
-    engine = Engine(DummyModels(), device="cuda:0", runs_on="cuda:0, graphs bf16")
+    engine = Engine(DummyModels(), device="cuda:0")
     exported = metrics.Metrics()
     exported.watch(engine)
     assert b"bpr_device_memory_bytes 5.0" in exported.text()

@@ -81,7 +81,7 @@ def test_a_training_does_not_measure_and_an_export_does(run: Path, tmp_path: Pat
     assert "expected a quantised network" in runtime.candidates[2].missing
     assert done.stdout.startswith(f"exported {tmp_path / 'a'}\n")
     assert candidates.table(runtime) in done.stdout
-    assert Refiner.load(tmp_path / "a", backend="card").config.backend == "eager"
+    assert Refiner.load(tmp_path / "a").config.backend == "eager"
 
 
 def test_no_measure(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

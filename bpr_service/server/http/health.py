@@ -54,11 +54,12 @@ async def readyz(request: Request) -> dict[str, str]:
 async def version(request: Request) -> dict[str, Any]:
     """The release, and what serves."""
     engine = engine_of(request)
+    lanes = engine.lanes()
     return {
         "version": __version__,
         "python": platform.python_version(),
-        "device": engine.runs_on,
-        "presets": {lane.preset: {"model": lane.model, "version": lane.version} for lane in engine.lanes()},
+        "device": lanes[0].refiner.runs_on if lanes else engine.device,
+        "presets": {lane.preset: {"model": lane.model, "version": lane.version} for lane in lanes},
     }
 
 

@@ -10,7 +10,6 @@ from bpr_service.errors import ConfigError
 from bpr_service.masks.images import read_image
 from bpr_service.masks.label_maps import encode_png
 from bpr_service.masks.mask import Mask
-from bpr_service.network.backends import label
 from bpr_service.runtime.device import bound_heap, choose_device
 from bpr_service.runtime.dummy import DummyModels
 from bpr_service.runtime.engine import Engine
@@ -38,8 +37,7 @@ def build(settings: ServerSettings, processes: int = 1) -> tuple[Any, Engine, Se
         settings = for_cpu(settings)
     metrics = Metrics()
     models: Any = open_dummy(settings) if settings.dummy else open_models(settings, device)
-    named = label(device, settings.backend, settings.precision)
-    engine = Engine(models, settings, device=device, runs_on=named, warm=warm_stages, events=metrics)
+    engine = Engine(models, settings, device=device, warm=warm_stages, events=metrics)
     app = create_app(
         engine,
         settings,
