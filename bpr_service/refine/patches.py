@@ -10,7 +10,9 @@ column are reached; along a side shorter than p the square starts at 0 and hangs
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from bpr_service.config import PatchConfig
 from bpr_service.kernel import kernel
 from bpr_service.masks.mask import Mask
+from bpr_service.refine.bits import empty_set, has, put, put_one, square
 from bpr_service.refine.boundary import Boundary, boundary_pixels
 
 Boxes = NDArray[np.int32]
@@ -25,33 +28,47 @@ Positions = NDArray[np.int32]
 
 
 def place_patches(mask: Mask, config: PatchConfig) -> Boxes:
-    """Where the patches of `mask` lie: (P, 4) int32 boxes in image coordinates.
+    """Where the patches of `mask` lie: see `place_along`."""
+    return place_along(boundary_pixels(mask), mask.box, mask.height, mask.width, config)
 
-    - ``dense``: a square centred on every boundary pixel, thinned by NMS in the order of `boundary_pixels`;
-    with
+
+def place_along(
+    boundary: Boundary, box: tuple[int, int, int, int], height: int, width: int, config: PatchConfig
+) -> Boxes:
+    """Where the patches of a mask lie whose boundary is known.
+
+    - ``dense``: a square centred on every boundary pixel, thinned by NMS in the order of `boundary_pixels`; with
       ``config.cover`` then more squares, in the same order, until every boundary pixel lies in one.
-    - ``sparse``: as few squares as a greedy pass needs for every boundary pixel to lie in one; see
-      `sparse_patches`.
+    - ``sparse``: as few squares as a greedy pass needs for every boundary pixel to lie in one: in the order of
+      `boundary_pixels`, a pixel that lies in none gets one, centred on the mean of the pixels around it that lie in
+      none either.
     - ``grid``: the squares of a fixed grid that hold a boundary pixel, row by row.
     - ``instance``: one box, the mask's own, wider by half a patch on each side.
 
-    An empty or full mask has none.
+    Args:
+        boundary: its B boundary pixels.
+        box: the mask's own (x0, y0, x1, y1).
+        height: H.
+        width: W.
+        config: scheme, patch size, and the threshold of NMS.
+
+    Returns:
+        (P, 4) int32 boxes in image coordinates; none of an empty or full mask.
     """
-    boundary = boundary_pixels(mask)
     if len(boundary) == 0:
         return np.empty((0, 4), np.int32)
     size = config.patch_size_px
     if config.scheme == "instance":
-        x0, y0, x1, y1 = mask.box
+        x0, y0, x1, y1 = box
         grow = size // 2
-        box = (max(x0 - grow, 0), max(y0 - grow, 0), min(x1 + grow, mask.width), min(y1 + grow, mask.height))
-        return np.array([box], np.int32)
+        grown = (max(x0 - grow, 0), max(y0 - grow, 0), min(x1 + grow, width), min(y1 + grow, height))
+        return np.array([grown], np.int32)
     if config.scheme == "grid":
-        return grid_patches(boundary, mask.height, mask.width, size)
+        return grid_patches(boundary, height, width, size)
     if config.scheme == "sparse":
-        return sparse_patches(boundary, mask.height, mask.width, size)
+        return squares(*_sparse(boundary.xs, boundary.ys, height, width, size), size)
     reach = stencil(size, config.nms_threshold)
-    boxes: Boxes = _dense(boundary.xs, boundary.ys, mask.height, mask.width, reach, config.cover)
+    boxes: Boxes = _dense(boundary.xs, boundary.ys, height, width, reach, config.cover)
     return boxes
 
 
@@ -81,43 +98,42 @@ def grid_patches(boundary: Boundary, height: int, width: int, size: int) -> Boxe
 
 
 @kernel
-def _sparse(
-    px: Positions, py: Positions, height: int, width: int, size: int, x0: int, y0: int, left: NDArray[np.uint8]
-) -> Positions:
-    """(P, 2) left and top of the squares; `left` is 1 at every boundary pixel and 0 when its square is placed."""
-    h, w = left.shape
+def _window(p: int, size: int, length: int) -> int:
+    """Start of the `size` px centred on `p` and moved inside 0 to `length`."""
+    return min(max(p - size // 2, 0), max(length - size, 0))
+
+
+@kernel
+def _sparse(px: Positions, py: Positions, height: int, width: int, size: int) -> tuple[Positions, Positions]:
+    """Left and top of the squares of the ``sparse`` scheme."""
+    x0, y0, index, left = empty_set(px, py)
+    whole = square(size)
+    h, w = 64 * index.shape[0], 64 * index.shape[1]
+    for i in range(px.size):
+        put_one(index, left, px[i] - x0, py[i] - y0)
     reach = size // 2 - 1  # the mean of pixels so near lies so near: the square around it holds the pixel itself
-    placed = np.empty((px.size, 2), np.int32)
+    xs, ys = np.empty(px.size, np.int32), np.empty(px.size, np.int32)
     n = 0
     for i in range(px.size):
         x, y = px[i] - x0, py[i] - y0
-        if not left[y, x]:
+        if not has(index, left, x, y):
             continue
         sum_x, sum_y, count = 0, 0, 0
+        start, stop = max(x - reach, 0), min(x + reach + 1, w)
         for row in range(max(y - reach, 0), min(y + reach + 1, h)):
-            for column in range(max(x - reach, 0), min(x + reach + 1, w)):
-                if left[row, column]:
-                    sum_x += column
-                    sum_y += row
-                    count += 1
-        a = min(max(sum_x // count + x0 - size // 2, 0), max(width - size, 0))
-        b = min(max(sum_y // count + y0 - size // 2, 0), max(height - size, 0))
-        placed[n, 0], placed[n, 1] = a, b
+            for tx in range(start >> 6, ((stop - 1) >> 6) + 1):
+                tile = index[row >> 6, tx]
+                if tile < 0 or left[tile, row & 63] == 0:
+                    continue
+                for column in range(max(start, 64 * tx), min(stop, 64 * tx + 64)):
+                    if (left[tile, row & 63] >> np.uint64(column & 63)) & np.uint64(1):
+                        sum_x += column
+                        sum_y += row
+                        count += 1
+        xs[n], ys[n] = _window(sum_x // count + x0, size, width), _window(sum_y // count + y0, size, height)
+        put(index, left, xs[n] - x0, ys[n] - y0, whole, False)
         n += 1
-        for row in range(max(b - y0, 0), min(b - y0 + size, h)):
-            left[row, max(a - x0, 0) : min(a - x0 + size, w)] = 0
-    return placed[:n].copy()
-
-
-def sparse_patches(boundary: Boundary, height: int, width: int, size: int) -> Boxes:
-    """Few squares that leave no boundary pixel out: in the order of `boundary_pixels`, a pixel that lies in none
-    gets one, centred on the mean of the pixels around it that lie in none either.
-    """
-    x0, y0 = int(boundary.xs.min()), int(boundary.ys.min())
-    left = np.zeros((int(boundary.ys.max()) - y0 + 1, int(boundary.xs.max()) - x0 + 1), np.uint8)
-    left[boundary.ys - y0, boundary.xs - x0] = 1
-    placed = _sparse(boundary.xs, boundary.ys, height, width, size, x0, y0, left)
-    return squares(placed[:, 0], placed[:, 1], size)
+    return xs[:n], ys[:n]
 
 
 # ---- NMS of equal squares ----------------------------------------------------------------------------------
@@ -139,41 +155,21 @@ def stencil(size: int, threshold: float) -> NDArray[np.int32]:
 
 
 @kernel
-def _extent(values: Positions) -> tuple[int, int]:
-    """Least value, and how many there are from it to the greatest."""
-    low = high = values[0]
-    for v in values:
-        low, high = min(low, v), max(high, v)
-    return int(low), int(high) - int(low) + 1
-
-
-@kernel
-def _fill(raster: NDArray[np.uint8], top: int, bottom: int, left: int, right: int) -> None:
-    """Ones in the part of the half-open rectangle that lies in the raster."""
-    h, w = raster.shape
-    for row in range(max(top, 0), min(bottom, h)):
-        raster[row, max(left, 0) : min(right, w)] = 1
-
-
-@kernel
-def _suppress(xs: Positions, ys: Positions, reach: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Greedy NMS on a raster of positions: keep what is not stamped, stamp what it suppresses."""
-    x0, w = _extent(xs)
-    y0, h = _extent(ys)
-    stamp = np.zeros((h, w), np.uint8)
+def _thin(xs: Positions, ys: Positions, reach: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Greedy NMS in the order given: keep a square whose place is free, and take the places that it suppresses."""
     size = reach.size // 2
+    x0, y0, index, taken = empty_set(xs, ys)
+    shape = np.empty((reach.size, 2), np.int32)
+    shape[:, 0], shape[:, 1] = -reach, reach + 1  # nothing where the reach is -1: from 1 to 0
     kept = np.empty(xs.size, np.int64)
     n = 0
     for i in range(xs.size):
         x, y = xs[i] - x0, ys[i] - y0
-        if stamp[y, x]:
+        if has(index, taken, x, y):
             continue
         kept[n] = i
         n += 1
-        for row in range(max(y - size, 0), min(y + size + 1, h)):
-            r = reach[row - y + size]
-            if r >= 0:
-                stamp[row, max(x - r, 0) : min(x + r + 1, w)] = 1
+        put(index, taken, x, y - size, shape, True)
     return kept[:n].copy()
 
 
@@ -190,7 +186,7 @@ def suppress(xs: Positions, ys: Positions, size: int, threshold: float) -> NDArr
     """
     if xs.size == 0:
         return np.empty(0, np.int64)
-    kept: NDArray[np.int64] = _suppress(xs, ys, stencil(size, threshold))
+    kept: NDArray[np.int64] = _thin(xs, ys, stencil(size, threshold))
     return kept
 
 
@@ -203,20 +199,19 @@ def _cover(
     Below a threshold of 1/3 NMS leaves gaps: two 64 px squares 35 px apart have an IoU of 0.29, and the pixel
     that the dropped one was centred on may lie in no other.
     """
-    x0, w = _extent(px)
-    y0, h = _extent(py)
-    covered = np.zeros((h, w), np.uint8)
+    x0, y0, index, covered = empty_set(px, py)
+    whole = square(size)
     for k in kept:
-        _fill(covered, ys[k] - y0, ys[k] - y0 + size, xs[k] - x0, xs[k] - x0 + size)
+        put(index, covered, xs[k] - x0, ys[k] - y0, whole, True)
     every = np.empty(px.size + kept.size, np.int64)
     every[: kept.size] = kept
     n = kept.size
     for i in range(px.size):
-        if covered[py[i] - y0, px[i] - x0]:
+        if has(index, covered, px[i] - x0, py[i] - y0):
             continue
         every[n] = i
         n += 1
-        _fill(covered, ys[i] - y0, ys[i] - y0 + size, xs[i] - x0, xs[i] - x0 + size)
+        put(index, covered, xs[i] - x0, ys[i] - y0, whole, True)
     return every[:n].copy()
 
 
@@ -224,12 +219,10 @@ def _cover(
 def _dense(px: Positions, py: Positions, height: int, width: int, reach: NDArray[np.int32], cover: bool) -> Boxes:
     """(P, 4) boxes of the ``dense`` scheme for boundary pixels (`px`, `py`) in their order."""
     size = reach.size // 2
-    last_x, last_y = max(width - size, 0), max(height - size, 0)
     xs, ys = np.empty(px.size, np.int32), np.empty(px.size, np.int32)
     for i in range(px.size):
-        xs[i] = min(max(px[i] - size // 2, 0), last_x)
-        ys[i] = min(max(py[i] - size // 2, 0), last_y)
-    kept = _suppress(xs, ys, reach)
+        xs[i], ys[i] = _window(px[i], size, width), _window(py[i], size, height)
+    kept = _thin(xs, ys, reach)
     if cover:
         kept = _cover(px, py, xs, ys, kept, size)
     boxes = np.empty((kept.size, 4), np.int32)
@@ -255,13 +248,18 @@ def left_out(boundary: Boundary, boxes: Boxes) -> NDArray[np.bool_]:
     return out
 
 
-def drop_full(mask: Mask, boxes: Boxes) -> Boxes:
-    """Without the patches that touch the image's border and are all foreground (semantic: Hu et al., section
-    3.3).
+def drop_full(boxes: Boxes, height: int, width: int, window: Callable[[int, int, int, int], NDArray[Any]]) -> Boxes:
+    """Without the patches that touch the image's border and are all foreground (semantic: Hu et al., section 3.3).
+
+    Args:
+        boxes: (P, 4) int32.
+        height: H.
+        width: W.
+        window: the mask's pixels in (x0, y0, x1, y1), a box inside the image.
     """
-    at_border = (boxes[:, 0] <= 0) | (boxes[:, 1] <= 0) | (boxes[:, 2] >= mask.width) | (boxes[:, 3] >= mask.height)
+    at_border = (boxes[:, :2] <= 0).any(axis=1) | (boxes[:, 2] >= width) | (boxes[:, 3] >= height)
     keep = np.ones(boxes.shape[0], np.bool_)
     for i in np.flatnonzero(at_border):
-        x0, y0, x1, y1 = boxes[i]
-        keep[i] = not mask.window(x0, y0, min(x1, mask.width), min(y1, mask.height)).all()
+        x0, y0, x1, y1 = boxes[i].tolist()
+        keep[i] = not window(x0, y0, min(x1, width), min(y1, height)).all()
     return boxes[keep]

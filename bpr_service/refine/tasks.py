@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from numpy.typing import NDArray
@@ -24,10 +25,10 @@ from bpr_service.config import PatchConfig
 from bpr_service.errors import MaskError
 from bpr_service.masks.mask import Mask
 from bpr_service.refine.assess import Assessor
-from bpr_service.refine.labels.boundary import LabelBoundaries, drop_full_labels, place_label_patches
+from bpr_service.refine.labels.boundary import LabelBoundaries
 from bpr_service.refine.labels.planes import LabelPlanes
 from bpr_service.refine.labels.regions import SPLIT_PX, LabelRegions, by_block, windows
-from bpr_service.refine.patches import Boxes, place_patches
+from bpr_service.refine.patches import Boxes, drop_full, place_along, place_patches
 from bpr_service.refine.reassemble import Accumulator, Gate
 
 Labels = NDArray[Any]
@@ -179,8 +180,8 @@ class _LabelTask(Generic[R]):
         height, width = regions.map.shape
         found = LabelBoundaries(regions)
         for i, (x0, y0, x1, y1) in enumerate(regions.boxes.tolist()):
-            boxes = place_label_patches(found[i], (x0, y0, x1, y1), height, width, config)
-            self._boxes.append(drop_full_labels(regions, i, boxes))
+            boxes = place_along(found[i], (x0, y0, x1, y1), height, width, config)
+            self._boxes.append(drop_full(boxes, height, width, partial(regions.window, i)))
             if self._boxes[i].shape[0] == 0:
                 self._reasons[i] = _why_none(int(regions.areas[i]), height * width)
         if whole or self.gate or max(height, width) < SPLIT_PX:  # a gate judges a label as a whole

@@ -243,7 +243,7 @@ def _patches_of(
     for coarse in coarse_masks:
         boxes = place_patches(coarse, config.patch)
         if config.full_maps:
-            boxes = drop_full(coarse, boxes)
+            boxes = drop_full(boxes, coarse.height, coarse.width, coarse.window)
         boxes = _draw(boxes, config, rng)
         if len(boxes):
             iou = float("nan") if pair.coarse is None or pair.iou is None else pair.iou

@@ -145,5 +145,5 @@ def test_full_patches_at_the_border_are_dropped() -> None:
     frame = np.ones((100, 100), np.uint8)
     frame[40:60, 40:60] = 0
     boxes = np.array([[0, 0, 30, 30], [30, 30, 60, 60], [70, 70, 100, 100], [30, 0, 60, 50], [61, 61, 91, 91]])
-    kept = drop_full(Mask.from_array(frame), boxes.astype(np.int32))
+    kept = drop_full(boxes.astype(np.int32), 100, 100, Mask.from_array(frame).window)
     assert kept.tolist() == [[30, 30, 60, 60], [30, 0, 60, 50], [61, 61, 91, 91]]

@@ -130,10 +130,14 @@ class LabelRegions(Sequence[Mask]):
         if last is not None and last[0] == index:
             return last[1]
         x0, y0, x1, y1 = (int(v) for v in self.boxes[index])
-        crop = (self.map[y0:y1, x0:x1] == self.map.dtype.type(self.numbers[index])).view(np.uint8)
-        mask = Mask(self.map.shape[0], self.map.shape[1], x0, y0, crop)
+        mask = Mask(self.map.shape[0], self.map.shape[1], x0, y0, self.window(index, x0, y0, x1, y1).view(np.uint8))
         self._last = (index, mask)
         return mask
+
+    def window(self, index: int, x0: int, y0: int, x1: int, y1: int) -> NDArray[np.bool_]:
+        """(y1 - y0, x1 - x0) bool: where label number `index` lies in a box inside the map."""
+        out: NDArray[np.bool_] = self.map[y0:y1, x0:x1] == self.map.dtype.type(self.numbers[index])
+        return out
 
     def named(self, numbers: Labels) -> Labels:
         """A map of the values that `map` has, as one of labels, in the dtype that was given."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ from numpy.typing import NDArray
 
 from bpr_service.config import PatchConfig
 from bpr_service.refine.boundary import boundary_pixels
-from bpr_service.refine.labels.boundary import LabelBoundaries, drop_full_labels, place_label_patches
+from bpr_service.refine.labels.boundary import LabelBoundaries
 from bpr_service.refine.labels.regions import LabelRegions
-from bpr_service.refine.patches import drop_full, place_patches
+from bpr_service.refine.patches import drop_full, place_along, place_patches
 from tests.scenes import blob
 
 
@@ -60,14 +61,8 @@ def test_the_patches_of_each_label_are_those_of_its_mask(
     config = PatchConfig(patch_size_px=size, nms_threshold=threshold, cover=cover, scheme=scheme)
     for i, (boundary, mask) in enumerate(zip(LabelBoundaries(regions), regions, strict=True)):
         want = place_patches(mask, config)
-        got = place_label_patches(boundary, mask.box, *MAPS[name].shape, config)
+        got = place_along(boundary, mask.box, *MAPS[name].shape, config)
         assert got.dtype == np.int32
         np.testing.assert_array_equal(got, want)
-        np.testing.assert_array_equal(drop_full_labels(regions, i, got), drop_full(mask, want))
-
-
-def test_a_patch_at_the_border_that_is_all_one_label_is_dropped() -> None:
-    labels = np.zeros((80, 80), np.uint8)
-    labels[:, 40:] = 1
-    boxes = np.array([[0, 0, 32, 32], [20, 0, 60, 40], [30, 30, 40, 40]], np.int32)
-    np.testing.assert_array_equal(drop_full_labels(LabelRegions(labels, None), 0, boxes), boxes[1:])
+        of_map, of_mask = (drop_full(got, *MAPS[name].shape, w) for w in (partial(regions.window, i), mask.window))
+        np.testing.assert_array_equal(of_map, of_mask)
