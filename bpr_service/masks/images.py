@@ -219,7 +219,8 @@ def open_image(
         how = "turned upright" if exif == "apply" else "taken as stored"
         warnings.append(f"the photograph has EXIF orientation {orientation}; its pixels were {how} (exif={exif})")
         picture = _oriented(picture, orientation, turned, exif)
-    array = np.asarray(picture if picture.mode.startswith(("I", "F")) else picture.convert("RGB"))
+    as_it_is = picture.mode == "RGB" or picture.mode.startswith(("I", "F"))  # converting would copy it
+    array = np.asarray(picture if as_it_is else picture.convert("RGB"))
     if window is not None:
         array = _stretched(array, window)
     else:

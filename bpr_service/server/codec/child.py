@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
     control = socket.socket(fileno=0)
     steps = warm()
+    gc.freeze()  # what is here is the workers' too, and stays shared while nobody writes to it
     while True:
         data, fds, _, _ = socket.recv_fds(control, 1, 1)
         if not data:
@@ -59,9 +61,10 @@ def work(server: socket.socket, steps: Steps) -> None:
         if "error" in answer[0]:
             raise rebuild(**answer[0]["error"])
 
+    memory.begin()
     while (asked := receive(server)) is not None:
         message, blocks = asked
-        memory.begin()
+        memory.limit_process(memory.QUANTUM_BYTES)
         made: Block | None = None
         try:
             answer, made = steps[message["step"]](message, blocks[0], memory.Allowance(ask))
@@ -77,6 +80,8 @@ def work(server: socket.socket, steps: Steps) -> None:
         for block in (*blocks, *([made] if made is not None else [])):
             block.close()
         del asked, message, blocks, made, answer
+        if memory.has_grown():
+            return
 
 
 def too_much() -> LimitError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from bpr_service.kernel import kernel
 
 SLACK_BYTES = 48 << 20
 """What a worker may take for itself beside what it asked for."""
+KEPT_BYTES = 24 << 20
+"""What a worker may keep of it between two steps."""
 
 VALUE_BYTES = 96
 """A number or short text of JSON as a Python object in a list, parsed and checked."""
@@ -36,7 +39,7 @@ MAP_BYTES = 24
 
 
 QUANTUM_BYTES = 1 << 20
-"""Memory is asked for in such steps, so that small masks cost no message each."""
+"""Memory is asked for in such steps, so that small masks cost no message each; a step has one of each kind at once."""
 
 
 class Allowance:
@@ -45,7 +48,7 @@ class Allowance:
     def __init__(self, ask: Callable[[int, int], None], limit: bool = True) -> None:
         """``limit``: whether the process is held to what it took."""
         self._ask, self._limit = ask, limit
-        self._lasting_left = self._passing_left = 0
+        self._lasting_left = self._passing_left = QUANTUM_BYTES
         self.passing = 0
 
     def last(self, n_bytes: int) -> None:
@@ -77,11 +80,29 @@ _base_bytes = 0
 
 
 def begin() -> None:
-    """Count from here: what the process has now is not the next step's."""
+    """Count from here: what the process has now is not its steps'. Freed memory up to `KEPT_BYTES` is kept for the
+    next step, as fresh pages cost more than what is done with them.
+    """
+    import ctypes
+
     global _base_bytes
-    with open("/proc/self/statm", encoding="ascii") as file:
-        _base_bytes = int(file.read().split()[5]) * resource.getpagesize()
+    _base_bytes = _data_bytes()
     limit_process(0)
+    with suppress(OSError, AttributeError):  # another C library than glibc
+        trim_threshold, mmap_threshold = -1, -3
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(mmap_threshold, KEPT_BYTES)
+        mallopt(trim_threshold, KEPT_BYTES)
+
+
+def has_grown() -> bool:
+    """Whether the process keeps so much that its next step might be short of memory: then another takes its place."""
+    return _data_bytes() > _base_bytes + KEPT_BYTES + SLACK_BYTES // 4
+
+
+def _data_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[5]) * resource.getpagesize()
 
 
 def limit_process(passing: int) -> None:

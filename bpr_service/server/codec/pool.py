@@ -17,6 +17,7 @@ from typing import Any
 
 from bpr_service.errors import BprError, InputError, NotReadyError, fields_of, rebuild
 from bpr_service.runtime.work import Work, past_deadline
+from bpr_service.server.codec.memory import QUANTUM_BYTES
 from bpr_service.server.codec.shared import Block, receive, send
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,8 @@ class Pool:
             BprError: what the step raised; `DeadlineError` where it did not end in time; `InputError` where the
                 process broke on it.
         """
-        passing = 0
+        work.slot.reserve(2 * QUANTUM_BYTES)
+        passing = QUANTUM_BYTES
         with self._worker() as worker:
             lease = Lease(worker)
             work.future.add_done_callback(lambda _: lease.cancel())  # at once, where it has ended already

@@ -21,8 +21,6 @@ from bpr_service.server.codec.shared import Block
 
 REPORTED = ("status", "reason", "patches", "changed_px", "added_px", "removed_px", "confidence")
 OWN_KEYS = ("segmentation", "bbox", "area", *REPORTED)
-QUANTUM_BYTES = 4 << 20
-"""The memory of an answer is taken in such steps."""
 HIDDEN = "no pixel of the map has it"
 
 
@@ -64,12 +62,9 @@ class Writer:
     def __init__(self, allowance: Allowance) -> None:
         self.block = Block()
         self._allowance = allowance
-        self._taken = 0
 
     def write(self, data: bytes) -> None:
-        while self.block.size + len(data) > self._taken:
-            self._allowance.last(QUANTUM_BYTES)
-            self._taken += QUANTUM_BYTES
+        self._allowance.last(len(data))
         self.block.append(data)
 
 

@@ -12,8 +12,10 @@ import pytest
 
 from bpr_service.errors import DeadlineError, LimitError
 from bpr_service.runtime.work import Hold, Memory, Slot, Work
+from bpr_service.server.codec.memory import QUANTUM_BYTES, Allowance
 from bpr_service.server.codec.parse import Limits
 from bpr_service.server.codec.shared import Block, unpack_meta
+from bpr_service.server.codec.steps import STEPS
 from tests.server.helpers import body, pool
 
 LIMITS = Limits(max_pixels=1 << 26, max_masks=99, max_runs=1 << 20, max_mask_pixels=1 << 26, max_body_bytes=1 << 26)
@@ -88,3 +90,12 @@ def test_what_does_not_fit_the_memory_is_refused_and_frees_what_it_had() -> None
         read(one)
     one.slot.release()
     assert memory.used_bytes == 0
+
+
+def test_a_small_request_asks_for_no_memory_beyond_what_every_step_has() -> None:
+    asked: list[tuple[int, int]] = []
+    allowance = Allowance(lambda lasting, passing: asked.append((lasting, passing)), limit=False)
+    message, _ = STEPS["read"](CALL, sent(), allowance)
+    assert message
+    assert asked == [], "each question is a way to the server and back"
+    assert 0 < allowance.passing <= QUANTUM_BYTES
