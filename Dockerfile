@@ -26,14 +26,14 @@ RUN uv build --wheel --out-dir /dist
 FROM build AS build-cpu
 COPY pyproject.toml requirements.lock ./
 RUN uv pip install --torch-backend cpu --constraints requirements.lock \
-    --requirements pyproject.toml --extra server --extra jobs --extra s3 --extra otel
+    --requirements pyproject.toml --extra torch --extra server --extra jobs --extra s3 --extra otel
 COPY --from=wheel /dist /dist
 RUN uv pip install --no-deps /dist/*.whl
 
 FROM build AS build-cuda
 COPY pyproject.toml requirements.lock ./
 RUN uv pip install --torch-backend cu132 --constraints requirements.lock \
-    --requirements pyproject.toml --extra server --extra jobs --extra s3 --extra otel
+    --requirements pyproject.toml --extra torch --extra server --extra jobs --extra s3 --extra otel
 COPY --from=wheel /dist /dist
 RUN uv pip install --no-deps /dist/*.whl
 
@@ -41,7 +41,7 @@ FROM build AS build-trainer
 ARG TRAINER_BACKEND
 COPY pyproject.toml requirements.lock ./
 RUN uv pip install --torch-backend "$TRAINER_BACKEND" --constraints requirements.lock \
-    --requirements pyproject.toml --extra server --extra jobs --extra s3 --extra otel --extra train
+    --requirements pyproject.toml --extra torch --extra server --extra jobs --extra s3 --extra otel --extra train
 COPY --from=wheel /dist /dist
 RUN uv pip install --no-deps /dist/*.whl
 

@@ -22,7 +22,7 @@ def measure(config: Any, steps: int) -> dict[str, float]:
     """Seconds a step waiting for data and computing, and the share of the time that was computing."""
     import torch
 
-    from bpr_service.network.normalise import normalise
+    from bpr_service.network.normalise import normalise_tensor
     from refiner_training.run.loss import boundary_loss
     from refiner_training.run.refiner import RefinerModule
     from refiner_training.run.streams import loader, open_data
@@ -39,7 +39,7 @@ def measure(config: Any, steps: int) -> dict[str, float]:
         patches, targets = next(batches)
         got = perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=config.run.precision == "bf16"):
-            logits = module.network(normalise(patches))
+            logits = module.network(normalise_tensor(patches))
             loss = boundary_loss(logits, patches, targets, module.padding, config.loss)
         optimizer.zero_grad()
         loss.backward()

@@ -14,6 +14,7 @@ import typer
 
 from bpr_service import __version__, options
 from bpr_service.errors import BprError
+from bpr_service.extras import missing
 from bpr_service.jobs import batch_commands, job_commands
 from bpr_service.runtime import model_commands
 from bpr_service.server import commands as server_commands
@@ -157,6 +158,11 @@ def main() -> None:
         app()
     except BprError as error:
         print(f"bpr: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except ModuleNotFoundError as error:
+        if (of_extra := missing(error)) is None:
+            raise
+        print(f"bpr: {of_extra}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:  # a disk that fills up, a mount that goes away: nothing was written
         where = f"{error.filename}: " if error.filename else ""

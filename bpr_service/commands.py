@@ -69,13 +69,14 @@ def run_demo(out: Path, *, preset: str, model: Path | None, device: str) -> None
 
 def run_doctor(model: Path | None) -> None:
     """Print versions, devices and models; exit with 2 when a model is damaged."""
-    import torch
-
     from bpr_service import __version__
     from bpr_service.config import RefineConfig
+    from bpr_service.extras import installed
     from bpr_service.network.backends import label
+    from bpr_service.network.candidates import processor
     from bpr_service.network.choice import settle
-    from bpr_service.network.weights import bundled_models, find_model, load_model, read_card
+    from bpr_service.network.devices import threads, torch_for
+    from bpr_service.network.weights import bundled_models, check_files, find_model, read_card
 
     table = table_of("what", "found")
     table.add_row("bpr-service", __version__)
@@ -85,9 +86,9 @@ def run_doctor(model: Path | None) -> None:
             table.add_row(package, version(package))
         except PackageNotFoundError:
             table.add_row(package, "[red]missing[/red]")
-    capability = torch.backends.cpu.get_cpu_capability()
-    table.add_row("cpu", f"{torch.get_num_threads()} threads, {capability}")
-    if torch.cuda.is_available():
+    table.add_row("cpu", f"{threads()} threads, {processor()}")
+    torch = torch_for("doctor") if installed("torch") else None
+    if torch is not None and torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
             table.add_row(f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
@@ -95,8 +96,8 @@ def run_doctor(model: Path | None) -> None:
         table.add_row("cuda", "none")
     for name in [str(model)] if model else bundled_models():
         card = read_card(find_model(name))
-        load_model(name)
-        runs = settle(RefineConfig(patch=card.patch), card, torch.device("cpu"))
+        check_files(find_model(name), card)
+        runs = settle(RefineConfig(patch=card.patch), card, "cpu")
         table.add_row(
             f"model {card.name}@{card.version}",
             f"{card.network.name}, sha256 {card.sha256[:16]}... verified; runs on "
@@ -122,13 +123,12 @@ def run_bench(
     preset: str, data: Path | None, *, threads: int, compare: Path | None, as_json: bool, **settings: Any
 ) -> None:
     """Measure, print, and exit with 1 where a step lost 10 % against ``compare``."""
-    import torch
-
     from bpr_service.bench.run import bench, read_baseline, rows, slower
+    from bpr_service.network.devices import set_threads
 
     earlier = read_baseline(compare) if compare is not None else None
     if threads:
-        torch.set_num_threads(threads)
+        set_threads(threads)
     result = bench(preset, data, **settings)
     lost = slower(result, earlier) if earlier is not None else []
     if as_json:

@@ -11,6 +11,7 @@ import sys
 import typer
 
 from bpr_service.errors import BprError
+from bpr_service.extras import missing
 from refiner_training.commands import evaluate, training
 from refiner_training.commands.segmenter import predict, segmenter
 
@@ -41,6 +42,11 @@ def main() -> None:
         app()
     except BprError as error:
         print(f"bpr-train: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except ModuleNotFoundError as error:
+        if (of_extra := missing(error)) is None:
+            raise
+        print(f"bpr-train: {of_extra}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

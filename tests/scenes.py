@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bpr_service.config import RefineConfig, build
+from bpr_service.network.backends import Forward
 from bpr_service.network.model import Model
 from bpr_service.network.weights import EstimateCard, ModelCard, NetworkCard
 from bpr_service.refine.reassemble import Gate
@@ -84,6 +85,11 @@ class Accelerator(Model):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.accelerator = True
+
+    def forward(self, config: RefineConfig) -> Forward:
+        """Tensors in, tensors out."""
+        run = super().forward(config)
+        return lambda patches: torch.from_numpy(run(patches.numpy()))
 
 
 def refiner(

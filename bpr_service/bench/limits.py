@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from bpr_service.network.candidates import processor
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from bpr_service.network.backends import Forward
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine(device: str) -> dict[str, Any]:
     """The processor, its threads and a device's measured peaks: fp32 GFLOP/s of a matrix product, GB/s of a copy."""
     import torch
 
@@ -29,7 +28,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "gemm_gflops": round(gemm_gflops(device), 1),
         "copy_gb_per_s": round(copy_gb_per_s(device), 1),
     }
-    return found | ({"accelerator": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
+    return found | ({"accelerator": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {})
 
 
 def best_of(call: Callable[[], Any], repeat: int = 5) -> float:
@@ -43,7 +42,7 @@ def best_of(call: Callable[[], Any], repeat: int = 5) -> float:
     return min(times)
 
 
-def gemm_gflops(device: torch.device, side: int = 2048) -> float:
+def gemm_gflops(device: str, side: int = 2048) -> float:
     """GFLOP/s of a float32 product of two side x side matrices, as torch does it with its threads."""
     import torch
 
@@ -51,7 +50,7 @@ def gemm_gflops(device: torch.device, side: int = 2048) -> float:
     return 2 * side**3 / best_of(until_done(lambda: torch.mm(a, b, out=out), device)) / 1e9
 
 
-def copy_gb_per_s(device: torch.device, megabytes: int = 256) -> float:
+def copy_gb_per_s(device: str, megabytes: int = 256) -> float:
     """GB/s, read and written, of a copy that no cache holds."""
     import torch
 
@@ -60,13 +59,13 @@ def copy_gb_per_s(device: torch.device, megabytes: int = 256) -> float:
     return 2 * a.numel() * 8 / best_of(until_done(lambda: b.copy_(a), device)) / 1e9
 
 
-def until_done(call: Callable[[], Any], device: torch.device) -> Callable[[], None]:
+def until_done(call: Callable[[], Any], device: str) -> Callable[[], None]:
     """The same call, over when the device has done it."""
     import torch
 
     def whole() -> None:
         call()
-        if device.type == "cuda":
+        if device.startswith("cuda"):
             torch.cuda.synchronize(device)
 
     return whole
@@ -83,18 +82,19 @@ def gflop_a_patch(network: nn.Module, network_size_px: int) -> float:
     return float(counter.get_total_flops() / 1e9)
 
 
-def patches_per_s(forward: Forward, crops: NDArray[np.uint8], batch: int, device: torch.device) -> float:
+def patches_per_s(forward: Forward, crops: NDArray[np.uint8], batch: int, device: str) -> float:
     """The pure network: normalised patches in the device's memory to logits there, in batches of `batch`."""
-    import torch
+    from bpr_service.network.normalise import normalise, normalise_tensor
 
-    from bpr_service.network.normalise import normalise
+    patches: Any = normalise(crops)
+    if device != "cpu":
+        import torch
 
-    patches = normalise(torch.from_numpy(crops).to(device))
+        patches = normalise_tensor(torch.from_numpy(crops).to(device))
     batches = [patches[k : k + batch] for k in range(0, len(patches), batch)]
 
     def run() -> None:
-        with torch.inference_mode():
-            for one in batches:
-                forward(one)
+        for one in batches:
+            forward(one)
 
     return len(patches) / best_of(until_done(run, device), repeat=3)

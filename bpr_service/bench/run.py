@@ -117,7 +117,8 @@ def _one(refiner: Refiner, request: Request) -> dict[str, float]:
 def _crops(refiner: Refiner, request: Request) -> NDArray[np.uint8]:
     """(P, S, S, 4) uint8: the patches of a request."""
     prepared = refiner.prepare(read_image(request.jpeg), [Mask.from_rle(rle) for rle in request.rles])
-    return np.asarray(prepared.crops(0, prepared.n_patches).cpu())
+    crops = prepared.crops(0, prepared.n_patches)
+    return np.asarray(crops if isinstance(crops, np.ndarray) else crops.cpu())
 
 
 def _copy_ms(size_bytes: float, limits: Mapping[str, Any]) -> float:
@@ -130,7 +131,7 @@ def _int8(model: Model, config: RefineConfig, crops: NDArray[np.uint8]) -> float
     from bpr_service.network.backends import open_backend
     from bpr_service.network.int8 import int8_forward
 
-    if model.device.type != "cpu":
+    if model.device != "cpu":
         return None
     size, batch = config.patch.network_size_px, config.batch_size
     try:

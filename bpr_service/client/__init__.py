@@ -12,7 +12,12 @@ back as the exceptions of `bpr_service.errors`. H, W are an image's height and w
 
 from __future__ import annotations
 
-from bpr_service.client.clients import AsyncClient, Client
+try:
+    from bpr_service.client.clients import AsyncClient, Client
+except ModuleNotFoundError as error:
+    from bpr_service.extras import missing
+
+    raise (ImportError(str(missing(error) or error), name=error.name)) from None
 from bpr_service.client.detections import from_detections, to_detections
 from bpr_service.client.messages import Refined, RefinedMask
 

@@ -3,8 +3,9 @@ bfloat16 or int8.
 
 Letters: P patches of S x S px, C output maps.
 
-A backend is asked for by name and is there, or an error says so: nothing falls back in silence, and what ran is part
-of every answer's ``device``. On processors with bfloat16 matrix units (AMX) ``bf16`` is several times as fast.
+On a CPU patches and logits are arrays, whatever runs the network; on another device they are tensors there. A backend
+is asked for by name and is there, or an error says so: nothing falls back in silence, and what ran is part of every
+answer's ``device``. On processors with bfloat16 matrix units (AMX) ``bf16`` is several times as fast.
 ``int8`` runs the network that a model version holds in that form (:mod:`bpr_service.network.int8`).
 """
 
@@ -15,16 +16,20 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bpr_service.errors import ConfigError
+from bpr_service.network.devices import threads, torch_for
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from bpr_service.network.weights import Int8Files
 
-Forward = Callable[["Tensor"], "Tensor"]
-"""(P, 4, S, S) float32 patches on the device -> (P, C, S, S) float32 logits there."""
+F32 = NDArray[np.float32]
+Forward = Callable[[Any], Any]
+"""(P, 4, S, S) float32 patches on the device -> (P, C, S, S) float32 logits there: arrays on a CPU, else tensors."""
 
 _CONVERTING = threading.Lock()
 """Tracing a network is not safe in two threads at once."""
@@ -33,8 +38,8 @@ _CONVERTING = threading.Lock()
 def open_backend(
     backend: str,
     precision: str,
-    network: nn.Module,
-    device: torch.device,
+    network: nn.Module | Callable[[], nn.Module],
+    device: str,
     network_size_px: int,
     int8: Int8Files | None = None,
 ) -> Forward:
@@ -43,7 +48,8 @@ def open_backend(
     Args:
         backend: ``eager``, ``compile``, ``onnxruntime``, ``openvino``, or ``graphs`` on a CUDA device.
         precision: ``fp32``, ``bf16`` or ``int8``; what is computed in, inputs and logits are float32.
-        network: in evaluation mode, on `device`.
+        network: in evaluation mode, on `device`; or a function that makes it, called where torch is needed.
+        device: ``cpu`` or ``cuda:N``.
         network_size_px: S; patches of another size are an error of the exported backends.
         int8: the quantised network, for that precision.
 
@@ -55,32 +61,50 @@ def open_backend(
         raise ConfigError(
             f"precision of backend {backend}", expected="fp32 or bf16", got="int8", fix="use backend openvino"
         )
-    if backend == "eager":
-        return _eager(network, precision, device)
-    if backend == "graphs" and device.type != "cuda":
-        raise ConfigError("backend graphs", expected="a CUDA device", got=str(device), fix="use backend openvino")
-    if device.type == "cuda" and backend in ("graphs", "compile"):
+    cuda = device.startswith("cuda")
+    if backend == "graphs" and not cuda:
+        raise ConfigError("backend graphs", expected="a CUDA device", got=device, fix="use backend openvino")
+    if backend in ("openvino", "onnxruntime") and device != "cpu":
+        raise ConfigError(f"backend {backend}", expected="device cpu", got=device, fix="use backend graphs")
+    if precision == "int8":
+        return _openvino_int8(network_size_px, int8)
+    torch_for(f"backend {backend} in {precision}")
+    from torch import nn
+
+    built = network if isinstance(network, nn.Module) else network()
+    if backend == "openvino":
+        return from_openvino(openvino_model(built, network_size_px), precision)
+    if backend == "onnxruntime":
+        if precision != "fp32":
+            raise ConfigError(
+                "precision of backend onnxruntime", expected="fp32", got=precision, fix="use backend openvino or eager"
+            )
+        return _onnxruntime(built, network_size_px)
+    if cuda and backend != "eager":
         from bpr_service.network.cuda_graphs import graphed
 
-        return graphed(network, precision, device, network_size_px, compiled=backend == "compile")
-    if backend == "compile":
-        return _compiled(network, precision, device)
-    if device.type != "cpu":
-        raise ConfigError(f"backend {backend}", expected="device cpu", got=str(device), fix="use backend graphs")
-    if backend == "openvino":
-        return _openvino(network, precision, network_size_px, int8)
-    if precision != "fp32":
-        raise ConfigError(
-            "precision of backend onnxruntime", expected="fp32", got=precision, fix="use backend openvino or eager"
-        )
-    return _onnxruntime(network, network_size_px)
+        return graphed(built, precision, device, network_size_px, compiled=backend == "compile")
+    run = _compiled(built, precision, device) if backend == "compile" else _eager(built, precision, device)
+    return _on_arrays(run) if device == "cpu" else run
 
 
-def batch_sizes(backend: str, device: torch.device, most: int) -> list[int]:
+def _on_arrays(run: Callable[[Tensor], Tensor]) -> Forward:
+    """A function of tensors in the processor's memory as one of arrays; nothing is copied."""
+    import torch
+
+    def forward(patches: F32) -> F32:
+        with torch.inference_mode():
+            out: F32 = run(torch.from_numpy(patches)).numpy()
+        return out
+
+    return forward
+
+
+def batch_sizes(backend: str, device: str, most: int) -> list[int]:
     """The numbers of patches that a backend prepares for, each when it first comes, up to a batch of `most`; the
     largest first.
     """
-    if backend == "compile" and device.type != "cuda":
+    if backend == "compile" and not device.startswith("cuda"):
         return [most]  # one shape: what is smaller is filled up
     if backend in ("compile", "graphs"):
         from bpr_service.network.cuda_graphs import SIZES, pieces
@@ -89,27 +113,27 @@ def batch_sizes(backend: str, device: torch.device, most: int) -> list[int]:
     return sorted({1, most}, reverse=True)
 
 
-def label(device: torch.device | str, backend: str, precision: str) -> str:
+def label(device: str, backend: str, precision: str) -> str:
     """What an answer says it was computed on: ``cpu``, or ``cpu, openvino bf16``."""
     parts = [part for part, usual in ((backend, "eager"), (precision, "fp32")) if part != usual]
-    return ", ".join([str(device), " ".join(parts)]) if parts else str(device)
+    return ", ".join([device, " ".join(parts)]) if parts else device
 
 
-def _eager(network: Forward, precision: str, device: torch.device) -> Forward:
+def _eager(network: Callable[[Tensor], Tensor], precision: str, device: str) -> Callable[[Tensor], Tensor]:
     import torch
 
     if precision == "fp32":
         return network
 
     def forward(patches: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.split(":")[0], torch.bfloat16):
             logits = network(patches)
         return logits.float()
 
     return forward
 
 
-def _compiled(network: nn.Module, precision: str, device: torch.device) -> Forward:
+def _compiled(network: nn.Module, precision: str, device: str) -> Callable[[Tensor], Tensor]:
     """torch.compile with one shape: a short batch is filled up, so that nothing is compiled twice."""
     import torch
 
@@ -135,9 +159,7 @@ def _missing(backend: str, package: str) -> ConfigError:
     return ConfigError(f"backend {backend}", expected=package, got="no such package", fix=fix)
 
 
-def _openvino(network: nn.Module, precision: str, size: int, int8: Int8Files | None) -> Forward:
-    if precision != "int8":
-        return from_openvino(openvino_model(network, size), precision)
+def _openvino_int8(size: int, int8: Int8Files | None) -> Forward:
     if int8 is None:
         raise ConfigError(
             "precision int8", expected="a quantised network", got="none", fix="export one: bpr-train export --calibrate"
@@ -185,14 +207,13 @@ def send_nothing() -> None:
 
 
 def from_openvino(model: Any, precision: str = "fp32") -> Forward:
-    """An `openvino.Model` of a network, compiled for as many threads as torch uses; `precision` is of what the model
-    itself leaves open, so a quantised one stays in int8.
+    """An `openvino.Model` of a network, compiled for `threads`; `precision` is of what the model itself leaves open, so
+    a quantised one stays in int8.
     """
     import openvino
-    import torch
 
     settings = {
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_NUM_THREADS": threads(),
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,  # it would tie the calling thread to a core, the same one in every process
@@ -201,10 +222,10 @@ def from_openvino(model: Any, precision: str = "fp32") -> Forward:
     request = compiled.create_infer_request()
     turn = threading.Lock()  # refiners of several threads may share it, and it holds one batch
 
-    def forward(patches: Tensor) -> Tensor:
+    def forward(patches: F32) -> F32:
         with turn:
-            out = request.infer([patches.contiguous().numpy()], share_inputs=True)
-            return torch.from_numpy(out[compiled.output(0)].copy())
+            out = request.infer([np.ascontiguousarray(patches)], share_inputs=True)
+            return np.array(out[compiled.output(0)], np.float32)
 
     return forward
 
@@ -228,14 +249,15 @@ def _onnxruntime(network: nn.Module, size: int) -> Forward:
             verbose=False,
         )
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads()
     # Between two calls its threads would go on spinning, on the cores that cut and put together patches.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(
         program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
 
-    def forward(patches: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"patches": patches.contiguous().numpy()})[0])
+    def forward(patches: F32) -> F32:
+        out: F32 = session.run(None, {"patches": np.ascontiguousarray(patches)})[0]
+        return out
 
     return forward

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from bpr_service.config import Precision, Runner
 from bpr_service.network.backends import open_backend
 from bpr_service.network.choice import PIXELS_EQUAL
+from bpr_service.network.devices import threads
 from bpr_service.network.weights import Candidate, Chosen, Int8Files, RuntimeCard
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from bpr_service.network.backends import Forward
 
@@ -65,14 +66,14 @@ def measure(
     from bpr_service.network.normalise import normalise
 
     network = network.eval().to(memory_format=torch.channels_last)
-    batches = [normalise(torch.from_numpy(crops[k : k + BATCH])) for k in range(0, len(crops), BATCH)]
-    eager = _foreground(network, batches)
+    batches = [normalise(crops[k : k + BATCH]) for k in range(0, len(crops), BATCH)]
+    eager = _foreground(open_backend("eager", "fp32", network, "cpu", crops.shape[1]), batches)
     found: list[Candidate] = []
     running: dict[int, Forward] = {}
     for backend, precision in CANDIDATES:
         try:
-            forward = open_backend(backend, precision, network, torch.device("cpu"), crops.shape[1], int8)
-            equal = float((_foreground(forward, batches) == eager).double().mean())
+            forward = open_backend(backend, precision, network, "cpu", crops.shape[1], int8)
+            equal = float((_foreground(forward, batches) == eager).mean())
         except Exception as cause:  # a backend raises whatever its compiler meets
             reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             found.append(Candidate(backend=backend, precision=precision, missing=reason[:200]))
@@ -84,26 +85,21 @@ def measure(
     best = max((c for c in found if (c.pixels_equal or 0) >= PIXELS_EQUAL), key=lambda c: c.patches_per_s or 0)
     return RuntimeCard(
         processor=processor(),
-        threads=torch.get_num_threads(),
+        threads=threads(),
         patches=patches,
         candidates=found,
         chosen=Chosen(backend=best.backend, precision=best.precision),
     )
 
 
-def _foreground(forward: Forward, batches: Sequence[Tensor]) -> Tensor:
+def _foreground(forward: Forward, batches: Sequence[NDArray[np.float32]]) -> NDArray[np.bool_]:
     """Pixels with a positive logit: (n, S, S) bool."""
-    import torch
-
-    with torch.inference_mode():
-        return torch.cat([forward(batch)[:, 0] > 0 for batch in batches])
+    return np.concatenate([forward(batch)[:, 0] > 0 for batch in batches])
 
 
-def _best_seconds(running: dict[int, Forward], batch: Tensor) -> dict[int, float]:
+def _best_seconds(running: dict[int, Forward], batch: NDArray[np.float32]) -> dict[int, float]:
     """Seconds of each function's quickest call on a batch, called in turns."""
-    import torch
-
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    clock = time.process_time if threads() == 1 else time.perf_counter
     best = dict.fromkeys(running, float("inf"))
     least, most = ROUNDS
     begin = time.perf_counter()
@@ -111,10 +107,9 @@ def _best_seconds(running: dict[int, Forward], batch: Tensor) -> dict[int, float
         if done >= least and time.perf_counter() - begin > TIMED_S:
             break
         for place, forward in running.items():
-            with torch.inference_mode():
-                start = clock()
-                forward(batch)
-                best[place] = min(best[place], clock() - start)
+            start = clock()
+            forward(batch)
+            best[place] = min(best[place], clock() - start)
     return best
 
 

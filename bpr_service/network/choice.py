@@ -9,22 +9,23 @@ is taken, the answer names it (`bpr_service.network.backends.label`).
 from __future__ import annotations
 
 from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+from bpr_service.extras import installed
 
+if TYPE_CHECKING:
     from bpr_service.config import RefineConfig
     from bpr_service.network.weights import ModelCard
 
 PIXELS_EQUAL = 0.999
 """Least share of pixels that a way of running must leave as eager float32 has them, to be taken unasked."""
-_PACKAGES = {"eager": ("torch",), "openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnx", "onnxscript")}
-"""What a runner of ``auto`` needs. ``compile`` is not among them: it would take a minute before the first answer."""
+_PACKAGES = {"eager": (), "openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnx", "onnxscript")}
+"""What a runner of ``auto`` needs, beside torch for all but a quantised network. ``compile`` is not among them: it
+would take a minute before the first answer.
+"""
 
 
-def settle(config: RefineConfig, card: ModelCard, device: torch.device) -> RefineConfig:
+def settle(config: RefineConfig, card: ModelCard, device: str) -> RefineConfig:
     """`config` with a backend and a precision in the place of ``auto``."""
     if config.backend != "auto":
         return config if config.precision != "auto" else config.with_options(precision="fp32")
@@ -32,13 +33,15 @@ def settle(config: RefineConfig, card: ModelCard, device: torch.device) -> Refin
     return config.with_options(backend=backend, precision=precision)
 
 
-def _quickest(config: RefineConfig, card: ModelCard, device: torch.device) -> tuple[str, str]:
+def _quickest(config: RefineConfig, card: ModelCard, device: str) -> tuple[str, str]:
     wanted = config.precision
-    if device.type == "cpu":
+    if device == "cpu":
         for backend, precision in _by_pace(card):
             if wanted in ("auto", precision) and _fits(precision, config, card) and _can(backend, precision):
                 return backend, precision
-    runner = {"cpu": "openvino" if wanted == "int8" else "eager", "cuda": "graphs"}.get(device.type, "eager")
+    if device == "cpu" and wanted == "auto" and not installed("torch") and _fits("int8", config, card):
+        return "openvino", "int8"  # what a plain install can run at all
+    runner = "graphs" if device != "cpu" else "openvino" if wanted == "int8" else "eager"
     return runner, "fp32" if wanted == "auto" else wanted
 
 
@@ -62,18 +65,13 @@ def _fits(precision: str, config: RefineConfig, card: ModelCard) -> bool:
 @cache
 def _can(backend: str, precision: str) -> bool:
     """Whether packages, and units of the processor that make it worth while, are there."""
-    packages = _PACKAGES.get(backend)
-    if packages is None or not all(_installed(name) for name in packages):
+    if backend not in _PACKAGES:
+        return False
+    packages = (*_PACKAGES[backend], *(() if precision == "int8" else ("torch",)))
+    if not all(installed(name) for name in packages):
         return False
     unit = {"bf16": "BF16", "int8": "INT8"}.get(precision)
-    return unit is None or (_installed("openvino") and unit in _units())
-
-
-def _installed(name: str) -> bool:
-    try:
-        return find_spec(name) is not None
-    except ValueError:  # imported, and made unusable
-        return False
+    return unit is None or (installed("openvino") and unit in _units())
 
 
 @cache

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 SIZES = (256, 128, 64, 32, 16, 8)
@@ -59,7 +58,7 @@ def in_fixed_sizes(record: Callable[[int], Graph], sizes: Sequence[int] = SIZES)
     return forward
 
 
-def graphed(network: nn.Module, precision: str, device: torch.device, network_size_px: int, *, compiled: bool) -> Graph:
+def graphed(network: nn.Module, precision: str, device: str, network_size_px: int, *, compiled: bool) -> Graph:
     """(n, 4, S, S) float32 patches -> (n, C, S, S) float32 logits, both on `device`, by CUDA graphs.
 
     Args:

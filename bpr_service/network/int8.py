@@ -40,8 +40,6 @@ def quantise(network: nn.Module, network_size_px: int, crops: NDArray[np.uint8])
     Raises:
         ConfigError: openvino or nncf is not installed.
     """
-    import torch
-
     with _quiet():
         model = openvino_model(network, network_size_px)
         try:
@@ -53,7 +51,7 @@ def quantise(network: nn.Module, network_size_px: int, crops: NDArray[np.uint8])
 
         from bpr_service.network.normalise import normalise
 
-        patches = normalise(torch.from_numpy(crops[:CALIBRATION])).contiguous().numpy()
+        patches = np.ascontiguousarray(normalise(crops[:CALIBRATION]))
         batches = [patches[k : k + 8] for k in range(0, len(patches), 8)]
         # The slow correction of biases takes seconds more, and changes about half as many pixels.
         return nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches), fast_bias_correction=False)

@@ -8,30 +8,34 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
 from bpr_service.config import RefineConfig
 from bpr_service.errors import ConfigError
 from bpr_service.network.backends import Forward, open_backend
 from bpr_service.network.choice import settle
 from bpr_service.network.devices import resolve_device
-from bpr_service.network.normalise import normalise
+from bpr_service.network.normalise import normalise, normalise_tensor
 from bpr_service.network.registry import NETWORKS
-from bpr_service.network.weights import ModelCard, find_model, load_model, read_card, read_int8
+from bpr_service.network.weights import ModelCard, check_files, find_model, load_network, read_card, read_int8
 
-Predict = Callable[[Tensor], Tensor]
-"""(n, S, S, 4) uint8 RGB and mask on the device -> (n, C, S, S) float32 logits there; does not wait for them."""
+if TYPE_CHECKING:
+    from torch import nn
+
+Predict = Callable[[Any], Any]
+"""(n, S, S, 4) uint8 RGB and mask on the device -> (n, C, S, S) float32 logits there; arrays on a CPU, tensors on
+another device, for which it does not wait.
+"""
 
 
 class Runs(Protocol):
     """What a `Refiner` needs of a model: enough to prepare an image, and something that runs the network."""
 
     card: ModelCard
-    device: torch.device
+    device: str
     """Where `predictor` takes crops and gives logits."""
     accelerator: bool
     """Whether the device has a memory of its own, in which patches are cut and averaged."""
@@ -51,19 +55,22 @@ class Model:
     """A network, its card, its device, and what was opened to run it.
 
     Attributes:
-        network: in evaluation mode, on `device`. It is shared: not to be changed.
         card: what it is.
-        device: where it is.
+        device: where it runs: ``cpu`` or ``cuda:N``.
         accelerator: whether that has a memory of its own, in which patches are cut and averaged.
         folder: of the version, where its quantised network lies; None for a network that was never saved.
     """
 
-    def __init__(self, network: nn.Module, card: ModelCard, *, device: str = "cpu", folder: Path | None = None) -> None:
-        """From a network in memory. Raises DeviceError."""
+    def __init__(
+        self, network: nn.Module | None, card: ModelCard, *, device: str = "cpu", folder: Path | None = None
+    ) -> None:
+        """From a network in memory; None for that of the version's `folder`, read when it is needed: a quantised one
+        runs without. Raises DeviceError.
+        """
         self.device = resolve_device(device)
-        self.accelerator = self.device.type != "cpu"
+        self.accelerator = self.device != "cpu"
         self.card, self.folder = card, folder
-        self.network = network.eval().to(self.device).to(memory_format=torch.channels_last)
+        self._network = None if network is None else self._placed(network)
         self._opened: dict[tuple[str, str, int], Forward] = {}
         self._opening = threading.Lock()
 
@@ -80,10 +87,29 @@ class Model:
         with _LOADING:
             model = _LOADED.get(key)
             if model is None:
-                loaded = load_model(folder)
-                model = cls(loaded.network, loaded.card, device=device, folder=loaded.folder)
+                card = read_card(folder)
+                check_files(folder, card)
+                model = cls(None, card, device=device, folder=folder)
                 _LOADED[key] = model
             return model
+
+    @property
+    def network(self) -> nn.Module:
+        """The network in torch, in evaluation mode, on `device`. It is shared: not to be changed.
+
+        Raises:
+            ModelError: the weights are of another network.
+            ConfigError: torch is not installed.
+        """
+        if self._network is None:
+            assert self.folder is not None
+            self._network = self._placed(load_network(self.folder, self.card))
+        return self._network
+
+    def _placed(self, network: nn.Module) -> nn.Module:
+        import torch
+
+        return network.eval().to(self.device).to(memory_format=torch.channels_last)
 
     def settle(self, config: RefineConfig) -> RefineConfig:
         """`config` with the backend and precision that ``auto`` stands for here.
@@ -105,25 +131,37 @@ class Model:
         with self._opening:
             if key not in self._opened:
                 int8 = read_int8(self.folder, self.card) if precision == "int8" else None
-                self._opened[key] = open_backend(backend, precision, self.network, self.device, size, int8)
+                self._opened[key] = open_backend(backend, precision, lambda: self.network, self.device, size, int8)
             return self._opened[key]
 
     def predictor(self, config: RefineConfig) -> Predict:
         """The network on crops: normalised, and also mirrored where `config` says so."""
         forward = self.forward(config)
 
-        def predict(crops: Tensor) -> Tensor:
-            if crops.shape[0] == 0:
-                side = config.patch.network_size_px
+        side = config.patch.network_size_px
+
+        def predict(crops: Any) -> Any:
+            if not len(crops):
+                return np.empty((0, self.card.outputs, side, side), np.float32)
+            patches = normalise(crops)
+            logits = forward(patches)
+            if config.flip:
+                logits = (logits + np.flip(forward(np.flip(patches, 3).copy()), 3)) / 2
+            return logits
+
+        def predict_there(crops: Any) -> Any:
+            import torch
+
+            if not len(crops):
                 return torch.empty((0, self.card.outputs, side, side), device=crops.device)
             with torch.inference_mode():
-                patches = normalise(crops)
+                patches = normalise_tensor(crops)
                 logits = forward(patches)
                 if config.flip:
                     logits = (logits + forward(patches.flip(3)).flip(3)) / 2
                 return logits.float()
 
-        return predict
+        return predict_there if self.accelerator else predict
 
     @property
     def name(self) -> str:

@@ -1,10 +1,7 @@
 """Step 3: the refinement networks of the paper's Table 6, and light ones made for CPUs.
 
 Shapes: P patches of S x S px; every network maps (P, 4, S, S), normalised RGB + mask, to (P, outputs, S, S)
-logits.
-
-Encoders and heads come from timm, torchvision and segmentation-models-pytorch, without pretrained weights:
-nothing is downloaded.
+logits. What their names mean is known without torch; a network is built with it.
 """
 
 from __future__ import annotations
@@ -12,80 +9,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from bpr_service.errors import ConfigError, UnknownName
+
+if TYPE_CHECKING:
+    from torch import nn
 
 CHANNELS = 4
 """RGB and the mask."""
 
 
-class FCN(nn.Module):
-    """An encoder's features at one resolution, a fully convolutional head (Long et al., CVPR 2015), and
-    upsampling.
-    """
+def _hrnet(name: str, **arguments: Any) -> nn.Module:
+    from bpr_service.network.fcn import hrnet
 
-    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.head = encoder, head
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """(P, 4, S, S) -> (P, outputs, S, S)."""
-        features = self.encoder(patches)
-        finest = features[0]
-        same = [finest, *(_resize(f, finest) for f in features[1:])]
-        return _resize(self.head(torch.cat(same, 1)), patches)
+    return hrnet(name, **arguments)
 
 
-def _resize(x: Tensor, like: Tensor) -> Tensor:
-    """Bilinear, to the height and width of `like`."""
-    if x.shape[-2:] == like.shape[-2:]:
-        return x
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+def _resnet(name: str, **arguments: Any) -> nn.Module:
+    from bpr_service.network.fcn import resnet
+
+    return resnet(name, **arguments)
 
 
-def _hrnet(name: str, outputs: int = 1) -> nn.Module:
-    """HRNet (Wang et al., TPAMI 2020): its four resolutions at stride 4, a 1x1 convolution, the logits."""
-    import timm
+def _deeplab(**arguments: Any) -> nn.Module:
+    from bpr_service.network.fcn import deeplab
 
-    encoder: Any = timm.create_model(
-        name, pretrained=False, features_only=True, in_chans=CHANNELS, feature_location="", out_indices=(1, 2, 3, 4)
-    )
-    width = sum(encoder.feature_info.channels())
-    return FCN(
-        encoder,
-        nn.Sequential(
-            nn.Conv2d(width, width, 1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(width, outputs, 1),
-        ),
-    )
-
-
-def _resnet(name: str, outputs: int = 1) -> nn.Module:
-    """ResNet (He et al., CVPR 2016) dilated to stride 8, with torchvision's FCN head."""
-    import timm
-    from torchvision.models.segmentation.fcn import FCNHead
-
-    encoder: Any = timm.create_model(
-        name, pretrained=False, features_only=True, in_chans=CHANNELS, output_stride=8, out_indices=(4,)
-    )
-    return FCN(encoder, FCNHead(encoder.feature_info.channels()[0], outputs))
-
-
-def _deeplab(outputs: int = 1) -> nn.Module:
-    """DeepLabV3+ (Chen et al., ECCV 2018) on ResNet-50, from segmentation-models-pytorch."""
-    import segmentation_models_pytorch as smp
-
-    network: nn.Module = smp.DeepLabV3Plus(
-        encoder_name="resnet50", encoder_weights=None, in_channels=CHANNELS, classes=outputs
-    )
-    return network
+    return deeplab(**arguments)
 
 
 def _fast_scnn(outputs: int = 1) -> nn.Module:

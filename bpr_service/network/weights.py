@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 
 from bpr_service.config import PatchConfig, Precision, Runner, Settings
 from bpr_service.errors import BprError, ConfigError, ModelError, UnknownName
+from bpr_service.network.devices import torch_for
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -179,29 +180,38 @@ def read_card(folder: Path) -> ModelCard:
 def load_model(path_or_name: str | Path) -> LoadedModel:
     """Load a model version, checked: SHA-256 of each file, then every tensor's name and shape.
 
-    Raises
-    ------
-    UnknownName
-        Neither a folder nor a bundled model.
-    ModelError
-        The card or the weights are missing, damaged, changed, or of another network.
+    Raises:
+        UnknownName: neither a folder nor a bundled model.
+        ModelError: the card or the weights are missing, damaged, changed, or of another network.
+        ConfigError: torch is not installed.
     """
     folder = find_model(path_or_name)
     card = read_card(folder)
+    check_files(folder, card)
+    return LoadedModel(load_network(folder, card), card, folder)
+
+
+def check_files(folder: Path, card: ModelCard) -> None:
+    """Raise ModelError where a file of a version has not the SHA-256 of its card, or wants other inputs."""
     _check_normalisation(folder, card)
-    data = _read(folder, WEIGHTS_FILE, card.sha256, "weights")
+    _read(folder, WEIGHTS_FILE, card.sha256, "weights")
     if card.int8 is not None:
         read_int8(folder, card)
+
+
+def load_network(folder: Path, card: ModelCard) -> nn.Module:
+    """The network of a version in torch, in evaluation mode, on the CPU. Raises as `load_model`."""
+    torch_for(f"the network of {card.name}@{card.version}")
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        state = load(data)
+        state = load(_read(folder, WEIGHTS_FILE, card.sha256, "weights"))
     except SafetensorError as cause:
         raise ModelError(
             f"{folder / WEIGHTS_FILE}", expected="safetensors", got=str(cause), fix="export the model again"
         ) from None
-    return LoadedModel(_fill(folder, card, state), card, folder)
+    return _fill(folder, card, state)
 
 
 def read_int8(folder: Path | None, card: ModelCard) -> Int8Files:

@@ -10,12 +10,10 @@ decided by where the network runs, when an image is prepared, so whoever works o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from bpr_service.config import RefineConfig
 from bpr_service.errors import ModelError
@@ -28,10 +26,12 @@ from bpr_service.refine.reassemble import Accumulator
 class Canvas(Protocol):
     """The patches of one image's masks, numbered mask after mask: each is cut once and added once, in any order."""
 
-    def crops(self, start: int, stop: int) -> Tensor:
-        """Patches `start` to `stop` (exclusive): (n, S, S, 4) uint8 RGB and mask, where the network takes them."""
+    def crops(self, start: int, stop: int) -> Any:
+        """Patches `start` to `stop` (exclusive): (n, S, S, 4) uint8 RGB and mask, where the network takes them: an
+        array, or a tensor on a device.
+        """
 
-    def add(self, start: int, logits: Tensor) -> None:
+    def add(self, start: int, logits: Any) -> None:
         """Add the (n, C, S, S) float32 `logits` of the patches from number `start` on."""
 
     def finished(self) -> Iterator[tuple[int, Accumulator]]:
@@ -60,25 +60,24 @@ class HostCanvas:
         self._starts = np.cumsum([0, *(len(some) for some in boxes)])
         self._sums: dict[int, Accumulator] = {}
 
-    def crops(self, start: int, stop: int) -> Tensor:
+    def crops(self, start: int, stop: int) -> NDArray[np.uint8]:
         """See `Canvas.crops`."""
         side = self._config.patch.network_size_px
         out = np.empty((stop - start, side, side, 4), np.uint8)
         for i, at, first, last in self._parts(start, stop):
             boxes, into = self._boxes[i][first:last], out[at : at + last - first]
             crop_patches(self._image, self._masks[i], boxes, self._config.patch, into)
-        return torch.from_numpy(out)
+        return out
 
-    def add(self, start: int, logits: Tensor) -> None:
+    def add(self, start: int, logits: NDArray[np.float32]) -> None:
         """See `Canvas.add`."""
-        values = logits.numpy()
-        if not np.isfinite(values.sum(dtype=np.float64)):
+        if not np.isfinite(logits.sum(dtype=np.float64)):
             raise not_finite()
         height, width = self._image.shape[:2]
-        for i, at, first, last in self._parts(start, start + len(values)):
+        for i, at, first, last in self._parts(start, start + len(logits)):
             if i not in self._sums:
                 self._sums[i] = Accumulator(self._boxes[i], height, width, self._outputs, self._config)
-            self._sums[i].add(first, values[at : at + last - first])
+            self._sums[i].add(first, logits[at : at + last - first])
 
     def finished(self) -> Iterator[tuple[int, Accumulator]]:
         """See `Canvas.finished`."""

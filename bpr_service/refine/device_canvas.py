@@ -35,10 +35,10 @@ GROUP_BYTES = 1 << 30
 _ONE = float(1 << 32)
 
 
-def upload(array: NDArray[Any], device: torch.device) -> Tensor:
+def upload(array: NDArray[Any], device: str) -> Tensor:
     """A copy on `device`; to an accelerator by way of pinned memory, so that the processor does not wait for it."""
     host = torch.from_numpy(np.require(array, requirements=("C", "W")))  # torch warns of memory that is read-only
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+    return host.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else host.to(device)
 
 
 # ---- masks -------------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def upload(array: NDArray[Any], device: torch.device) -> Tensor:
 class MaskLevels:
     """Masks as boxes and crops, one behind the other in one buffer; 0 to 255."""
 
-    def __init__(self, masks: Sequence[Mask], device: torch.device) -> None:
+    def __init__(self, masks: Sequence[Mask], device: str) -> None:
         crops = [mask.crop * np.uint8(255) if mask.soft is None else mask.soft for mask in masks]
         ends = np.cumsum([0, *(crop.size for crop in crops)])
         table = [(end, m.x, m.y, *m.crop.shape) for end, m in zip(ends.tolist(), masks, strict=False)]
@@ -67,7 +67,7 @@ class MaskLevels:
 class LabelLevels:
     """The labels of a map as masks: 255 where the map has the label."""
 
-    def __init__(self, regions: LabelRegions, device: torch.device) -> None:
+    def __init__(self, regions: LabelRegions, device: str) -> None:
         wide = regions.map if regions.map.dtype == np.uint8 else regions.map.astype(np.int32, copy=False)
         self._map = upload(wide, device)
         self._labels = upload(np.array(regions.numbers, np.int32), device)
@@ -101,19 +101,19 @@ def resize_weights(size: int, to: int) -> NDArray[np.float32]:
 
 
 @lru_cache(maxsize=32)
-def _resize_weights(size: int, to: int, device: torch.device) -> Tensor:
+def _resize_weights(size: int, to: int, device: str) -> Tensor:
     with torch.inference_mode(False):
         return upload(resize_weights(size, to), device)
 
 
 def resize(planes: Tensor, to: int) -> Tensor:
     """(..., s, s) float32 -> (..., to, to) float32."""
-    weights = _resize_weights(planes.shape[-1], to, planes.device)
+    weights = _resize_weights(planes.shape[-1], to, str(planes.device))
     return weights @ planes @ weights.T
 
 
 @lru_cache(maxsize=32)
-def _window(name: str, side: int, device: torch.device) -> Tensor:
+def _window(name: str, side: int, device: str) -> Tensor:
     with torch.inference_mode(False):
         return upload(window_weights(name, side, side) * _ONE, device)
 
@@ -146,7 +146,7 @@ class DeviceCanvas:
         *,
         outputs: int,
         config: RefineConfig,
-        device: torch.device,
+        device: str,
     ) -> None:
         """Start to copy the (H, W, 3) uint8 `image`, its `masks`, and where their patches lie: for each mask (P_i, 4)
         int32 squares, maybe none.
@@ -254,7 +254,7 @@ class DeviceCanvas:
         averages = (group.sums[:-1].double() / group.sums[-1]).float()
         tiles = averages.view(self._outputs, group.tiles, TILE_PX, TILE_PX).transpose(0, 1).contiguous()
         group.sums = None
-        if self.device.type == "cuda":
+        if self.device.startswith("cuda"):
             group.averages = torch.empty(tiles.shape, pin_memory=True)
             group.averages.copy_(tiles, non_blocking=True)
         else:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,7 @@ from numpy.typing import NDArray
 from bpr_service.config import RefineConfig
 from bpr_service.errors import ConflictError, ModelError
 from bpr_service.refine.canvas import Canvas, HostCanvas
-from bpr_service.refine.device_canvas import DeviceCanvas
 from bpr_service.refine.tasks import Run, Task
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 R = TypeVar("R", bound=Run)
 
@@ -50,7 +45,7 @@ class Prepared(Generic[R]):
         model: str,
         device: str,
         outputs: int = 1,
-        resides: torch.device | None = None,
+        resides: str | None = None,
     ) -> None:
         """Find the boundary pixels of every mask of the (H, W, 3) `image` and place the patches."""
         self.image, self.task, self.config, self.outputs = image, task, config, outputs
@@ -69,6 +64,8 @@ class Prepared(Generic[R]):
             if self.resides is None:
                 self._canvas = HostCanvas(*given, outputs=self.outputs, config=self.config)
             else:
+                from bpr_service.refine.device_canvas import DeviceCanvas
+
                 self._canvas = DeviceCanvas(*given, outputs=self.outputs, config=self.config, device=self.resides)
         return self._canvas
 
@@ -90,12 +87,14 @@ class Prepared(Generic[R]):
         finally:
             self.timings_ms[step] += 1e3 * (perf_counter() - start)
 
-    def crops(self, start: int, stop: int) -> Tensor:
-        """Patches ``start`` to ``stop`` (exclusive, clipped to P): (n, S, S, 4) uint8, RGB and mask."""
+    def crops(self, start: int, stop: int) -> Any:
+        """Patches ``start`` to ``stop`` (exclusive, clipped to P): (n, S, S, 4) uint8, RGB and mask:
+        an array, or a tensor on the device where pixels reside.
+        """
         with self.timed("crops"):
             return self._open().crops(start, max(start, min(stop, self.n_patches)))
 
-    def add(self, start: int, logits: Tensor) -> None:
+    def add(self, start: int, logits: Any) -> None:
         """Hand back the network's answer for the patches from number `start` on.
 
         Args:

@@ -86,11 +86,11 @@ def window_weights(name: str, height: int, width: int) -> F64:
 
 
 def sigmoid(logits: F32) -> F32:
-    """``1 / (1 + exp(-x))`` in float32; torch has it in vector code."""
-    import torch
-
-    out: F32 = torch.sigmoid(torch.from_numpy(np.ascontiguousarray(logits))).numpy()
-    return out
+    """``1 / (1 + exp(-x))`` in float32."""
+    with np.errstate(over="ignore"):  # of a logit under -88: infinity, and the quotient is 0 as it should be
+        out = np.exp(np.negative(logits))
+    out += 1.0
+    return np.reciprocal(out, out=out)
 
 
 class Accumulator:

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from bpr_service.config import PRESETS, RefineConfig, build
 from bpr_service.errors import InputError, MaskError, UnknownName
@@ -25,7 +23,6 @@ from bpr_service.network.backends import batch_sizes, label
 from bpr_service.network.model import Model, Predict, Runs
 from bpr_service.network.weights import ModelCard, bundled_models
 from bpr_service.refine.assess import Assessor, Surroundings
-from bpr_service.refine.device_canvas import upload
 from bpr_service.refine.estimate import Estimator
 from bpr_service.refine.gate import CertaintyGate
 from bpr_service.refine.prepared import Prepared
@@ -78,6 +75,9 @@ class Refiner:
         # Squares of one size are cut and averaged on an accelerator; boxes of many sizes, before and after it.
         self.resides = model.device if model.accelerator and config.patch.scheme != "instance" else None
         self._predict: Predict = model.predictor(config)
+        """Takes and gives what `Prepared` holds: tensors where pixels reside on a device, else arrays."""
+        if model.accelerator and self.resides is None:
+            self._predict = _from_host(self._predict, model.device)
 
     @classmethod
     def load(
@@ -121,8 +121,8 @@ class Refiner:
         return self.model.card
 
     @property
-    def device(self) -> torch.device:
-        """Where the network runs."""
+    def device(self) -> str:
+        """Where the network runs: ``cpu`` or ``cuda:N``."""
         return self.model.device
 
     @property
@@ -189,15 +189,16 @@ class Refiner:
         """What to warm up with for batches of up to `most` patches: see `bpr_service.network.backends.batch_sizes`."""
         return batch_sizes(self.config.backend, self.device, most)
 
-    def logits(self, crops: Tensor) -> Tensor:
+    def logits(self, crops: Any) -> Any:
         """(n, S, S, 4) uint8 crops -> (n, C, S, S) float32 logits, in the memory that the crops are in: the only stage
-        that runs the network. On a device it does not wait for them.
+        that runs the network. Arrays, or tensors where pixels reside on a device: it does not wait for those.
         """
-        return self._predict(crops.to(self.device)).to(crops.device)
+        return self._predict(crops)
 
     def predict(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """`logits` of an array, to an array."""
-        out: NDArray[np.float32] = self.logits(upload(crops, self.device)).contiguous().cpu().numpy()
+        """`logits` of an array, to an array, wherever pixels reside."""
+        predict = self._predict if self.resides is None else _from_host(self._predict, self.resides)
+        out: NDArray[np.float32] = predict(crops)
         return out
 
     def _assessor(self, image: NDArray[np.uint8], masks: Sequence[Mask]) -> Assessor | None:
@@ -226,6 +227,17 @@ class Refiner:
         except InputError as error:
             error.args = (f"mask {index}: {error}",)
             raise
+
+
+def _from_host(predict: Predict, device: str) -> Predict:
+    """A function of tensors on `device` as one of arrays."""
+    from bpr_service.refine.device_canvas import upload
+
+    def there_and_back(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        out: NDArray[np.float32] = predict(upload(crops, device)).contiguous().cpu().numpy()
+        return out
+
+    return there_and_back
 
 
 def _listed(masks: Any) -> Iterable[Any]:

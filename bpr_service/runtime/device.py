@@ -20,13 +20,13 @@ T = TypeVar("T")
 
 def choose_device(name: str) -> str:
     """``name`` of `resolve_device`, checked; "auto" is the first CUDA device, the CPU where there is none."""
-    from bpr_service.network.devices import resolve_device
+    from bpr_service.extras import installed
+    from bpr_service.network.devices import resolve_device, torch_for
 
     if name == "auto":
-        import torch
-
-        name = "cuda:0" if torch.cuda.is_available() else "cpu"
-    return str(resolve_device(name))
+        torch = torch_for("device cuda") if installed("torch") else None
+        name = "cuda:0" if torch is not None and torch.cuda.is_available() else "cpu"
+    return resolve_device(name)
 
 
 def device_memory_bytes(device: str) -> int:

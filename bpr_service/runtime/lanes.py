@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
+
 from bpr_service.errors import BprError, ConflictError, ModelError, UnknownName
 from bpr_service.runtime.device import DeviceOwner
 from bpr_service.runtime.settings import EngineEvents, ModelSource
@@ -97,13 +99,11 @@ class Lanes:
 
     def _warm(self, lane: Lane) -> None:
         """Run the network at the sizes it will see, and the CPU steps once, before anyone waits for them."""
-        import torch
-
         size = lane.network_size_px
         for n in lane.refiner.batch_sizes(self._max_batch_patches):
-            blank = torch.zeros((n, size, size, 4), dtype=torch.uint8)
-            logits = self._owner.call(partial(lane.refiner.logits, blank)).result()
-            finite = bool(torch.isfinite(logits).all())
+            blank = np.zeros((n, size, size, 4), np.uint8)
+            logits = self._owner.call(partial(lane.refiner.predict, blank)).result()
+            finite = bool(np.isfinite(logits).all())
             if logits.shape[0] != n or not finite:
                 raise ModelError(
                     f"model {lane.model} {lane.version} does not work",

@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from bpr_service.errors import CancelledError, DeviceError
 from bpr_service.network.devices import wait_for
@@ -18,19 +20,20 @@ from bpr_service.runtime.device import DeviceOwner, is_fatal, is_out_of_memory
 from bpr_service.runtime.settings import EngineConfig, EngineEvents
 from bpr_service.runtime.work import Predictor, Work
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 log = logging.getLogger(__name__)
 FAILURES_IN_A_ROW = 5
 """Batches that may fail one after the other before the device is taken for broken."""
 
 
-def joined(parts: list[Tensor]) -> Tensor:
-    """Patches of several requests as one batch."""
+def joined(parts: list[Any]) -> Any:
+    """Patches of several requests as one batch: arrays, or tensors on a device."""
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
     import torch
 
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return torch.cat(parts)
 
 
 class Pump:
@@ -163,19 +166,19 @@ class Pump:
                 self.on_device += piece.stop - piece.start
             return batch
 
-    def _predict(self, refiner: Predictor, crops: Tensor, requests: int) -> tuple[Tensor, float]:
+    def _predict(self, refiner: Predictor, crops: Any, requests: int) -> tuple[Any, float]:
         """On the device thread. Returns the logits, computed, and the seconds they took."""
         self._permits.release()
         start = time.perf_counter()
         logits = self._in_halves(refiner, crops)
-        wait_for(logits.device)
+        wait_for(str(logits.device))
         seconds = time.perf_counter() - start
         pace = len(crops) / max(seconds, 1e-6)
         self.pace += 0.1 * (pace - self.pace) if self.pace else pace
         self._events.batch(len(crops), requests, self._config.max_batch_patches, seconds)
         return logits, seconds
 
-    def _in_halves(self, refiner: Predictor, crops: Tensor) -> Tensor:
+    def _in_halves(self, refiner: Predictor, crops: Any) -> Any:
         """Predict; a batch that does not fit the device's memory is halved until it does."""
         try:
             return refiner.logits(crops)

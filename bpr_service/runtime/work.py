@@ -8,12 +8,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from bpr_service.errors import BusyError, DeadlineError, LimitError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Stages(Protocol):
@@ -23,10 +20,10 @@ class Stages(Protocol):
     def n_patches(self) -> int:
         """P."""
 
-    def crops(self, start: int, stop: int) -> Tensor:
+    def crops(self, start: int, stop: int) -> Any:
         """Patches ``start`` to ``stop``: (n, S, S, 4) uint8, RGB and mask; in the host's memory or in the device's."""
 
-    def add(self, start: int, logits: Tensor) -> None:
+    def add(self, start: int, logits: Any) -> None:
         """Hand back what the network said of patches ``start`` ...: (n, C, S, S) float32, in the same memory."""
 
     def finish(self) -> Any:
@@ -39,7 +36,7 @@ class Predictor(Protocol):
     def batch_sizes(self, most: int) -> list[int]:
         """The numbers of patches to warm up with, for batches of up to ``most``."""
 
-    def logits(self, crops: Tensor) -> Tensor:
+    def logits(self, crops: Any) -> Any:
         """(n, S, S, 4) uint8 -> (n, C, S, S) float32 logits, C output maps, in the memory that the crops are in."""
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bpr_service.errors import ConfigError
-from bpr_service.network.normalise import normalise
+from bpr_service.network.normalise import normalise_tensor
 from bpr_service.network.registry import build_network
 from refiner_training.config import TrainConfig
 from refiner_training.run.checkpoint import resume_step
@@ -64,14 +64,14 @@ class RefinerModule(TrainingModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         patches, targets = batch
-        logits = self.network(normalise(patches))
+        logits = self.network(normalise_tensor(patches))
         loss = boundary_loss(logits, patches, targets, self.padding, self.config.loss)
         self.log("train/loss", loss)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         patches, targets = batch
-        logits = self.network(normalise(patches))
+        logits = self.network(normalise_tensor(patches))
         loss = boundary_loss(logits, patches, targets, self.padding, self.config.loss)
         p = self.padding
         inner = slice(p, -p) if p else slice(None)

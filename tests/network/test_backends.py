@@ -46,7 +46,7 @@ def test_answers_name_what_ran() -> None:
     assert Refiner.load("fast").refine(image, [mask]).device == "cpu, openvino int8"
     assert Refiner.load("fast", backend="eager").refine(image, [mask]).device == "cpu"
     assert Refiner.load("fast", backend="eager", precision="bf16").refine(image, [mask]).device == "cpu, bf16"
-    assert label(torch.device("cpu"), "openvino", "bf16") == "cpu, openvino bf16"
+    assert label("cpu", "openvino", "bf16") == "cpu, openvino bf16"
 
 
 def test_a_backend_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,11 +61,11 @@ def test_a_backend_that_is_not_installed_names_its_extra(monkeypatch: pytest.Mon
 def test_what_cannot_run_is_refused() -> None:
     network = torch.nn.Identity()
     with pytest.raises(ConfigError, match="expected device cpu, got cuda"):
-        open_backend("openvino", "fp32", network, torch.device("cuda"), 96)
+        open_backend("openvino", "fp32", network, "cuda", 96)
     with pytest.raises(ConfigError, match="backend graphs: expected a CUDA device, got cpu"):
-        open_backend("graphs", "bf16", network, torch.device("cpu"), 96)
+        open_backend("graphs", "bf16", network, "cpu", 96)
     with pytest.raises(ConfigError, match="expected fp32, got bf16"):
-        open_backend("onnxruntime", "bf16", network, torch.device("cpu"), 96)
+        open_backend("onnxruntime", "bf16", network, "cpu", 96)
     with pytest.raises(ConfigError, match="backend"):
         build(RefineConfig, {"backend": "tensorrt"})
     with pytest.raises(ConfigError, match="precision"):

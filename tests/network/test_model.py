@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from bpr_service.config import PRESETS
 from bpr_service.errors import ConfigError
@@ -96,7 +95,7 @@ def test_a_gate_of_one_s_own_comes_back_with_the_option() -> None:
 
 
 def test_what_is_warmed_up_is_what_is_prepared_for() -> None:
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    cpu, cuda = "cpu", "cuda:0"
     assert batch_sizes("eager", cpu, 64) == [64, 1]
     assert batch_sizes("compile", cpu, 64) == [64]
     assert batch_sizes("graphs", cuda, 64) == [64, 32, 16, 8]

@@ -168,6 +168,6 @@ def test_a_cuda_device_gives_the_masks_of_the_processor() -> None:
     plain = refiner(Soft())
     engine = Refiner(Model(Soft(), plain.card, device="cuda"), plain.config)
     got = engine.refine(image, frames)
-    assert engine.resides == torch.device("cuda", 0)
+    assert engine.resides == "cuda:0"
     for a, b in zip(got.masks, want.masks, strict=True):
         assert (a.to_array() != b.to_array()).mean() < 1e-4

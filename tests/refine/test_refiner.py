@@ -111,14 +111,14 @@ def test_stages_by_hand_equal_refine(batch_size: int) -> None:
 def test_answers_are_checked() -> None:
     engine = refiner()
     prepared = engine.prepare(photo(100, 100), [blob(100, 100)])
-    logits = engine.logits(prepared.crops(0, prepared.n_patches)).clone()
+    logits = engine.logits(prepared.crops(0, prepared.n_patches)).copy()
     with pytest.raises(ConflictError, match="not complete"):
         prepared.finish()
     with pytest.raises(ModelError, match=r"expected \(n, 1, 96, 96\)"):
         prepared.add(0, logits[:, :, :50])
     with pytest.raises(ModelError, match="with n of at most"):
         prepared.add(1, logits)
-    logits[0, 0, 5, 5] = torch.nan
+    logits[0, 0, 5, 5] = np.nan
     with pytest.raises(ModelError, match="NaN or infinity"):
         prepared.add(0, logits)
 

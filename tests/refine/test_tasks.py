@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from bpr_service.errors import MaskError
@@ -60,7 +59,7 @@ def test_each_pixel_gets_the_label_of_highest_confidence(dtype: Any, order: str,
     logits = np.random.default_rng(5).normal(0, 2, (prepared.n_patches, 1, 96, 96)).astype(np.float32)
     chunks = [(s, logits[s : s + 5]) for s in range(0, prepared.n_patches, 5)]
     for start, part in chunks if order == "forward" else chunks[::-1]:
-        prepared.add(start, torch.from_numpy(part))
+        prepared.add(start, part)
     result = prepared.finish()
     want = by_hand(labels, 255, engine, logits, prepared._boxes)
     assert result.label_map.dtype == dtype
@@ -98,7 +97,7 @@ def test_a_pixel_that_no_label_claims_goes_to_the_least_unlikely() -> None:
     labels[:, 50:] = 1
     prepared = refiner().prepare_semantic(photo(100, 100), labels)
     first = sum(len(boxes) for boxes in prepared._boxes[:1])
-    logits = torch.full((prepared.n_patches, 1, 96, 96), -3.0)
+    logits = np.full((prepared.n_patches, 1, 96, 96), -3.0, np.float32)
     logits[first:] = -1.0  # of label 1: below one half, and still above label 0
     prepared.add(0, logits)
     result = prepared.finish()

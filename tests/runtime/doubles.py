@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from bpr_service.runtime.engine import Engine, EngineConfig
 from bpr_service.runtime.work import Lane, Work
 
+U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
 SIDE = 4
 
 
@@ -25,16 +26,16 @@ class Patches:
         self.tag, self.n_patches = tag, n
         self.seen: list[int] = []
 
-    def crops(self, start: int, stop: int) -> Tensor:
+    def crops(self, start: int, stop: int) -> U8:
         out = np.zeros((stop - start, SIDE, SIDE, 4), np.uint8)
         index = np.arange(start, stop)
         out[..., 0] = self.tag
         out[..., 1] = (index // 256)[:, None, None]
         out[..., 2] = (index % 256)[:, None, None]
-        return torch.from_numpy(out)
+        return out
 
-    def add(self, start: int, logits: Tensor) -> None:
-        numbers = logits[:, 0, 0].long().numpy()
+    def add(self, start: int, logits: F32) -> None:
+        numbers = logits[:, 0, 0].astype(np.int64)
         assert (numbers // 65536 == self.tag).all(), "patches of another request"
         self.seen += (numbers % 65536).tolist()
         assert self.seen[start:] == list(range(start, start + len(logits)))
@@ -57,7 +58,10 @@ class Predictor:
     def batch_sizes(self, most: int) -> list[int]:
         return [most]
 
-    def logits(self, crops: Tensor) -> Tensor:
+    def predict(self, crops: U8) -> F32:
+        return self.logits(crops)
+
+    def logits(self, crops: U8) -> F32:
         if len(crops) > self.room:
             raise MemoryError
         self.running.set()
@@ -67,7 +71,7 @@ class Predictor:
         if self.error is not None:
             raise self.error
         self.batches.append(crops[:, 0, 0, 0].tolist())
-        c = crops.float()
+        c = crops.astype(np.float32)
         return c[..., 0] * 65536 + c[..., 1] * 256 + c[..., 2]
 
 

@@ -7,8 +7,8 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 
 from bpr_service.errors import (
     BusyError,
@@ -341,8 +341,8 @@ def test_a_version_that_gives_no_numbers_is_not_activated() -> None:
         good = source.predictor
 
         class Broken(Predictor):
-            def logits(self, crops: torch.Tensor) -> torch.Tensor:
-                return torch.full((len(crops), 4, 4), torch.nan)
+            def logits(self, crops: np.ndarray) -> np.ndarray:
+                return np.full((len(crops), 4, 4), np.nan, np.float32)
 
         source.predictor = Broken()
         with pytest.raises(ModelError, match="finite logits"):

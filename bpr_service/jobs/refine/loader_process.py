@@ -10,9 +10,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bpr_service.config import RefineConfig
 from bpr_service.errors import DeviceError
@@ -23,10 +24,6 @@ from bpr_service.network.model import Predict
 from bpr_service.network.weights import ModelCard
 from bpr_service.refine.prepared import Prepared
 from bpr_service.refine.refiner import R, Refiner
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 THREADS = 2
 """Units that a loader works on at once."""
@@ -49,7 +46,7 @@ class Told(NamedTuple):
 
     card: ModelCard
     config: RefineConfig
-    resides: torch.device | None
+    resides: str | None
     """The owner's accelerator, in whose memory patches are cut and averaged; None for the host's."""
 
 
@@ -58,10 +55,8 @@ class RemoteModel:
 
     def __init__(self, told: Told, exchange: Predict) -> None:
         """`exchange` gives logits for crops, both in the host's memory."""
-        import torch
-
         self.card, self._exchange = told.card, exchange
-        self.device = told.resides or torch.device("cpu")
+        self.device = told.resides or "cpu"
         self.accelerator = told.resides is not None
 
     @property
@@ -97,11 +92,9 @@ def loader_main(connection: Connection, told: Told, buffers: list[SharedBuffer])
     import signal
 
     import cv2
-    import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the owner decides
     cv2.setNumThreads(1)
-    torch.set_num_threads(1)
     sending = threading.Lock()
 
     def send(message: Any) -> None:
@@ -140,17 +133,15 @@ class _LoaderThread:
         self.replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=self._work, daemon=True).start()
 
-    def _exchange(self, crops: Tensor) -> Tensor:
+    def _exchange(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Crops (n, S, S, 4) into the buffer, logits (n, C, S, S) out of it."""
-        import torch
-
         count, side = crops.shape[:2]
         memory = self.buffer.memory
-        np.frombuffer(memory, np.uint8, crops.numel())[:] = crops.numpy().ravel()
+        np.frombuffer(memory, np.uint8, crops.size)[:] = crops.ravel()
         self.send(("predict", self.number, count))
         self.replies.get()
         shape = (count, self.outputs, side, side)
-        return torch.from_numpy(np.frombuffer(memory, np.float32, int(np.prod(shape))).reshape(shape).copy())
+        return np.frombuffer(memory, np.float32, int(np.prod(shape))).reshape(shape).copy()
 
     def _hand_over(self, prepared: Prepared[Any]) -> Any:
         """A prepared image to the owner, its result back."""

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -33,9 +33,6 @@ from bpr_service.network.devices import wait_for
 from bpr_service.network.model import Predict, Runs
 from bpr_service.refine.prepared import Prepared
 from bpr_service.refine.refiner import Refiner
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 MAX_STILLBORN = 3
 """Loaders in a row that may be killed before they were ready."""
@@ -70,7 +67,7 @@ class TimedModel:
         """See `Runs.predictor`."""
         run = self.model.predictor(config)
 
-        def predict(crops: Tensor) -> Tensor:
+        def predict(crops: Any) -> Any:
             begin = time.perf_counter()
             logits = run(crops)
             wait_for(self.device)

@@ -10,6 +10,7 @@ from bpr_service.errors import ConfigError
 from bpr_service.masks.images import read_image
 from bpr_service.masks.label_maps import encode_png
 from bpr_service.masks.mask import Mask
+from bpr_service.network.devices import set_threads
 from bpr_service.runtime.device import bound_heap, choose_device
 from bpr_service.runtime.dummy import DummyModels
 from bpr_service.runtime.engine import Engine
@@ -63,11 +64,9 @@ def warn_if_open(settings: ServerSettings) -> None:
 
 
 def for_cpu(settings: ServerSettings) -> ServerSettings:
-    """``settings`` with the batch that a CPU's caches like best, where none was asked for; sets torch's threads."""
-    import torch
-
+    """``settings`` with the batch that a CPU's caches like best, where none was asked for; sets threads."""
     if settings.threads:
-        torch.set_num_threads(settings.threads)
+        set_threads(settings.threads)
     if "max_batch_patches" in settings.model_fields_set:
         return settings
     return settings.model_copy(update={"max_batch_patches": CPU_BATCH_PATCHES})

@@ -8,7 +8,6 @@ from unittest import mock
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from bpr_service.refine import tasks
@@ -47,10 +46,10 @@ def run(prepared: Prepared[Any], order: str) -> Any:
     if order == "mixed":
         np.random.default_rng(3).shuffle(starts)
     for start in starts:
-        crops = prepared.crops(start, start + 5).numpy().astype(np.float32)
+        crops = np.asarray(prepared.crops(start, start + 5)).astype(np.float32)
         shifted = np.roll(crops[..., 3], 9, axis=2) - 127
         logits = (shifted * crops[..., 0] / 127 + crops[..., 1])[:, None] / 80
-        prepared.add(start, torch.from_numpy(logits))
+        prepared.add(start, logits)
     return prepared.finish()
 
 
