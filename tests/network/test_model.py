@@ -33,7 +33,8 @@ def test_four_presets_hold_two_networks() -> None:
     assert len(held) == 4
     assert len(models(held)) == 2
     assert len({id(one.network) for one in models(held)}) == 2
-    assert [len(one._opened) for one in models(held)] == [1, 1]
+    assert {(refiner.config.backend, refiner.config.precision) for refiner in held} == {("openvino", "int8")}
+    assert all([key[1] for key in one._opened].count("int8") == 1 for one in models(held))
 
 
 def test_threads_that_load_at_once_share_one(monkeypatch: pytest.MonkeyPatch) -> None:
