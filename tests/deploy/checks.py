@@ -17,7 +17,7 @@ from tests.deploy import deployment as deployed
 from tests.deploy import known
 from tests.deploy.deployment import Object, containers, env_file, walk
 
-EXTRAS = {"cpu": "torch server jobs s3 otel", "cuda": "server jobs s3 otel", "trainer": "server jobs s3 otel train"}
+EXTRAS = {name: f"torch server jobs s3 otel{more}" for name, more in (("cpu", ""), ("cuda", ""), ("trainer", " train"))}
 
 
 def settings(root: Path) -> Iterator[str]:
