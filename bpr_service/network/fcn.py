@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bpr_service.network.registry import CHANNELS
-
 
 class FCN(nn.Module):
     """An encoder's features at one resolution, a fully convolutional head (Long et al., CVPR 2015), and
@@ -38,12 +36,12 @@ def _resize(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def hrnet(name: str, outputs: int = 1) -> nn.Module:
+def hrnet(name: str, channels: int, outputs: int = 1) -> nn.Module:
     """HRNet (Wang et al., TPAMI 2020): its four resolutions at stride 4, a 1x1 convolution, the logits."""
     import timm
 
     encoder: Any = timm.create_model(
-        name, pretrained=False, features_only=True, in_chans=CHANNELS, feature_location="", out_indices=(1, 2, 3, 4)
+        name, pretrained=False, features_only=True, in_chans=channels, feature_location="", out_indices=(1, 2, 3, 4)
     )
     width = sum(encoder.feature_info.channels())
     return FCN(
@@ -57,22 +55,22 @@ def hrnet(name: str, outputs: int = 1) -> nn.Module:
     )
 
 
-def resnet(name: str, outputs: int = 1) -> nn.Module:
+def resnet(name: str, channels: int, outputs: int = 1) -> nn.Module:
     """ResNet (He et al., CVPR 2016) dilated to stride 8, with torchvision's FCN head."""
     import timm
     from torchvision.models.segmentation.fcn import FCNHead
 
     encoder: Any = timm.create_model(
-        name, pretrained=False, features_only=True, in_chans=CHANNELS, output_stride=8, out_indices=(4,)
+        name, pretrained=False, features_only=True, in_chans=channels, output_stride=8, out_indices=(4,)
     )
     return FCN(encoder, FCNHead(encoder.feature_info.channels()[0], outputs))
 
 
-def deeplab(outputs: int = 1) -> nn.Module:
+def deeplab(channels: int, outputs: int = 1) -> nn.Module:
     """DeepLabV3+ (Chen et al., ECCV 2018) on ResNet-50, from segmentation-models-pytorch."""
     import segmentation_models_pytorch as smp
 
     network: nn.Module = smp.DeepLabV3Plus(
-        encoder_name="resnet50", encoder_weights=None, in_channels=CHANNELS, classes=outputs
+        encoder_name="resnet50", encoder_weights=None, in_channels=channels, classes=outputs
     )
     return network

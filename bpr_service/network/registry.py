@@ -23,19 +23,19 @@ CHANNELS = 4
 def _hrnet(name: str, **arguments: Any) -> nn.Module:
     from bpr_service.network.fcn import hrnet
 
-    return hrnet(name, **arguments)
+    return hrnet(name, CHANNELS, **arguments)
 
 
 def _resnet(name: str, **arguments: Any) -> nn.Module:
     from bpr_service.network.fcn import resnet
 
-    return resnet(name, **arguments)
+    return resnet(name, CHANNELS, **arguments)
 
 
 def _deeplab(**arguments: Any) -> nn.Module:
     from bpr_service.network.fcn import deeplab
 
-    return deeplab(**arguments)
+    return deeplab(CHANNELS, **arguments)
 
 
 def _fast_scnn(outputs: int = 1) -> nn.Module:
