@@ -113,23 +113,23 @@ def _panoptic(asked: Asked, size: tuple[int, int], limits: Limits, allowance: Al
     segment_map = np.zeros(size, np.int32)
     _paint(segment_map, masks, ids)
     allowance.at_least(max(ids, default=0) + 1 + 2 * segment_map.size)
-    visible = labels_of(segment_map)
+    visible = set(np.flatnonzero(which_labels(segment_map)).tolist())
     pairs = zip(ids, items, strict=True)
     info = [{"id": segment, "category_id": item.category_id} for segment, item in pairs if segment in visible]
     return Map(segment_map, items, ids, segments_info=info)
 
 
-def labels_of(label_map: NDArray[Any]) -> set[int]:
-    """The labels in a map, found in bands so that nothing as large as the map is made; one byte each up to the top."""
+def which_labels(label_map: NDArray[Any]) -> NDArray[np.bool_]:
+    """For each label up to the map's highest, whether it is there; found in bands, so that no copy is made of it."""
     here = np.zeros(int(label_map.max()) + 1, np.bool_)
     for row in range(0, label_map.shape[0], 256):
         here[label_map[row : row + 256]] = True
-    return set(np.flatnonzero(here).tolist())
+    return here
 
 
 def _check_labels(label_map: NDArray[Any], limits: Limits, allowance: Allowance) -> None:
-    allowance.at_least(int(label_map.max()) + 1 + 2 * label_map.size)  # for `labels_of`
-    found = len(labels_of(label_map))
+    allowance.at_least(int(label_map.max()) + 1 + 2 * label_map.size)  # for `which_labels`
+    found = int(np.count_nonzero(which_labels(label_map)))
     if found > limits.max_masks:
         got = str(found)
         raise LimitError("too many labels", expected=f"at most {limits.max_masks}", got=got, fix="merge some")
@@ -148,7 +148,7 @@ def _read(
 ) -> NDArray[Any]:
     """A label or segment map of the image's size, its header checked first."""
     try:
-        allowance.at_least(check_size(data, *size, limits.max_pixels, name.replace("_", " ")).decode_bytes)
+        check_size(data, *size, limits.max_pixels, allowance, name.replace("_", " "))
         array: NDArray[Any] = read(data, max_pixels=limits.max_pixels)
     except BprError as error:
         raise located(error, f"/{name}") from None

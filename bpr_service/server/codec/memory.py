@@ -8,8 +8,8 @@ of the process, so that what an estimate forgot ends in an error of this request
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,18 @@ KEPT_BYTES = 24 << 20
 
 VALUE_BYTES = 96
 """A number or short text of JSON as a Python object in a list, parsed and checked."""
+KEY_BYTES = 64
+"""A key of a JSON object."""
 OBJECT_BYTES = 2048
 """A JSON object, parsed and checked."""
+TEXT_COPIES = 4
+"""The text of JSON as its parser copies it, as strings, and as files that came in base64."""
+PARSER_MAPS = 12
+"""Bytes that the JSON parser maps for each byte of its text; it touches those of the values alone."""
 
-PICTURE_BYTES = {"PNG": 18, "JPEG": 18, "WEBP": 34, "TIFF": 26, "BMP": 20}
-"""Passing bytes a pixel of decoding, by Pillow's name of the format; measured, see docs/operations/security.md."""
+PICTURE_BYTES = {"PNG": 18, "JPEG": 18, "WEBP": 24, "TIFF": 26, "BMP": 20}
+"""Passing bytes a pixel of decoding, by Pillow's name of the format; `tests/server/peak.py` measures them, see
+docs/operations/security.md."""
 PROGRESSIVE_BYTES = 8
 """And of the coefficients that a progressive JPEG keeps."""
 WIDE_BYTES = 24
@@ -38,7 +45,7 @@ MAP_BYTES = 24
 """Lasting bytes for a pixel of a label map: the map, and the sums of its labels."""
 
 
-QUANTUM_BYTES = 1 << 20
+QUANTUM_BYTES = 2 << 20
 """Memory is asked for in such steps, so that small masks cost no message each; a step has one of each kind at once."""
 
 
@@ -48,8 +55,13 @@ class Allowance:
     def __init__(self, ask: Callable[[int, int], None], limit: bool = True) -> None:
         """``limit``: whether the process is held to what it took."""
         self._ask, self._limit = ask, limit
-        self._lasting_left = self._passing_left = QUANTUM_BYTES
-        self.passing = 0
+        self._lasting_left = self._passing_taken = QUANTUM_BYTES
+        self._kept = self._most = 0
+
+    @property
+    def passing(self) -> int:
+        """Bytes of passing memory that the step has named so far."""
+        return self._kept + self._most
 
     def last(self, n_bytes: int) -> None:
         """Take memory that lasts until the answer has been sent."""
@@ -60,20 +72,35 @@ class Allowance:
         self._lasting_left -= n_bytes
 
     def take(self, n_bytes: int) -> None:
-        """Take memory that this step alone needs."""
-        if n_bytes > self._passing_left:
-            more = max(QUANTUM_BYTES, n_bytes - self._passing_left)
-            self._ask(0, more)
-            self._passing_left += more
-            if self._limit:
-                limit_process(self.passing + self._passing_left)
-        self._passing_left -= n_bytes
-        self.passing += n_bytes
+        """Take memory that is kept to the end of the step: what was parsed, crops."""
+        self._kept += n_bytes
+        self._cover()
 
     def at_least(self, n_bytes: int) -> None:
-        """Take what is missing to ``n_bytes`` of passing memory: for steps that follow each other."""
-        if n_bytes > self.passing:
-            self.take(n_bytes - self.passing)
+        """Take memory for a part of the step, which the parts after it use again: beside what is kept."""
+        self._most = max(self._most, n_bytes)
+        self._cover()
+
+    def _cover(self) -> None:
+        missing = self.passing - self._passing_taken
+        if missing > 0:
+            more = max(QUANTUM_BYTES, missing)
+            self._ask(0, more)
+            self._passing_taken += more
+            self._hold(0)
+
+    @contextmanager
+    def room(self, n_bytes: int) -> Iterator[None]:
+        """Let the process map ``n_bytes`` more for a while, of which it hardly touches any."""
+        self._hold(n_bytes)
+        try:
+            yield
+        finally:
+            self._hold(0)
+
+    def _hold(self, n_bytes: int) -> None:
+        if self._limit:
+            limit_process(self._passing_taken + n_bytes)
 
 
 _base_bytes = 0
@@ -112,15 +139,16 @@ def limit_process(passing: int) -> None:
 
 
 @kernel
-def _count(text: NDArray[np.uint8]) -> tuple[int, int]:
-    values, objects = 0, 0
+def _count(text: NDArray[np.uint8]) -> tuple[int, int, int]:
+    values, keys, objects = 0, 0, 0
     for c in text:
         values += c == 44 or c == 91  # , [
+        keys += c == 58
         objects += c == 123
-    return values, objects
+    return values, keys, objects
 
 
 def json_bytes(text: NDArray[np.uint8]) -> int:
     """Passing bytes that (n,) uint8 JSON takes once it is parsed and checked, known before it is."""
-    values, objects = _count(text)
-    return 2 * text.size + VALUE_BYTES * int(values) + OBJECT_BYTES * int(objects)
+    values, keys, objects = (int(n) for n in _count(text))
+    return TEXT_COPIES * text.size + VALUE_BYTES * values + KEY_BYTES * keys + OBJECT_BYTES * objects

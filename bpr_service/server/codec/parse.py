@@ -15,7 +15,7 @@ from bpr_service.errors import BodyError, BprError, InputError, LimitError
 from bpr_service.masks.images import read_image
 from bpr_service.masks.mask import Mask, as_mask
 from bpr_service.server.codec.faults import located, validated
-from bpr_service.server.codec.memory import MASK_BYTES, Allowance, json_bytes
+from bpr_service.server.codec.memory import MASK_BYTES, PARSER_MAPS, Allowance, json_bytes
 from bpr_service.server.codec.multipart import Part, parse_multipart
 from bpr_service.server.codec.pictures import check_runs, check_size, read_header
 from bpr_service.server.codec.schemas import (
@@ -87,7 +87,8 @@ def load_json(body: bytes | memoryview, allowance: Allowance) -> Any:
     """``body`` as JSON. Raises `BodyError` where it is none, or nested too deeply to be read."""
     allowance.take(json_bytes(np.frombuffer(body, np.uint8)))
     try:
-        return orjson.loads(body)
+        with allowance.room(PARSER_MAPS * len(body)):
+            return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         got = f"{len(body)} bytes: {str(error)[:100]}"
         raise BodyError(
@@ -99,10 +100,10 @@ def decode_base64(text: str, pointer: str) -> bytes:
     """The bytes of base64 ``text``, with or without a data URI's head; `BodyError` (400) where it is none."""
     if text.startswith("data:"):
         text = text.partition(",")[2]
-    if any(space in text for space in "\n\r "):
-        text = "".join(text.split())
     try:
-        return binascii.a2b_base64(text, strict_mode=True)
+        spaced = any(space in text for space in " \t\r\n")
+        plain = text.encode("ascii").translate(None, b" \t\r\n") if spaced else text
+        return binascii.a2b_base64(plain, strict_mode=True)
     except (binascii.Error, ValueError) as error:
         got = f"{len(text)} characters: {str(error)[:60]}"
         raise located(
@@ -190,8 +191,7 @@ def _list_of(kind: type[_M], value: Any, name: str) -> list[_M] | None:
 def decode_image(data: bytes, limits: Limits, allowance: Allowance) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 RGB. The header is checked and the memory taken before anything is decoded."""
     try:
-        header = read_header(data, limits.max_pixels)
-        allowance.at_least(header.decode_bytes)
+        read_header(data, limits.max_pixels, allowance)
         return read_image(data, max_pixels=limits.max_pixels)
     except BprError as error:
         raise located(error, "/image") from None
@@ -254,5 +254,5 @@ def _decode_mask(segmentation: Any, height: int, width: int, limits: Limits, all
         data = segmentation.raw
     else:
         data = decode_base64(segmentation.png if isinstance(segmentation, PngMask) else segmentation, "")
-    allowance.at_least(check_size(data, height, width, limits.max_pixels, "mask").decode_bytes)
+    check_size(data, height, width, limits.max_pixels, allowance, "mask")
     return Mask.from_png(data, soft=soft, max_pixels=limits.max_pixels)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bpr_service.errors import ImageError, LimitError, MaskError
 from bpr_service.kernel import kernel
-from bpr_service.server.codec.memory import PICTURE_BYTES, PROGRESSIVE_BYTES, WIDE_BYTES
+from bpr_service.server.codec.memory import PICTURE_BYTES, PROGRESSIVE_BYTES, WIDE_BYTES, Allowance
 
 PICTURES: Mapping[str, tuple[bytes, ...]] = {
     "PNG": (b"\x89PNG\r\n\x1a\n",),
@@ -37,17 +37,19 @@ class Header:
     decode_bytes: int
 
 
-def read_header(data: bytes, max_pixels: int, what: str = "image") -> Header:
-    """The header of a picture; nothing is decoded.
+def read_header(data: bytes, max_pixels: int, allowance: Allowance, what: str = "image") -> Header:
+    """The header of a picture; nothing is decoded, and what decoding takes is taken.
 
     Args:
         data: the file's bytes.
         max_pixels: pixels that it may have.
+        allowance: where the passing memory of decoding is taken from.
         what: what the picture is called in an error; "image" raises `ImageError`, anything else `MaskError`.
 
     Raises:
         ImageError, MaskError: a type that is not in `PICTURES`, or a header that cannot be read.
         LimitError: too many pixels, frames or scans.
+        LimitError, BusyError: the memory cannot be had, or not now.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -55,6 +57,10 @@ def read_header(data: bytes, max_pixels: int, what: str = "image") -> Header:
     if not data.startswith(tuple(start for starts in PICTURES.values() for start in starts)):
         got = "no bytes" if not data else f"{len(data)} bytes of another type"
         raise error(f"the {what} is not a picture", expected=", ".join(PICTURES), got=got, fix="send one of these")
+    height, width = webp_size(data)  # its decoder has room for the whole picture as soon as it is opened
+    if height * width > max_pixels:
+        raise too_many_pixels(what, max_pixels, f"{height} x {width} = {height * width}")
+    allowance.at_least(PICTURE_BYTES["WEBP"] * height * width)
     try:
         with Image.open(io.BytesIO(data), formats=[kind.upper() for kind in PICTURES]) as picture:
             (width, height), kind, mode = picture.size, str(picture.format), picture.mode
@@ -78,7 +84,24 @@ def read_header(data: bytes, max_pixels: int, what: str = "image") -> Header:
             fix="save it as a baseline JPEG, or as PNG",
         )
     factor = PICTURE_BYTES[kind] + PROGRESSIVE_BYTES * progressive + WIDE_BYTES * mode.startswith(("I", "F"))
-    return Header(height, width, factor * height * width + 2 * len(data))
+    header = Header(height, width, factor * height * width + 2 * len(data))
+    allowance.at_least(header.decode_bytes)
+    return header
+
+
+def webp_size(data: bytes) -> tuple[int, int]:
+    """Height and width in px of a WebP file, by its first chunk; (0, 0) where it is none."""
+    kind, said = data[12:16], data[20:30]
+    if data[8:12] != b"WEBP" or len(said) < 10:
+        return 0, 0
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(said[7:10], "little"), 1 + int.from_bytes(said[4:7], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(said[1:5], "little")
+        return 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)
+    if kind == b"VP8 ":
+        return int.from_bytes(said[8:10], "little") & 0x3FFF, int.from_bytes(said[6:8], "little") & 0x3FFF
+    return 0, 0
 
 
 def too_many_pixels(what: str, max_pixels: int, got: str) -> LimitError:
@@ -110,9 +133,9 @@ def count_scans(data: bytes) -> int:
     return int(_scans(np.frombuffer(data, np.uint8)))
 
 
-def check_size(data: bytes, height: int, width: int, max_pixels: int, what: str) -> Header:
+def check_size(data: bytes, height: int, width: int, max_pixels: int, allowance: Allowance, what: str) -> Header:
     """The header of a picture of the image's size. Raises `MaskError` where it is of another; see `read_header`."""
-    header = read_header(data, max_pixels, what)
+    header = read_header(data, max_pixels, allowance, what)
     if (header.height, header.width) != (height, width):
         raise MaskError(
             f"the {what} is of another size than the image",

@@ -53,6 +53,7 @@ def read(message: dict[str, Any], block: Block, allowance: Allowance) -> tuple[d
     allowance.last(image.size)
     out = Block()
     meta: dict[str, Any] = {"options": asked.options.model_dump(), "image": pack_array(out, image)}
+    del image
     items = asked.masks
     if asked.task == "instance":
         meta["masks"] = pack_masks(out, decode_masks(items or [], height, width, limits, allowance))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import time
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from bpr_service.errors import DeadlineError, LimitError
 from bpr_service.runtime.work import Hold, Memory, Slot, Work
@@ -16,7 +19,7 @@ from bpr_service.server.codec.memory import QUANTUM_BYTES, Allowance
 from bpr_service.server.codec.parse import Limits
 from bpr_service.server.codec.shared import Block, unpack_meta
 from bpr_service.server.codec.steps import STEPS
-from tests.server.helpers import body, pool
+from tests.server.helpers import b64, body, pool
 
 LIMITS = Limits(max_pixels=1 << 26, max_masks=99, max_runs=1 << 20, max_mask_pixels=1 << 26, max_body_bytes=1 << 26)
 CALL: dict[str, Any] = {
@@ -99,3 +102,26 @@ def test_a_small_request_asks_for_no_memory_beyond_what_every_step_has() -> None
     assert message
     assert asked == [], "each question is a way to the server and back"
     assert 0 < allowance.passing <= QUANTUM_BYTES
+
+
+def test_large_bodies_and_pictures_fit_what_is_reserved_for_them() -> None:
+    """What the JSON parser maps, and the room that WebP's decoder has from the start, are not what they use."""
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), dtype=np.uint8)
+    wide = np.zeros((3000, 3000, 3), np.uint8)
+    for array, kind in ((noise, "BMP"), (wide, "WEBP")):
+        stream = io.BytesIO()
+        Image.fromarray(array).save(stream, kind)
+        block = Block()
+        block.append(json.dumps({"image": {"data": b64(stream.getvalue())}, "masks": []}).encode())
+        one = work(Memory(1 << 30))
+        message, answer = pool().step("read", one, block, **CALL)
+        assert unpack_meta(message, answer)["image"][1] == list(array.shape)
+        one.slot.release()
+
+
+def test_what_is_parsed_is_kept_beside_what_is_decoded() -> None:
+    allowance = Allowance(lambda lasting, passing: None, limit=False)
+    allowance.take(1000)
+    allowance.at_least(500)
+    allowance.at_least(300)
+    assert allowance.passing == 1500
