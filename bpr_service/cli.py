@@ -23,9 +23,10 @@ app = typer.Typer(
     name="bpr",
     help="Exact boundaries for the masks of any segmentation model.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+_MASKS, _SERVICE, _HERE = "Refine", "Serve and run jobs", "This machine"
 
 Preset = Annotated[str, typer.Option(help="fast, lean, balanced or best.")]
 Model = Annotated[Path | None, typer.Option(help="A model version's folder, instead of the preset's model.")]
@@ -47,7 +48,7 @@ def _root(
     pass
 
 
-@app.command()
+@app.command(rich_help_panel=_MASKS)
 def demo(
     out: Annotated[Path, typer.Option(help="Where the JSON and the pictures go.")] = Path("demo"),
     preset: Preset = "balanced",
@@ -60,7 +61,7 @@ def demo(
     run_demo(out, preset=preset, model=model, device=device)
 
 
-@app.command()
+@app.command(rich_help_panel=_MASKS)
 def refine(
     image: Annotated[Path, typer.Argument(help="The photograph; - is standard input.")],
     mask: Annotated[
@@ -104,7 +105,7 @@ def refine(
     run_refine(call, file_options, preset=preset, model=model, device=device, settings=settings)
 
 
-@app.command()
+@app.command(rich_help_panel=_HERE)
 def bench(
     preset: Preset = "balanced",
     model: Model = None,
@@ -131,7 +132,7 @@ def bench(
     run_bench(preset, data, model=model, device=device, threads=threads, compare=compare, as_json=as_json, **settings)
 
 
-@app.command()
+@app.command(rich_help_panel=_HERE)
 def doctor(model: Model = None) -> None:
     """Versions, devices, the models and their hashes."""
     from bpr_service.commands import run_doctor
@@ -143,13 +144,13 @@ healthcheck = typer.Typer(help="What a container's health check runs: exit code 
 healthcheck.command("server")(server_commands.check_server)
 healthcheck.command("worker")(job_commands.check_worker)
 
-app.add_typer(healthcheck, name="healthcheck")
-app.add_typer(batch_commands.batch, name="batch")
-app.add_typer(job_commands.jobs, name="jobs")
-app.command("worker")(job_commands.worker)
-app.add_typer(model_commands.app, name="models")
-app.command()(server_commands.serve)
-app.command()(server_commands.keys)
+app.add_typer(batch_commands.batch, name="batch", rich_help_panel=_MASKS)
+app.command(rich_help_panel=_SERVICE)(server_commands.serve)
+app.command(rich_help_panel=_SERVICE)(server_commands.keys)
+app.add_typer(job_commands.jobs, name="jobs", rich_help_panel=_SERVICE)
+app.command("worker", rich_help_panel=_SERVICE)(job_commands.worker)
+app.add_typer(model_commands.app, name="models", rich_help_panel=_SERVICE)
+app.add_typer(healthcheck, name="healthcheck", rich_help_panel=_SERVICE)
 
 
 def main() -> None:

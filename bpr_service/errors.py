@@ -121,7 +121,7 @@ class UnknownName(ConfigError):
     code = "unknown_name"
 
     def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
-        names = sorted(known)
+        names = sorted(set(known))
         close = get_close_matches(str(name), names, n=1)
         fix = f"Did you mean {close[0]!r}?" if close else f"Choose one of the known {kind}s"
         super().__init__(f"unknown {kind}", expected=f"one of {', '.join(names)}", got=repr(name), fix=fix)

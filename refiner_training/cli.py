@@ -19,8 +19,8 @@ app = typer.Typer(
     name="bpr-train",
     help="Train refiners, make coarse masks, and measure both.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(training.scenes)
 app.command()(training.patches)

@@ -114,6 +114,8 @@ def list_(
         return
     for job in found:
         typer.echo(_job_line(job))
+    if not found:
+        typer.echo("no jobs" if state is None else f"no jobs that are {state}", err=True)
 
 
 @jobs.command()

@@ -41,8 +41,11 @@ def list_(
     versions = _store(store).list(name)
     if as_json:
         _print([version.to_json() for version in versions])
-    for version in [] if as_json else versions:
+        return
+    for version in versions:
         typer.echo(_line(version))
+    if not versions:
+        typer.echo("no versions in the store; bpr doctor lists the bundled models", err=True)
 
 
 @app.command()

@@ -1,4 +1,6 @@
-"""Structured logs: one JSON object a line, each with the request's id. Sizes and timings, never contents."""
+"""Logs: one JSON object a line, each with the request's id, or lines to read at a terminal; sizes and timings, never
+contents.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import logging
 import sys
 import time
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -40,10 +42,25 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line, default=str).decode()
 
 
-def configure_logging(level: str, **fixed: Any) -> None:
-    """Send every log line of the process to stderr as JSON, with the keys of ``fixed``."""
+class TextFormatter(logging.Formatter):
+    """``12:31:07 warning message key=value ...``; lines given as ``extra={"lines": [...]}`` stand as they are."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if lines := getattr(record, "lines", None):
+            return "\n".join(lines)
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()} "
+        fields = "".join(f" {key}={value}" for key, value in getattr(record, "fields", {}).items())
+        text = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {level}{record.getMessage()}{fields}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+def configure_logging(level: str, form: Literal["auto", "json", "text"] = "auto", **fixed: Any) -> None:
+    """Send every log line of the process to stderr: as JSON with the keys of ``fixed``, or as text, which "auto" takes
+    where stderr is a terminal.
+    """
+    text = form == "text" or (form == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter(**fixed))
+    handler.setFormatter(TextFormatter() if text else JsonFormatter(**fixed))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -52,5 +69,7 @@ def configure_logging(level: str, **fixed: Any) -> None:
         logger.handlers[:] = []
         logger.propagate = True
     logging.getLogger("uvicorn.access").disabled = True
+    if text:  # what it says of itself, the server says in its own words
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     logging.getLogger("PIL").setLevel(logging.WARNING)
     logging.getLogger("numba").setLevel(logging.WARNING)

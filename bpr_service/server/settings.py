@@ -24,6 +24,8 @@ class ServerSettings(EngineConfig):
     model_store: str | None = None
     """Where model versions are kept; the user's own store where unset. Its active versions go before the bundled."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """JSON, or text to read; auto: text where stderr is a terminal."""
 
     allowed_hosts: tuple[str, ...] = ()
     """Names that the server may be called by (the Host header). None: any where there are keys, else localhost and

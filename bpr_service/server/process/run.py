@@ -15,7 +15,7 @@ from typing import Any
 
 import uvicorn
 
-from bpr_service.errors import BprError, FatalDeviceError
+from bpr_service.errors import BprError, ConfigError, FatalDeviceError
 from bpr_service.runtime.engine import Engine
 from bpr_service.server.http.connection import guarded, room_for_connections
 from bpr_service.server.logs import configure_logging, log
@@ -44,14 +44,15 @@ class Server(uvicorn.Server):
 
 def run(settings: ServerSettings) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code: 0 after a clean drain, 1 where the engine failed."""
-    configure_logging(settings.log_level)
+    check_free(settings.host, settings.port)
+    configure_logging(settings.log_level, settings.log_format)
     app, engine, settings = build(settings)
     return asyncio.run(serve(app, engine, settings))
 
 
 def run_member(settings: ServerSettings, member: Member, listener: socket.socket, own: socket.socket) -> int:
     """`run` for a process of a fleet: on the fleet's ``listener``, and for its siblings on the Unix socket ``own``."""
-    configure_logging(settings.log_level, process=member.process)
+    configure_logging(settings.log_level, settings.log_format, process=member.process)
     app, engine, settings = build(settings, processes=len(member.devices))
     app.state.fleet_text = partial(fleet_metrics, member, app.state.metrics.text)
 
@@ -60,6 +61,37 @@ def run_member(settings: ServerSettings, member: Member, listener: socket.socket
         return [listener, own]
 
     return asyncio.run(serve(app, engine, settings, open_doors))
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise ConfigError where something listens at the address already, or where it is not this machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            door.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"the address {host}:{port}",
+                expected="a free port of this machine",
+                got=error.strerror.lower() if error.strerror else str(error),
+                fix="choose another with --host and --port, or stop what listens there",
+            ) from None
+
+
+def ready_lines(engine: Engine, settings: ServerSettings) -> dict[str, Any]:
+    """What a ready server says, as fields and as the lines of a terminal: where its page is, what it runs on what."""
+    lanes = engine.lanes()
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
+    address = f"http://{host}:{settings.port}"
+    models = {lane.preset: f"{lane.model}@{lane.version}" for lane in lanes}
+    runs_on = sorted({getattr(lane.refiner, "runs_on", engine.device) for lane in lanes})
+    lines = [
+        f"page   {address}/",
+        f"docs   {address}/docs",
+        f"ready  {', '.join(f'{preset} ({model})' for preset, model in models.items())} on {', '.join(runs_on)}",
+    ]
+    return {"fields": {"models": [f"{preset}: {model}" for preset, model in models.items()]}, "lines": lines}
 
 
 async def serve(
@@ -92,9 +124,7 @@ async def serve(
         try:
             app.state.pool.start()
             engine.start()
-            log.info(
-                "ready", extra={"fields": {"models": [f"{x.preset}: {x.model}@{x.version}" for x in engine.lanes()]}}
-            )
+            log.info("ready", extra=ready_lines(engine, settings))
             loop.call_soon_threadsafe(ready.set)
         except BaseException as error:
             failure.append(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import signal
 import socket
 import subprocess
@@ -19,7 +20,11 @@ import httpx
 import pytest
 
 from bpr_service.errors import ConfigError
+from bpr_service.runtime.dummy import DummyModels
+from bpr_service.runtime.engine import Engine
+from bpr_service.server.logs import configure_logging
 from bpr_service.server.process.build import warn_if_open
+from bpr_service.server.process.run import check_free, ready_lines, run
 from bpr_service.server.settings import ServerSettings
 from tests.server.helpers import body
 
@@ -177,3 +182,43 @@ def test_a_server_without_keys_says_so_where_others_reach_it(
 ) -> None:
     warn_if_open(ServerSettings(**settings))
     assert ("NO KEYS" in caplog.text) == warned
+
+
+def test_an_address_that_is_taken_is_named_before_anything_is_loaded() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"127.0.0.1:{port}.*address already in use.*--port"):
+            run(ServerSettings(port=port, dummy=True))
+    check_free("127.0.0.1", port)
+    with pytest.raises(ConfigError, match="a free port of this machine"):
+        check_free("192.0.2.1", 80)
+
+
+def test_a_ready_server_names_its_page_and_what_runs() -> None:
+    engine = Engine(DummyModels(("balanced", "fast")))
+    engine.start()
+    try:
+        said = ready_lines(engine, ServerSettings(host="0.0.0.0", port=8123))
+    finally:
+        engine.stop()
+    assert said["lines"][0].split() == ["page", "http://127.0.0.1:8123/"]
+    assert said["lines"][2].split(maxsplit=1)[1] == "balanced (dummy@v1), fast (dummy@v1) on cpu"
+    assert said["fields"]["models"] == ["balanced: dummy@v1", "fast: dummy@v1"]
+
+
+def test_logs_are_lines_at_a_terminal_and_json_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    try:
+        for form, head in (("text", "page"), ("auto", "{"), ("json", "{")):
+            configure_logging("info", form)  # type: ignore[arg-type]
+            logging.getLogger("x").info("ready", extra={"lines": ["page here"], "fields": {"a": 1}})
+            assert capsys.readouterr().err.startswith(head)
+        configure_logging("info", "text")
+        logging.getLogger("x").warning("slow", extra={"fields": {"ms": 5}})
+        assert capsys.readouterr().err.strip().endswith("warning slow ms=5")
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
