@@ -17,6 +17,7 @@ from bpr_service.formats.base import (
     Unit,
 )
 from bpr_service.formats.folders.cityscapes import CityscapesInstances
+from bpr_service.formats.folders.labelme import LabelMe
 from bpr_service.formats.folders.mask_pngs import InstanceIdPngs, MaskPngs, SoftPngs
 from bpr_service.formats.folders.semantic import Ade, CityscapesLabelIds, CityscapesTrainIds, SemanticPngs, Voc
 from bpr_service.formats.folders.yolo import YoloSegments
@@ -48,6 +49,7 @@ _ALL: tuple[type[PredictionFormat], ...] = (
     LvisResults,
     CityscapesInstances,
     YoloSegments,
+    LabelMe,
     MaskRecords,
     MaskPngs,
     SoftPngs,

@@ -195,6 +195,8 @@ class PredictionFormat(ABC):
     result_is_folder: ClassVar[bool] = True
     has_records: ClassVar[bool] = False
     """The result holds a JSON array of records, which ``write`` puts in place."""
+    encodings: ClassVar[tuple[Encoding, ...]] = ("same",)
+    """The ways in which the format can hold a mask, beside as it came."""
     exif: ClassVar[Exif] = "ignore"
     """The format's convention: do its masks speak of the upright photograph ("apply"), or of the stored pixels?"""
 
@@ -279,7 +281,7 @@ class PredictionFormat(ABC):
             if wanted is None:
                 continue
             try:
-                unit = Unit(number, self.folder.find(wanted), name, name)
+                unit = Unit(number, self.image_of(name, wanted), name, name)
             except BprError as error:
                 if not self.is_prediction(name):
                     continue
@@ -293,6 +295,10 @@ class PredictionFormat(ABC):
                 got=f"no {suffix} file" + (f" that fits {self.options.match}" if self.options.match else ""),
                 fix="check the folder, --format and --match",
             )
+
+    def image_of(self, name: str, wanted: str) -> str:
+        """The image of a file of the folder of predictions, whose name asks for ``wanted``. Raises ``FormatError``."""
+        return self.folder.find(wanted)
 
     def is_prediction(self, name: str) -> bool:
         """False for a file of no image that holds no prediction either, as lists of classes and notes."""

@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bpr_service.errors import MaskError, UnknownName
 from bpr_service.masks.images import open_picture
 from bpr_service.masks.label_maps import picture_like, two_values
 from bpr_service.masks.mask import Mask
-from bpr_service.masks.polygons import joined
+from bpr_service.masks.polygons import Points, joined, traced
 
 Encoding = Literal["same", "rle", "uncompressed_rle", "polygon", "png"]
 """How masks go out; ``same``: as they came."""
+Parts = list[list[Points]]
+"""The rings of each part of a mask: (n, 2) corners x, y in px of its outline, then of its holes."""
 
 
 def encode_like(mask: Mask, given: Any, encoding: Encoding = "same") -> Any:
@@ -99,9 +100,14 @@ def _polygons(mask: Mask, *, slits: bool) -> Any:
     return outer
 
 
-def one_outline(mask: Mask) -> NDArray[np.float64]:
+def parts_of(mask: Mask) -> Parts:
+    """The rings of each part of a mask, along its pixels' edges."""
+    return traced(mask.crop, mask.x, mask.y)
+
+
+def one_outline(parts: Parts) -> Points:
     """(n, 2) corners x, y of one ring that holds a whole mask: its holes and parts are joined by slits."""
-    return joined([np.asarray(ring).reshape(-1, 2) for ring in mask.to_polygons(slits=True)])
+    return joined([joined(rings) for rings in parts])
 
 
 def _area(ring: list[float]) -> float:

@@ -219,19 +219,18 @@ def _next_start(padded: NDArray[np.uint8], seen: NDArray[np.uint8], start: int) 
     return -1
 
 
-def outlines(crop: NDArray[np.uint8], x0: int, y0: int, *, slits: bool = False) -> list[list[float]]:
-    """Outlines [x1, y1, ...] of the 4-connected parts of an (h, w) crop at (x0, y0), in scan order.
+def traced(crop: NDArray[np.uint8], x0: int, y0: int) -> list[list[Points]]:
+    """The rings, (n, 2) corners x, y along the pixels' edges, of the 4-connected parts of an (h, w) crop at (x0, y0).
 
-    Args:
-        slits: join every hole to the outline of its part by a slit of no width, so that the outline holds it: drawn
-            by the even-odd rule the slit leaves no trace. Without it holes are left out, and so are filled.
+    Parts come in scan order; the first ring of a part is its outline, the others, which go the other way round, are
+    its holes.
     """
     if crop.size == 0:
         return []
     padded = np.pad(crop, 1)
     seen = np.zeros_like(padded)
     points = np.empty((1024, 2), np.int32)
-    found: list[tuple[int, Points]] = []
+    outer: list[tuple[int, Points]] = []
     holes: list[tuple[int, Points]] = []
     at = _next_start(padded, seen, 0)
     while at >= 0:
@@ -241,24 +240,34 @@ def outlines(crop: NDArray[np.uint8], x0: int, y0: int, *, slits: bool = False) 
             points = np.empty((n, 2), np.int32)
             _trace(padded, seen, y, x, points)
         ring = (points[:n] + np.array([x0 - 1, y0 - 1])).astype(np.float64)
-        (found if area2 > 0 else holes).append((at, ring))  # a hole is followed the other way round
+        (outer if area2 > 0 else holes).append((at, ring))
         at = _next_start(padded, seen, at)
-    if slits and holes:
-        return [ring.reshape(-1).tolist() for ring in _with_holes(padded, found, holes)]
-    return [ring.reshape(-1).tolist() for _, ring in found]
+    if not holes:
+        return [[ring] for _, ring in outer]
+    return _with_holes(padded, outer, holes)
+
+
+def outlines(crop: NDArray[np.uint8], x0: int, y0: int, *, slits: bool = False) -> list[list[float]]:
+    """Outlines [x1, y1, ...] of the 4-connected parts of an (h, w) crop at (x0, y0), in scan order.
+
+    Args:
+        slits: join every hole to the outline of its part by a slit of no width, so that the outline holds it: drawn
+            by the even-odd rule the slit leaves no trace. Without it holes are left out, and so are filled.
+    """
+    return [(joined(rings) if slits else rings[0]).reshape(-1).tolist() for rings in traced(crop, x0, y0)]
 
 
 def _with_holes(
     padded: NDArray[np.uint8], outer: Sequence[tuple[int, Points]], holes: Sequence[tuple[int, Points]]
-) -> list[Points]:
-    """Each outer ring joined to the holes of its own part; rings come with the pixel that they begin at."""
+) -> list[list[Points]]:
+    """Each outer ring with the holes of its own part; rings come with the pixel that they begin at."""
     import cv2
 
     part = cv2.connectedComponents(padded, connectivity=4)[1].ravel()
     of_part: dict[int, list[Points]] = {int(part[at]): [ring] for at, ring in outer}
     for at, ring in holes:
         of_part[int(part[at])].append(ring)
-    return [joined(rings) for rings in of_part.values()]
+    return list(of_part.values())
 
 
 def joined(rings: Sequence[Points]) -> Points:

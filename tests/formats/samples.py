@@ -25,28 +25,8 @@ from bpr_service.formats import (
     open_predictions,
 )
 from bpr_service.masks.mask import Mask, write_panoptic_png
-
-H, W = 40, 52
-
-
-def ring(y: int, x: int, size: int = 14) -> np.ndarray:
-    """A square with a hole and a second part at the right."""
-    array = np.zeros((H, W), np.uint8)
-    array[y : y + size, x : x + size] = 1
-    array[y + 4 : y + 8, x + 4 : x + 9] = 0
-    array[y : y + 5, x + size + 2 : x + size + 6] = 1
-    return array
-
-
-def disc(y: int, x: int, radius: int = 9) -> np.ndarray:
-    ys, xs = np.mgrid[:H, :W]
-    return ((ys - y) ** 2 + (xs - x) ** 2 <= radius**2).astype(np.uint8)
-
-
-def image(path: Path, seed: int = 0) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    Image.fromarray(rng.integers(0, 255, (H, W, 3), np.uint8)).save(path)
+from tests.formats import tool_samples
+from tests.formats.drawing import H, W, disc, image, ring
 
 
 def dataset(root: Path, names: dict[int, str], key: str = "file_name") -> str:
@@ -178,6 +158,7 @@ SAMPLES: dict[tuple[str, str], Callable[[Path], Paths]] = {
     ("instance", "lvis"): lvis,
     ("instance", "cityscapes"): cityscapes,
     ("instance", "yolo"): yolo,
+    ("instance", "labelme"): tool_samples.labelme,
     ("instance", "masks"): mask_records,
     ("instance", "png"): mask_pngs("png"),
     ("instance", "soft"): mask_pngs("soft"),
@@ -252,7 +233,10 @@ def _instance(item: Any, name: str) -> tuple[Any, ...]:
         record = {key: value for key, value in record.items() if key != "segmentation"}, list(record)
     elif name == "yolo":
         record = record[0].split()[0]
-    return item.position, item.category, item.score, item.mask.to_array().tolist(), item.problem, record
+    elif name == "labelme":
+        record = {key: value for key, value in record.items() if key not in ("points", "mask", "shape_type")}
+    array = None if item.mask is None else item.mask.to_array().tolist()
+    return item.position, item.category, item.score, array, item.problem, item.skipped, record
 
 
 def edit_masks(prediction: InstancePrediction, edit: Callable[[np.ndarray], np.ndarray]) -> InstancePrediction:

@@ -15,7 +15,8 @@ from bpr_service.errors import ConfigError, FormatError, NotFoundError, UnknownN
 from bpr_service.formats import InstancePrediction, Paths, open_predictions
 from bpr_service.formats.images import ImageFolder
 from bpr_service.masks.mask import Mask, write_panoptic_png
-from tests.formats.samples import H, W, coco, disc, image, panoptic, sample, semantic
+from tests.formats.drawing import H, W, disc, image
+from tests.formats.samples import coco, panoptic, sample, semantic
 
 
 def rewrite(paths: Paths, edit: Any) -> str:

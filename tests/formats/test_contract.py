@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from bpr_service.formats import FORMATS, InstancePrediction, open_predictions
-from tests.formats.samples import content, disc, kinds, result_paths, ring, sample, write_all
+from tests.formats.drawing import disc, ring
+from tests.formats.samples import content, kinds, result_paths, sample, write_all
 
 every_format = pytest.mark.parametrize("kind", kinds(), ids="-".join)
 
@@ -52,7 +53,7 @@ def test_untouched_units_come_back_byte_for_byte(kind: tuple[str, str], tmp_path
     if file.result_is_folder:
         source = Path(file.paths.panoptic_dir or file.paths.predictions)
         names = [p.relative_to(source) for p in source.rglob("*.png")] + [
-            p.relative_to(source) for p in source.rglob("a*.txt")
+            p.relative_to(source) for suffix in ("txt", "json") for p in source.rglob(f"a*.{suffix}")
         ]
         assert names
         for name in names:
@@ -69,21 +70,21 @@ def test_changed_masks_are_written(kind: tuple[str, str], tmp_path: Path) -> Non
     out = out_path(kind, tmp_path)
     if file.name == "ids":
         pytest.skip("a label map; its changes are tested with those of semantic maps")
-    counts = {len(file.read(unit).masks) for unit in file.scan()}  # type: ignore[union-attr]
-    new = [Mask.from_array(ring(10, 12 + i)) for i in range(counts.pop())]
-    warnings = write_all(file, out, lambda unit, prediction: prediction.with_masks(new))
+    new = [Mask.from_array(ring(10, 12 + i)) for i in range(3)]
+    warnings = write_all(file, out, lambda unit, prediction: prediction.with_masks(new[: len(prediction.masks)]))
     assert warnings == []
     again = open_predictions(*kind, result_paths(file, out))
     for before, unit in zip(file.scan(), again.scan(), strict=True):
         old, read = file.read(before), again.read(unit)
         assert isinstance(old, InstancePrediction)
         assert isinstance(read, InstancePrediction)
-        for item, was, mask in zip(read.instances, old.instances, new, strict=True):
+        left = [(item, was) for item, was in zip(read.instances, old.instances, strict=True) if was.mask is not None]
+        for (item, was), mask in zip(left, new, strict=False):
             assert item.mask is not None
             np.testing.assert_array_equal(item.mask.to_array(), mask.to_array())
             assert (item.position, item.category, item.score) == (was.position, was.category, was.score)
             if isinstance(item.record, dict):
-                assert list(item.record) == list(was.record)  # keys and their order
+                assert list(item.record)[: len(was.record)] == list(was.record)  # keys and their order
                 assert item.record.get("my") == was.record.get("my")
                 if "bbox" in item.record:
                     assert item.record["bbox"] == mask.bbox

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bpr_service.masks.mask import Mask
-from tests.formats.samples import H, W, disc
+from tests.formats.drawing import H, W, disc
 
 SCRIPT = """
 import json, resource, sys

@@ -98,11 +98,11 @@ class YoloSegments(PredictionFormat):
 
     def _line(self, item: Instance, line: str) -> str:
         """`line` with the outline of the mask; its class and the columns behind the points as they were."""
-        from bpr_service.masks.encoding import one_outline
+        from bpr_service.masks.encoding import one_outline, parts_of
 
         mask, trailing = item.mask, item.record[1]
         assert mask is not None
-        points = one_outline(mask) / [mask.width, mask.height]
+        points = one_outline(parts_of(mask)) / [mask.width, mask.height]
         words = line.split()
         ending = line[len(line.rstrip("\r\n")) :]
         coordinates = [f"{value:.6f}" for value in points.reshape(-1)]

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from bpr_service import storage
 from bpr_service.errors import BprError, FormatError
 from bpr_service.formats.base import Encoded, PanopticPrediction, Paths, PredictionFormat, Task, Unit, at
-from bpr_service.formats.records.record_file import Record, RecordFile, parse, plain_id, splice
+from bpr_service.formats.records.record_file import Record, RecordFile, parse, plain_id
+from bpr_service.formats.records.splice import splice
 
 WHAT = "an object with annotations[{image_id, file_name, segments_info}]"
 JSON_NAME = "panoptic.json"

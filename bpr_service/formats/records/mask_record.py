@@ -7,7 +7,8 @@ from typing import Any
 
 from bpr_service.errors import BprError
 from bpr_service.formats.base import FileOptions, Instance, at
-from bpr_service.formats.records.record_file import dump, splice
+from bpr_service.formats.records.record_file import dump
+from bpr_service.formats.records.splice import splice
 from bpr_service.masks.encoding import encode_like
 
 NO_MASK, CROWD = "no segmentation", "a crowd"

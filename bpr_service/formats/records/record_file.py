@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -214,37 +213,6 @@ def parse(data: bytes) -> Any:
 def dump(record: Any) -> bytes:
     """Encode one record compactly; keys keep their order."""
     return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
-
-
-_SPACE = re.compile(r"[ \t\n\r]*")
-_DECODER = json.JSONDecoder()
-
-
-def splice(data: bytes, new: Mapping[str, Any]) -> bytes:
-    """The bytes of a JSON object with the values of some of its keys replaced; every other byte stays.
-
-    Keys that the object does not have are left out.
-    """
-    text = data.decode("utf-8")
-    parts, done = [], 0
-    at = _skip(text, text.index("{") + 1)
-    while text[at] == '"':
-        key, at = _DECODER.raw_decode(text, at)
-        start = _skip(text, text.index(":", at) + 1)
-        _, at = _DECODER.raw_decode(text, start)
-        if key in new:
-            parts += [text[done:start], json.dumps(new[key], separators=(",", ":"))]
-            done = at
-        at = _skip(text, at)
-        if text[at] != ",":
-            break
-        at = _skip(text, at + 1)
-    return "".join([*parts, text[done:]]).encode("utf-8")
-
-
-def _skip(text: str, at: int) -> int:
-    match = _SPACE.match(text, at)
-    return match.end() if match else at
 
 
 def plain_id(value: Any) -> int | str:

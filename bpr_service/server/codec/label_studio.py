@@ -11,8 +11,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from bpr_service.errors import BprError, ForbiddenError, InputError, LimitError
+from bpr_service.masks.brush_rle import decode_brush, encode_brush
 from bpr_service.masks.mask import Mask
-from bpr_service.server.codec.brush_rle import decode_brush, encode_brush
 from bpr_service.server.codec.faults import located, validated
 from bpr_service.server.codec.memory import MASK_BYTES, VALUE_BYTES, Allowance
 from bpr_service.server.codec.parse import Limits, check_number, decode_base64, decode_image, load_json
