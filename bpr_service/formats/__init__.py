@@ -23,6 +23,8 @@ from bpr_service.formats.folders.semantic import Ade, CityscapesLabelIds, Citysc
 from bpr_service.formats.folders.yolo import YoloSegments
 from bpr_service.formats.records.coco import CocoResults
 from bpr_service.formats.records.coco_panoptic import CocoPanoptic
+from bpr_service.formats.records.cvat import CvatImages
+from bpr_service.formats.records.label_studio import LabelStudio
 from bpr_service.formats.records.lvis import LvisResults
 from bpr_service.formats.records.one_list import MaskRecords
 
@@ -50,6 +52,8 @@ _ALL: tuple[type[PredictionFormat], ...] = (
     CityscapesInstances,
     YoloSegments,
     LabelMe,
+    CvatImages,
+    LabelStudio,
     MaskRecords,
     MaskPngs,
     SoftPngs,

@@ -194,7 +194,8 @@ class PredictionFormat(ABC):
     task: ClassVar[Task]
     result_is_folder: ClassVar[bool] = True
     has_records: ClassVar[bool] = False
-    """The result holds a JSON array of records, which ``write`` puts in place."""
+    """The result is one file of records, which ``write`` puts in place."""
+    records_are_json: ClassVar[bool] = True
     encodings: ClassVar[tuple[Encoding, ...]] = ("same",)
     """The ways in which the format can hold a mask, beside as it came."""
     exif: ClassVar[Exif] = "ignore"

@@ -159,6 +159,8 @@ SAMPLES: dict[tuple[str, str], Callable[[Path], Paths]] = {
     ("instance", "cityscapes"): cityscapes,
     ("instance", "yolo"): yolo,
     ("instance", "labelme"): tool_samples.labelme,
+    ("instance", "cvat"): tool_samples.cvat,
+    ("instance", "label-studio"): tool_samples.label_studio,
     ("instance", "masks"): mask_records,
     ("instance", "png"): mask_pngs("png"),
     ("instance", "soft"): mask_pngs("soft"),
@@ -235,6 +237,10 @@ def _instance(item: Any, name: str) -> tuple[Any, ...]:
         record = record[0].split()[0]
     elif name == "labelme":
         record = {key: value for key, value in record.items() if key not in ("points", "mask", "shape_type")}
+    elif name == "cvat":
+        record = {key: value for key, value in record[1].items() if key in ("label", "occluded", "z_order")}
+    elif name == "label-studio":
+        record = record[0], {key: value for key, value in record[1].items() if key != "value"}
     array = None if item.mask is None else item.mask.to_array().tolist()
     return item.position, item.category, item.score, array, item.problem, item.skipped, record
 

@@ -103,7 +103,7 @@ class RecordFile:
         """How the file sets its records apart, so that they are set apart in the same way again."""
         head, gaps = self.head, [(self.head.start, spans.first), spans.gap, (spans.last, self.head.end)]
         with storage.open_read(self.address) as file:
-            head.before, between, head.after = (_read_at(file, start, end - start) for start, end in gaps)
+            head.before, between, head.after = (read_at(file, start, end - start) for start, end in gaps)
         head.between = between or (b"\n" if self.is_lines else b",\n")
 
     def _other(self, got: str) -> FormatError:
@@ -114,7 +114,7 @@ class RecordFile:
     def raw(self, spans: list[tuple[int, int]]) -> list[bytes]:
         """The bytes of records at (first byte, bytes), which must be in rising order."""
         with storage.open_read(self.address) as file:
-            return [_read_at(file, start, length) for start, length in spans]
+            return [read_at(file, start, length) for start, length in spans]
 
     def write(self, out: str, records: Iterable[bytes]) -> None:
         """Write ``records`` in place of the file's; all that stands around them is kept byte for byte."""
@@ -123,11 +123,11 @@ class RecordFile:
                 pass
         head = self.head
         with storage.open_read(self.address) as source, storage.replacing(out) as target:
-            _copy(source, target, 0, head.start)
+            copy_range(source, target, 0, head.start)
             for number, record in enumerate(records):
                 target.write((head.between if number else head.before) + record)
             target.write(head.after)
-            _copy(source, target, head.end, None)
+            copy_range(source, target, head.end, None)
 
 
 class _Spans:
@@ -145,13 +145,15 @@ class _Spans:
         self.last = end
 
 
-def _read_at(file: Any, start: int, length: int) -> bytes:
+def read_at(file: Any, start: int, length: int) -> bytes:
+    """``length`` bytes of an open file from ``start`` on."""
     file.seek(start)
     data: bytes = file.read(length)
     return data
 
 
-def _copy(source: Any, target: Any, start: int, end: int | None) -> None:
+def copy_range(source: Any, target: Any, start: int, end: int | None) -> None:
+    """Copy the bytes from ``start`` to ``end`` (None: to the last) of an open file to another, in blocks."""
     source.seek(start)
     left = end - start if end is not None else None
     while left is None or left > 0:

@@ -113,7 +113,7 @@ def open_file(request: RefineRequest, within: tuple[str, ...] | None = None) -> 
     """
     paths = Paths(request.images, request.predictions, request.dataset, request.panoptic_dir, within)
     file = open_predictions(request.task, request.format, paths)
-    if request.result != "file" and not file.has_records:
+    if request.result != "file" and not (file.has_records and file.records_are_json):
         raise ConfigError("--result", expected="a format with JSON records", got=file.name, fix="leave it out")
     if request.result == "parquet" and find_spec("pyarrow") is None:
         raise ConfigError("--result parquet", expected="pyarrow", got="none", fix="pip install pyarrow, or take jsonl")
