@@ -35,7 +35,7 @@ def calibration(refiner: Any, data: Path, patches: int) -> Any:
             x0, y0, x1, y1 = truth.box
             soft, _ = coarse_mask(truth.window(x0, y0, x1, y1), rng)
             masks.append(Mask.from_window((soft > 0.5).astype(np.uint8), x0, y0, truth.height, truth.width))
-        found.append(refiner.prepare(sample.image, masks).crops(0, 16).numpy())
+        found.append(refiner.prepare(sample.image, masks).crops(0, 16))
         if sum(map(len, found)) >= patches:
             break
     return np.concatenate(found)[:patches]
