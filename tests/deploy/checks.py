@@ -116,7 +116,8 @@ def storage(root: Path) -> Iterator[str]:
         for container in (c for c in containers(o) if {"args", "volumeMounts"} <= c.keys()):
             mounts = [entry["mountPath"] for entry in container["volumeMounts"]]
             grace = o["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-            places.append((where, image | env_file(root / files[container["args"][0]]), mounts, grace - 5))
+            own = files.get(container["args"][0])
+            places.append((where, image | (env_file(root / own) if own else {}), mounts, grace - 5))
     for where, values, mounts, grace_s in places:
         kept = [values[n] for n in values if n.endswith(("_DIR", "_HOME", "_STORE", "_FOLDER", "_FILE"))]
         for path in [*volumes, *kept, *known.roots(values)]:

@@ -76,6 +76,18 @@ def test_overlays_are_what_kubernetes_takes(clean: Path, overlay: str) -> None:
     assert list(kubernetes_problems([server]))
 
 
+def test_an_indexed_job_does_every_part_once(clean: Path) -> None:
+    """Whole without kustomize: the share of a task is its index of as many as there are completions."""
+    jobs = [o for where, o in deployment.manifests(clean) if o["kind"] == "Job"]
+    assert [o["metadata"]["name"] for o in jobs] == ["bpr-parts", "bpr-merge"]
+    assert list(kubernetes_problems(jobs)) == []
+    parts, merge = (o["spec"]["template"]["spec"]["containers"][0]["args"] for o in jobs)
+    assert parts[:-1] == merge[:-1]
+    assert (parts[-1], merge[-1]) == (f"--part=$(JOB_COMPLETION_INDEX)/{jobs[0]['spec']['completions']}", "--merge")
+    assert jobs[0]["spec"]["completionMode"] == "Indexed"
+    assert jobs[1]["spec"]["suspend"], "it would run before the parts"
+
+
 @pytest.mark.parametrize("check", checks.CHECKS)
 def test_the_files_say_what_is_true_of_the_code(clean: Path, check: str) -> None:
     assert list(checks.CHECKS[check](clean)) == []
