@@ -15,7 +15,8 @@ import pytest
 import supervision
 
 from bpr_service import errors
-from bpr_service.client import AsyncClient, Client, from_detections, to_detections
+from bpr_service.client import AsyncClient, Client
+from bpr_service.connect import from_detections, to_detections
 from bpr_service.masks.label_maps import panoptic_png
 from bpr_service.server.http.auth import ApiKey, Keys, hash_key
 from tests.server.helpers import HEIGHT, WIDTH, Running, coarse, disc, picture, png, serving

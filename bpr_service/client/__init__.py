@@ -18,7 +18,6 @@ except ModuleNotFoundError as error:
     from bpr_service.extras import missing
 
     raise (ImportError(str(missing(error) or error), name=error.name)) from None
-from bpr_service.client.detections import from_detections, to_detections
 from bpr_service.client.messages import Refined, RefinedMask
 
-__all__ = ["AsyncClient", "Client", "Refined", "RefinedMask", "from_detections", "to_detections"]
+__all__ = ["AsyncClient", "Client", "Refined", "RefinedMask"]

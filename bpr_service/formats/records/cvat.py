@@ -9,9 +9,9 @@ Source: docs.cvat.ai, "XML annotation format".
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from xml.parsers import expat
 from xml.sax.saxutils import quoteattr
 
@@ -23,6 +23,9 @@ from bpr_service.formats.base import Encoded, Instance, InstancePrediction, Pred
 from bpr_service.formats.records.record_file import copy_range, read_at
 from bpr_service.masks.encoding import Encoding
 from bpr_service.masks.images import Exif
+
+if TYPE_CHECKING:
+    from bpr_service.masks.mask import Mask
 
 WHAT = "CVAT for images: an XML file of <image> elements"
 MAX_IMAGE_BYTES = 64 << 20
@@ -208,22 +211,43 @@ def _polygon(attributes: dict[str, str], size: tuple[int, int]) -> Any:
 
 
 def _mask(attributes: dict[str, str], size: tuple[int, int]) -> Any:
-    """The runs of a mask in their place. Raises ``FormatError``."""
-    from bpr_service.masks.mask import Mask
-
     try:
         left, top, width, height = (int(float(attributes[key])) for key in _GEOMETRY["mask"][1:])
-        runs = np.array([int(run) for run in attributes["rle"].split(",")], np.int64)
+        runs = [int(run) for run in attributes["rle"].split(",")]
     except (KeyError, ValueError, OverflowError) as error:
         raise FormatError("a mask", expected="rle, left, top, width and height", got=str(error)) from None
-    if min(left, top) < 0 or min(width, height) < 1 or top + height > size[0] or left + width > size[1]:
-        got = f"{height} x {width} at x={left}, y={top}"
+    return mask_of_runs(runs, (left, top, left + width, top + height), size)
+
+
+def mask_of_runs(lengths: Sequence[float], box: tuple[int, int, int, int], size: tuple[int, int]) -> Mask:
+    """A mask of an (H, W) image of ``size`` from the lengths of runs, background first, row by row in a box.
+
+    Args:
+        box: (x0, y0, x1, y1) px, half-open.
+
+    Raises:
+        FormatError: the box leaves the image, or the runs do not fill it.
+    """
+    from bpr_service.masks.mask import Mask
+
+    x0, y0, x1, y1 = box
+    runs, pixels = np.asarray(lengths, np.int64), (x1 - x0) * (y1 - y0)
+    if min(x0, y0) < 0 or x1 <= x0 or y1 <= y0 or y1 > size[0] or x1 > size[1]:
+        got = f"{y1 - y0} x {x1 - x0} at x={x0}, y={y0}"
         raise FormatError("a mask leaves the image", expected=f"a box inside {size[0]} x {size[1]}", got=got)
-    if runs.min() < 0 or runs.max() > width * height or runs.sum() != width * height:
+    if not runs.size or runs.min() < 0 or runs.max() > pixels or runs.sum() != pixels:
         got = f"{runs.size} runs of {int(runs.sum())} px"
-        raise FormatError("rle", expected=f"runs of {width * height} px in all", got=got)
+        raise FormatError("rle", expected=f"runs of {pixels} px in all", got=got)
     values = (np.arange(runs.size) % 2).astype(np.uint8)
-    return Mask.from_window(np.repeat(values, runs).reshape(height, width), left, top, *size)
+    return Mask.from_window(np.repeat(values, runs).reshape(y1 - y0, x1 - x0), x0, y0, *size)
+
+
+def runs_of(mask: Mask) -> list[int]:
+    """The lengths of the runs of a mask, background first, row by row in its box."""
+    flat = mask.window(*mask.box).reshape(-1)
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    runs: list[int] = np.diff(np.concatenate(([0], edges, [flat.size]))).tolist()
+    return [0, *runs] if flat[0] else runs
 
 
 def _written(data: bytes, item: Instance, encoding: Encoding) -> bytes:
@@ -237,10 +261,7 @@ def _written(data: bytes, item: Instance, encoding: Encoding) -> bytes:
     if encoding == "polygon" or (encoding == "same" and tag == "polygon" and lone):
         return _retagged(data, tag, "polygon", [";".join(f"{x:.2f},{y:.2f}" for x, y in one_outline(parts))])
     x0, y0, x1, y1 = mask.box
-    flat = mask.window(x0, y0, x1, y1).reshape(-1)
-    edges = np.flatnonzero(np.diff(flat)) + 1
-    runs = np.diff(np.concatenate(([0], edges, [flat.size]))).tolist()
-    rle = ", ".join(map(str, [0, *runs] if flat[0] else runs))
+    rle = ", ".join(map(str, runs_of(mask)))
     return _retagged(data, tag, "mask", [rle, str(x0), str(y0), str(x1 - x0), str(y1 - y0)])
 
 
