@@ -90,6 +90,7 @@ def refine(
     encoding: options.Encoding = "same",
     crowds: options.Crowds = False,
     columns: options.Columns = None,
+    simplify: options.Simplify = None,
     page: options.Page = None,
     window: options.Window = None,
     settings: options.Set = None,
@@ -98,7 +99,7 @@ def refine(
     from bpr_service.refine_command import Call, run_refine
 
     file_options = options.file_options(
-        exif=exif, encoding=encoding, crowds=crowds, columns=columns, page=page, window=window
+        exif=exif, encoding=encoding, crowds=crowds, columns=columns, simplify=simplify, page=page, window=window
     )
     call = Call(image, mask, out, task, format_, image_id, ignore_label, segments, picture)
     settings = [*(settings or ()), *([] if gate else ["gate=false"])]

@@ -22,6 +22,11 @@ Crowds = Annotated[bool, typer.Option("--crowds", help="Refine records that are 
 Columns = Annotated[
     str | None, typer.Option(help="YOLO, behind the points: none, confidence, confidence+track; default: finds out.")
 ]
+Simplify = Annotated[
+    float | None,
+    typer.Option(help="Write polygons of few corners, no point farther from the refined edge than this, px.",
+                 metavar="PX"),
+]  # fmt: skip
 Page = Annotated[int | None, typer.Option(help="Which page of a TIFF is the image, from 1.", min=1)]
 Window = Annotated[
     str | None, typer.Option(help="auto, or LOW,HIGH: the values of the image that become black and white.")

@@ -76,7 +76,17 @@ def run_refine(
         one.write(str(out), refined.encoded)
     if call.picture is not None:
         write_picture(str(call.picture), before_after(refined.image, *_pair(refined)))
-    _tell(refiner, call.out, _named(refined, one), refined.skipped, refined.warnings)
+    told = [*refined.warnings, *_simplified(refined.simplified)]
+    _tell(refiner, call.out, _named(refined, one), refined.skipped, told)
+
+
+def _simplified(sums: dict[str, float]) -> list[str]:
+    """What simplifying the outlines cost, in a line."""
+    if not sums.get("masks"):
+        return []
+    lost = sums["f_lost_at_1px"] / sums["masks"]
+    before, after = int(sums["vertices_before"]), int(sums["vertices_after"])
+    return [f"outlines of {before} vertices became {after}; boundary F at 1 px lost: {lost:.4f}"]
 
 
 def _check_targets(call: Call) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bpr_service.errors import UnknownName
+from bpr_service.errors import ConfigError, UnknownName
 from bpr_service.formats.base import (
     TASKS,
     Encoded,
@@ -74,10 +74,15 @@ def open_predictions(task: str, name: str | None, paths: Paths) -> PredictionFor
 
     Raises:
         UnknownName: there is no such task, or no such format of it.
+        ConfigError: the format cannot hold masks in the encoding that is asked for.
     """
     if task not in TASKS:
         raise UnknownName("task", task, TASKS)
     name = name or DEFAULT_FORMAT[task]
     if (task, name) not in FORMATS:
         raise UnknownName(f"{task} format", name, [known for of, known in FORMATS if of == task])
-    return FORMATS[task, name](paths)
+    file, asked = FORMATS[task, name](paths), paths.options.encoding
+    if asked not in file.encodings:
+        held = " or ".join(file.encodings)
+        raise ConfigError(f"masks as {asked}", expected=held, got=f"format {name}", fix="choose another encoding")
+    return file

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bpr_service import storage
 from bpr_service.config import Settings
 from bpr_service.errors import BprError, ConfigError, FormatError
 from bpr_service.formats.images import ImageFolder, NamePattern, image_size, plain
-from bpr_service.masks.encoding import Encoding
+from bpr_service.masks.encoding import Encoding, Parts
 from bpr_service.masks.images import Exif
 
 if TYPE_CHECKING:
@@ -48,10 +48,21 @@ class FileOptions(Settings):
     """Which files of a folder are predictions and of which image: ``*_mask.png``."""
     columns: Literal["none", "confidence", "confidence+track"] | None = None
     """YOLO: what stands behind the points of a line; None finds out."""
+    simplify: float | None = Field(default=None, gt=0, le=1000)
+    """Write polygons with few corners, none of whose points is farther from the refined edge than this, in px."""
     page: int | None = Field(default=None, ge=1)
     """Which page of a TIFF is the image, from 1."""
     window: Literal["auto"] | tuple[float, float] | None = None
     """Values of the image that become black and white; see `bpr_service.masks.images.open_image`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _simplified_are_polygons(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("simplify") is not None:
+            if values.get("encoding", "same") not in ("same", "polygon"):
+                raise ValueError("simplify writes polygons: leave encoding out")
+            return {**values, "encoding": "polygon"}
+        return values
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,7 @@ class Instance:
     refine (``skipped`` says why: absent, a crowd).
 
     ``record`` is what the file had (a JSON object, a line), kept so that what is not understood comes back unchanged.
+    ``parts`` are the mask's outlines with few corners, where that was asked for.
     """
 
     position: int
@@ -116,6 +128,7 @@ class Instance:
     changed: bool = False
     problem: str | None = None
     skipped: str | None = None
+    parts: Parts | None = None
 
 
 @dataclass(frozen=True, slots=True)

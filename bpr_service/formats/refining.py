@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ class RefinedUnit:
         skipped: how many masks were left alone, by reason.
         encoded: the unit as bytes, in the form that it came in.
         warnings: what a person should know.
+        simplified: sums over masks where outlines were simplified: masks, vertices before and after, F lost at 1 px.
     """
 
     image: NDArray[np.uint8]
@@ -53,6 +54,7 @@ class RefinedUnit:
     skipped: dict[str, int]
     encoded: Encoded
     warnings: list[str] = field(default_factory=list)
+    simplified: dict[str, float] = field(default_factory=dict)
 
 
 def refine_file_unit(
@@ -77,6 +79,7 @@ def refine_file_unit(
         stated = f"{unit.size[0]} x {unit.size[1]}"
         warnings.append(f"{unit.image}: stated as {stated} (height x width), is {size[0]} x {size[1]}")
     failed: list[str] = []
+    simplified: dict[str, float] = {}
     skipped: Counter[str] = Counter()
     after: Prediction
     if isinstance(before, InstancePrediction):
@@ -85,6 +88,8 @@ def refine_file_unit(
         result = refiner.refine(image.pixels, before.masks) if before.masks else None
         reports: Sequence[MaskReport] = result.reports if result else []
         after = before.with_masks(result.masks) if result else before
+        if file.options.simplify is not None:
+            after, simplified = _simplified(after, file.options.simplify)
     elif isinstance(before, PanopticPrediction):
         after, reports, more = refine_segments(refiner, image.pixels, before, file.options.crowds)
         warnings += [f"{unit.name}: {line}" for line in more]
@@ -96,7 +101,28 @@ def refine_file_unit(
         reports, after = semantic.reports, before.with_label_map(semantic.label_map)
     encoded = file.encode(unit, after)
     warnings += encoded.warnings
-    return RefinedUnit(image.pixels, before, after, reports, failed, dict(+skipped), encoded, warnings)
+    return RefinedUnit(image.pixels, before, after, reports, failed, dict(+skipped), encoded, warnings, simplified)
+
+
+def _simplified(after: InstancePrediction, tolerance_px: float) -> tuple[InstancePrediction, dict[str, float]]:
+    """The instances with outlines of few corners, and what that cost; masks of one image share their edges."""
+    from bpr_service.masks.encoding import parts_of
+    from bpr_service.masks.simplify import boundary_agreement, corners_of, drawn, simplify_masks
+
+    masks = after.masks
+    found = simplify_masks(masks, tolerance_px)
+    lost = [
+        1.0 - boundary_agreement(mask, drawn(parts, mask.height, mask.width)) if parts else 0.0
+        for mask, parts in zip(masks, found, strict=True)
+    ]
+    new = iter(found)
+    items = [item if item.mask is None else replace(item, parts=next(new) or None) for item in after.instances]
+    return InstancePrediction(tuple(items)), {
+        "masks": len(masks),
+        "vertices_before": sum(corners_of(parts_of(mask)) for mask in masks),
+        "vertices_after": sum(map(corners_of, found)),
+        "f_lost_at_1px": round(sum(lost), 6),
+    }
 
 
 def _read(address: str, file: PredictionFormat, max_pixels: int) -> ReadImage:

@@ -87,7 +87,10 @@ class LabelMe(PredictionFormat):
         new: dict[Path, Any] = {}
         encoded = Encoded()
         for item in prediction.instances:
-            if item.mask is None or not (item.changed or self.options.encoding != "same"):
+            if item.mask is None:
+                continue
+            was: Encoding = "png" if item.record.get("shape_type") == "mask" else "polygon"
+            if not item.changed and self.options.encoding in ("same", was):
                 continue
             if item.mask.is_empty:
                 encoded.warnings.append(
@@ -141,7 +144,7 @@ def _values(item: Instance, encoding: Encoding) -> dict[str, Any]:
 
     mask = item.mask
     assert mask is not None
-    parts = parts_of(mask)
+    parts = item.parts or parts_of(mask)
     was_mask = item.record.get("shape_type") == "mask"
     plain = len(parts) == 1 and len(parts[0]) == 1
     if encoding == "polygon" or (encoding == "same" and not was_mask and plain):

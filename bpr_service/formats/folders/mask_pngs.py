@@ -20,6 +20,7 @@ from bpr_service.formats.base import (
     Unit,
     at,
 )
+from bpr_service.masks.encoding import Encoding
 
 
 class MaskPngs(PredictionFormat):
@@ -28,6 +29,7 @@ class MaskPngs(PredictionFormat):
     name: ClassVar[str] = "png"
     task: ClassVar[Task] = "instance"
     soft: ClassVar[bool] = False
+    encodings: ClassVar[tuple[Encoding, ...]] = ("same", "png")
 
     def scan(self) -> Iterator[Unit]:
         return self.files(".png", "PNGs of one mask each")

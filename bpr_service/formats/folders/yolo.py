@@ -18,6 +18,7 @@ import numpy as np
 from bpr_service import storage
 from bpr_service.errors import BprError
 from bpr_service.formats.base import Encoded, Instance, InstancePrediction, PredictionFormat, Task, Unit, at
+from bpr_service.masks.encoding import Encoding
 from bpr_service.masks.images import Exif
 
 _OUTSIDE = 0.01
@@ -30,6 +31,7 @@ class YoloSegments(PredictionFormat):
     name: ClassVar[str] = "yolo"
     task: ClassVar[Task] = "instance"
     exif: ClassVar[Exif] = "apply"
+    encodings: ClassVar[tuple[Encoding, ...]] = ("same", "polygon")
 
     def scan(self) -> Iterator[Unit]:
         return self.files(".txt", "text files of 'class x1 y1 x2 y2 ...'")
@@ -102,7 +104,7 @@ class YoloSegments(PredictionFormat):
 
         mask, trailing = item.mask, item.record[1]
         assert mask is not None
-        points = one_outline(parts_of(mask)) / [mask.width, mask.height]
+        points = one_outline(item.parts or parts_of(mask)) / [mask.width, mask.height]
         words = line.split()
         ending = line[len(line.rstrip("\r\n")) :]
         coordinates = [f"{value:.6f}" for value in points.reshape(-1)]

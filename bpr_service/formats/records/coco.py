@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from bpr_service.errors import BprError, FormatError
 from bpr_service.formats.base import Encoded, Instance, InstancePrediction, Paths, PredictionFormat, Task, Unit
 from bpr_service.formats.records.mask_record import encode_record, read_mask
 from bpr_service.formats.records.record_file import ARRAYS, Grouping, Record, RecordFile, parse, plain_id
+from bpr_service.masks.encoding import Encoding
 
 ImageEntry = tuple[str, tuple[int, int] | None]
 """File name, and (H, W) where the entry states one that can be."""
@@ -29,6 +30,7 @@ class CocoResults(PredictionFormat):
     task: ClassVar[Task] = "instance"
     result_is_folder: ClassVar[bool] = False
     has_records: ClassVar[bool] = True
+    encodings: ClassVar[tuple[Encoding, ...]] = get_args(Encoding)
 
     def __init__(self, paths: Paths) -> None:
         super().__init__(paths)

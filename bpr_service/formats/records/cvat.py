@@ -104,7 +104,8 @@ class CvatImages(PredictionFormat):
         data, encoded = self._data(unit), Encoded()
         parts, done = [], 0
         for item, shape in zip(prediction.instances, elements([data], unit.name, depth=1), strict=True):
-            if item.mask is None or not (item.changed or self.options.encoding != "same"):
+            other = self.options.encoding not in ("same", "polygon" if shape.tag == "polygon" else "rle")
+            if item.mask is None or not (item.changed or other):
                 continue
             if item.mask.is_empty:
                 encoded.warnings.append(
@@ -256,7 +257,7 @@ def _written(data: bytes, item: Instance, encoding: Encoding) -> bytes:
 
     mask, tag = item.mask, item.record[0]
     assert mask is not None
-    parts = parts_of(mask)
+    parts = item.parts or parts_of(mask)
     lone = len(parts) == 1 and len(parts[0]) == 1
     if encoding == "polygon" or (encoding == "same" and tag == "polygon" and lone):
         return _retagged(data, tag, "polygon", [";".join(f"{x:.2f},{y:.2f}" for x, y in one_outline(parts))])

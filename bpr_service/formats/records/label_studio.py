@@ -22,6 +22,7 @@ from bpr_service.errors import BprError, FormatError
 from bpr_service.formats.base import Encoded, Instance, InstancePrediction, Paths, PredictionFormat, Task, Unit, at
 from bpr_service.formats.records.record_file import Record, RecordFile, parse
 from bpr_service.formats.records.splice import Path, splice_at
+from bpr_service.masks.encoding import Encoding
 from bpr_service.masks.images import Exif
 
 WHAT = "a JSON list of tasks with data and annotations"
@@ -37,6 +38,7 @@ class LabelStudio(PredictionFormat):
     result_is_folder: ClassVar[bool] = False
     has_records: ClassVar[bool] = True
     exif: ClassVar[Exif] = "apply"
+    encodings: ClassVar[tuple[Encoding, ...]] = ("same", "polygon")
 
     def __init__(self, paths: Paths) -> None:
         super().__init__(paths)
@@ -124,7 +126,7 @@ class LabelStudio(PredictionFormat):
                     f"task {unit.name}: a polygon cannot be empty; region {item.position} is as it was"
                 )
             else:
-                ring = one_outline(parts_of(mask)) / [mask.width, mask.height] * 100.0
+                ring = one_outline(item.parts or parts_of(mask)) / [mask.width, mask.height] * 100.0
                 new[(*path, "value", "points")] = ring.tolist()
         data = self._task(unit)[0]
         encoded.records[unit.source[0][0]] = splice_at(data, new) if new else data

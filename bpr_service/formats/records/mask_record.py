@@ -9,7 +9,9 @@ from bpr_service.errors import BprError
 from bpr_service.formats.base import FileOptions, Instance, at
 from bpr_service.formats.records.record_file import dump
 from bpr_service.formats.records.splice import splice
-from bpr_service.masks.encoding import encode_like
+from bpr_service.masks.encoding import encode_like, form_of
+from bpr_service.masks.polygons import joined
+from bpr_service.masks.simplify import drawn
 
 NO_MASK, CROWD = "no segmentation", "a crowd"
 
@@ -51,18 +53,21 @@ def encode_record(item: Instance, data: bytes, options: FileOptions) -> bytes:
 
     A record without ``segmentation`` is a mask itself (an RLE with keys of its own, ``{"png": ...}``).
     """
-    if item.mask is None or not (item.changed or options.encoding != "same"):
-        return data
     record, mask = item.record, item.mask
     given = record.get("segmentation", record)
+    if mask is None or not (item.changed or options.encoding not in ("same", form_of(given))):
+        return data
     mine = encode_like(mask, given, options.encoding)
+    if item.parts is not None:
+        mine = [joined(rings).reshape(-1).tolist() for rings in item.parts]
+        mask = drawn(item.parts, mask.height, mask.width)
     new: dict[str, Any] = {"segmentation": mine}
     if "segmentation" not in record:
         if not isinstance(mine, dict) or not mine.keys() <= record.keys():
             rest = {key: value for key, value in record.items() if key not in ("size", "counts", "png")}
             return dump({**rest, "segmentation": mine})
         new = mine
-    if item.changed:
+    if item.changed or item.parts is not None:
         box = mask.bbox
         new["bbox"] = [int(v) for v in box] if _whole(record.get("bbox")) else box
         new["area"] = float(mask.area) if isinstance(record.get("area"), float) else mask.area

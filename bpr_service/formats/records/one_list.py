@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from bpr_service import storage
 from bpr_service.errors import FormatError
 from bpr_service.formats.base import Encoded, Instance, InstancePrediction, Paths, PredictionFormat, Task, Unit
 from bpr_service.formats.records.mask_record import encode_record, read_mask
 from bpr_service.formats.records.record_file import ARRAYS, RecordFile, parse
+from bpr_service.masks.encoding import Encoding
 
 WHAT = f"a list of masks, or an object with one under {', '.join(ARRAYS)}"
 
@@ -26,6 +27,7 @@ class MaskRecords(PredictionFormat):
     task: ClassVar[Task] = "instance"
     result_is_folder: ClassVar[bool] = False
     has_records: ClassVar[bool] = True
+    encodings: ClassVar[tuple[Encoding, ...]] = get_args(Encoding)
 
     def __init__(self, paths: Paths) -> None:
         super().__init__(paths)

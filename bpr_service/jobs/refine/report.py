@@ -24,6 +24,7 @@ class Totals:
     def __init__(self) -> None:
         self.images = self.images_failed = self.failed_count = self.refined = self.changed_px = self.patches = 0
         self.unchanged: dict[str, int] = {}
+        self.simplified: dict[str, float] = {}
         self.failed: list[str] = []
         self.warnings: list[str] = []
 
@@ -35,6 +36,8 @@ class Totals:
         self.patches += header["patches"]
         for reason, count in header["unchanged"].items():
             self.unchanged[reason] = self.unchanged.get(reason, 0) + count
+        for what, value in header.get("simplified", {}).items():
+            self.simplified[what] = self.simplified.get(what, 0) + value
         self.failed_count += len(header["failed"])
         self.failed += header["failed"][: NAMED - len(self.failed)]
         self.warnings += header["warnings"][: NAMED - len(self.warnings)]
@@ -50,6 +53,7 @@ class Totals:
             "warnings": self.warnings,
             "patches": self.patches,
             "changed_px": self.changed_px,
+            **({"simplified": self.simplified} if self.simplified else {}),
         }
 
 

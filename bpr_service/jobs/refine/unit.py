@@ -27,6 +27,7 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
     patches: int = 0
     changed_px: int = 0
+    simplified: dict[str, float] = field(default_factory=dict)
     ms: float = 0.0
     encoded: Encoded = field(default_factory=Encoded)
 
@@ -75,6 +76,7 @@ def _note(refined: RefinedUnit, outcome: Outcome) -> None:
     reasons = Counter(report.reason or "" for report in reports if report.status == "unchanged")
     reasons.update(refined.skipped)
     outcome.encoded, outcome.failed, outcome.warnings = refined.encoded, refined.failed, refined.warnings
+    outcome.simplified = refined.simplified
     outcome.refined = sum(report.status == "refined" for report in reports)
     outcome.unchanged = dict(sorted(reasons.items()))
     outcome.patches = sum(report.patches for report in reports)
