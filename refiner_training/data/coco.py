@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from bpr_service.errors import FormatError
+from bpr_service.formats.records.result_parts import is_parts
+from bpr_service.formats.records.result_parts import read_results as read_parts
 
 if TYPE_CHECKING:
     from bpr_service.masks.mask import Mask
@@ -107,12 +109,14 @@ def read_dataset(path: Path | str, *, masks: bool = True) -> CocoDataset:
 def read_results(path: Path | str, dataset: CocoDataset) -> list[dict[str, Any]]:
     """Read and check results in COCO's format against the data set they speak of, in their order.
 
+    They may be one JSON, JSON lines or Parquet, or a folder of parts as ``bpr batch --result`` writes it.
+
     Raises:
         FormatError: not a list, an image or category that the data set has not, another size, no score,
             a ``gt`` key that is no annotation of that image.
     """
     path = Path(path)
-    data = read_json(path)
+    data = _records(path) if is_parts(str(path)) else read_json(path)
     if not isinstance(data, list):
         raise FormatError(
             f"{path}",
@@ -135,6 +139,13 @@ def read_results(path: Path | str, dataset: CocoDataset) -> list[dict[str, Any]]
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise FormatError(where, expected="a number as score", got=repr(value), fix="give every result a score")
     return data
+
+
+def _records(path: Path) -> list[Any]:
+    try:
+        return [json.loads(record) for record in read_parts(str(path))]
+    except json.JSONDecodeError as error:
+        raise FormatError(f"{path}", expected="a JSON record a line", got=str(error), fix="check the file") from None
 
 
 def check_entry(where: str, entry: Any, dataset: CocoDataset) -> None:

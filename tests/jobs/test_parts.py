@@ -12,11 +12,11 @@ import pytest
 
 from bpr_service import storage
 from bpr_service.errors import ConfigError, ConflictError, FormatError, ModelError, StorageError
+from bpr_service.formats.records.result_parts import read_results
 from bpr_service.jobs.refine import merge, plan
 from bpr_service.jobs.refine.batch import Batch, run_batch
 from bpr_service.jobs.refine.journal import part_name, read_frames
 from bpr_service.jobs.refine.place import Place
-from bpr_service.jobs.refine.results import read_results
 from bpr_service.jobs.requests import RefineRequest
 from tests.jobs.samples import coco_set, semantic_set, tiny_model
 

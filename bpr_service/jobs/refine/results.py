@@ -20,14 +20,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bpr_service import storage
-from bpr_service.errors import FormatError
 from bpr_service.formats import PredictionFormat
+from bpr_service.formats.records.result_parts import MANIFEST
 from bpr_service.jobs.refine.merge import check_parts, frames_of_part, merge
 from bpr_service.jobs.refine.place import Place
 from bpr_service.jobs.refine.plan import Plan, unit_counts
 from bpr_service.jobs.requests import RefineRequest
 
-MANIFEST = "manifest.json"
 Records = list[tuple[int, bytes]]
 
 
@@ -61,26 +60,6 @@ def write_results(place: Place, plan: Plan, out: str, kind: str) -> Iterator[dic
         parts.append({"name": name, "records": len(records), "bytes": len(data), "sha256": digest})
     manifest = {"format": kind, "images": plan.units, "records": plan.records, "parts": parts}
     storage.write_bytes(storage.join(out, MANIFEST), json.dumps(manifest, indent=1).encode())
-
-
-def read_results(out: str) -> Iterator[bytes]:
-    """The records of results as parts, one after the other.
-
-    Raises:
-        NotFoundError: there is no manifest.
-        FormatError: a part is not what the manifest says.
-    """
-    manifest = json.loads(storage.read_bytes(storage.join(out, MANIFEST)))
-    for part in manifest["parts"]:
-        data = storage.read_bytes(storage.join(out, part["name"]))
-        if hashlib.sha256(data).hexdigest() != part["sha256"]:
-            raise FormatError(
-                f"{out}/{part['name']}",
-                expected=f"SHA-256 {part['sha256']}, as {MANIFEST} says",
-                got=hashlib.sha256(data).hexdigest(),
-                fix="merge again",
-            )
-        yield from _DECODERS[manifest["format"]](data)
 
 
 def _json_lines(records: Records) -> bytes:
@@ -123,18 +102,7 @@ def _parquet(records: Records) -> bytes:
     return out.getvalue()
 
 
-def _parquet_records(data: bytes) -> Iterator[bytes]:
-    import pyarrow.parquet as pq
-
-    for text in pq.read_table(io.BytesIO(data), columns=["record"]).column("record").to_pylist():
-        yield text.encode()
-
-
 _ENCODERS: dict[str, tuple[Callable[[Records], bytes], str]] = {
     "jsonl": (_json_lines, "jsonl.gz"),
     "parquet": (_parquet, "parquet"),
-}
-_DECODERS: dict[str, Callable[[bytes], Iterator[bytes]]] = {
-    "jsonl": lambda data: iter(gzip.decompress(data).splitlines()),
-    "parquet": _parquet_records,
 }
