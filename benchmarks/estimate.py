@@ -4,10 +4,10 @@
     python benchmarks/estimate.py report rows.json
     python benchmarks/estimate.py fit rows.json --model MODEL_DIR --least-gain -0.2
 
-``collect`` refines the val sets without a gate and keeps, of each mask, the features and what became of it. ``report``
-prints, for several least gains, what is removed of (1 - F at 1 px) and the share of masks made worse by over 0.005 of
-IoU: fitted on the other domains (the domain left out) and on the other images of all domains (fivefold). ``fit``
-fits on all rows and writes the estimate into the model's card.
+``collect`` refines the val sets at several scales without a gate and keeps, of each mask and scale, the features and
+what became of it. ``report`` prints, for several least gains, what is removed of (1 - F at 1 px) and the share of masks
+made worse by over 0.005 of IoU, at one of the scales: fitted on the other domains (the domain left out) and on the
+other images of all domains (fivefold). ``fit`` fits on all rows and writes the estimate into the model's card.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 LEAST_GAINS = (-1.0, -0.3, -0.2, -0.1, 0.0, 0.1)
 WORSE = 0.005
+SCALES = "0.25,0.5,1,2,4"
 HIDDEN_UNITS = 24
 SEEDS = 4
 STEPS = 500
@@ -41,6 +42,7 @@ def collect(
     sets: Annotated[str, typer.Option(help="Comma-separated; all instance sets by default.")] = "",
     subset: Annotated[int, typer.Option(min=1, help="Take every N-th image.")] = 1,
     most: Annotated[int, typer.Option(min=1, help="Masks an image.")] = 6,
+    scales: Annotated[str, typer.Option(help="Comma-separated.")] = SCALES,
     option: Annotated[list[str] | None, typer.Option(help="Setting of the refiner: KEY=VALUE.")] = None,
     data: Annotated[Path, typer.Option()] = DATA,
 ) -> None:
@@ -60,6 +62,7 @@ def collect(
 
     torch.set_num_threads(1)
     base = Refiner.load(model, **parse_settings(option or []))
+    sizes = [float(part) for part in scales.split(",")]
     names = [s for s in sets.split(",") if s] or ["ccp", "bsds", "exact", *DOMAIN_SETS]
     rows: list[dict[str, Any]] = []
     for name in names:
@@ -69,32 +72,49 @@ def collect(
             if not coarse:
                 continue
             image = shown(read_image(item.image), item.payload)
-            surroundings = Surroundings(image, coarse, base.config.patch.patch_size_px)
-            measured: dict[int, F32] = {}
-
-            def collector(mask: Mask, averaged: Averaged, here: Any = surroundings, into: Any = measured) -> None:
-                into[id(mask)] = here.features(mask, averaged)
-
-            refined = Refiner(base.model, base.config, gate=collector).refine(image, coarse).masks
             rng = np.random.default_rng(crc32(item.image.stem.encode()))
-            for k in rng.permutation(len(coarse))[:most].tolist():
-                c, r, t = coarse[k], refined[k], truth[k]
-                if id(c) not in measured:
-                    continue
-                rows.append(
-                    {
-                        "set": name,
-                        "image": item.image.stem,
-                        "group": item.group or item.image.stem,
-                        "features": [round(float(v), 5) for v in measured[id(c)]],
-                        "iou": [mask_iou(c, t), mask_iou(r, t)],
-                        "agreement": mask_iou(c, r),
-                        "f1": [boundary_f(c, t, 1), boundary_f(r, t, 1)],
-                        "f2": [boundary_f(c, t, 2), boundary_f(r, t, 2)],
-                    }
-                )
+            surroundings = Surroundings(image, coarse)
+            chosen = rng.permutation(len(coarse))[:most].tolist()
+            for scale in sizes:
+                here = [k for k in chosen if sensible(scale, coarse[k])]
+                measured: dict[int, F32] = {}
+
+                def collector(
+                    mask: Mask, averaged: Averaged, of: Any = surroundings, at: float = scale, into: Any = measured
+                ) -> None:
+                    into[id(mask)] = of.features(mask, averaged, at)
+
+                refiner = Refiner(base.model, base.config.with_options(scale=scale), gate=collector)
+                refined = refiner.refine(image, [coarse[k] for k in here])
+                for k, r, report in zip(here, refined.masks, refined.reports, strict=True):
+                    c, t = coarse[k], truth[k]
+                    if id(c) not in measured:
+                        continue
+                    rows.append(
+                        {
+                            "set": name,
+                            "image": item.image.stem,
+                            "group": item.group or item.image.stem,
+                            "mask": k,
+                            "scale": scale,
+                            "patches": report.patches,
+                            "area": c.area,
+                            "features": [round(float(v), 5) for v in measured[id(c)]],
+                            "iou": [mask_iou(c, t), mask_iou(r, t)],
+                            "agreement": mask_iou(c, r),
+                            "f1": [boundary_f(c, t, 1), boundary_f(r, t, 1)],
+                            "f2": [boundary_f(c, t, 2), boundary_f(r, t, 2)],
+                        }
+                    )
         print(name, sum(row["set"] == name for row in rows), flush=True)
         out.write_text(json.dumps(rows))
+
+
+def sensible(scale: float, mask: Any) -> bool:
+    """Whether `scale` is worth a try: none of patches far smaller than a large mask, or as large as the picture."""
+    if scale < 0.5:
+        return bool(mask.area < 64 * 64)
+    return scale <= 2 or min(mask.height, mask.width) >= 384
 
 
 # ---- fitting --------------------------------------------------------------------------------------------------------
@@ -182,24 +202,29 @@ def left_out(rows: list[dict[str, Any]], x: F32, y: F32, weights: F32, by_domain
 
 
 @app.command()
-def report(rows_file: Path) -> None:
+def report(
+    rows_file: Path, scale: Annotated[float, typer.Option(help="Count masks at this scale; all serve the fit.")] = 1.0
+) -> None:
     """Print what each least gain keeps and harms, on masks that the fit did not see."""
     from scipy.stats import spearmanr
 
     rows = json.loads(rows_file.read_text())
     x, y, weights = table(rows)
+    counted = [i for i, row in enumerate(rows) if row["scale"] == scale]
     for title, by_domain in (("the domain left out", True), ("the images left out", False)):
         answer = left_out(rows, x, y, weights, by_domain)
         print(f"\n{title}: (1 - F at 1 px) removed, %, / masks worse, %, by least gain")
         print(f"{'set':16s}{'masks':>6s}" + "".join(f"{g:>12g}" for g in LEAST_GAINS))
         of_set: dict[str, list[int]] = defaultdict(list)
-        for i, row in enumerate(rows):
+        for i in counted:
+            row = rows[i]
             of_set[row["set"]].append(i)
         for name, places in sorted(of_set.items()):
             cells = [_outcome([rows[i] for i in places], answer[places, 0] >= least) for least in LEAST_GAINS]
             print(f"{name:16s}{len(places):6d}" + "".join(f"{cell:>12s}" for cell in cells))
+        answer, wanted = answer[counted], y[counted]
         confidence = np.where(answer[:, 0] >= -0.2, answer[:, 2], answer[:, 3]).clip(0, 1)
-        actual = np.where(answer[:, 0] >= -0.2, y[:, 2], y[:, 3])
+        actual = np.where(answer[:, 0] >= -0.2, wanted[:, 2], wanted[:, 3])
         print(f"confidence: ECE {_ece(confidence, actual):.3f}, Spearman {spearmanr(confidence, actual)[0]:.3f}")
 
 
@@ -229,7 +254,9 @@ def fit(
 
     rows = json.loads(rows_file.read_text())
     card = fitted(*table(rows))
-    masks = f"{len(rows)} masks of the val sets {', '.join(sorted({row['set'] for row in rows}))}"
+    count = len({(row["set"], row["image"], row["mask"]) for row in rows})
+    scales = ", ".join(sorted({f"{row['scale']:g}" for row in rows}))
+    masks = f"{count} masks at scales {scales} of the val sets {', '.join(sorted({row['set'] for row in rows}))}"
     estimate = {**card, "least_gain": least_gain, "fitted_on": masks}
     path = model / CARD_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), "estimate": estimate}, indent=2) + "\n")

@@ -47,7 +47,9 @@ def run_demo(out: Path, *, preset: str, model: Path | None, device: str) -> None
         ) from None
     out.mkdir(parents=True, exist_ok=True)
     refiner.refine(examples[0].image[:64, :64], [])
-    table = table_of("photograph", "object", "status", "confidence", "patches", "pixels added", "pixels removed")
+    table = table_of(
+        "photograph", "object", "status", "confidence", "scale", "patches", "pixels added", "pixels removed"
+    )
     started = time.perf_counter()
     for example in examples:
         coarse = [Mask.from_rle(instance["segmentation"]) for instance in example.instances]
@@ -116,7 +118,10 @@ def table_of(*columns: str) -> Table:
 def add_row(table: Table, names: Sequence[str], report: MaskReport) -> None:
     status = report.status if report.reason is None else f"{report.status}: {report.reason}"
     confidence = "" if report.confidence is None else f"{report.confidence:.2f}"
-    table.add_row(*names, status, confidence, str(report.patches), f"{report.added_px:,}", f"{report.removed_px:,}")
+    scale = "" if report.scale is None else f"{report.scale:g}"
+    table.add_row(
+        *names, status, confidence, scale, str(report.patches), f"{report.added_px:,}", f"{report.removed_px:,}"
+    )
 
 
 def run_bench(

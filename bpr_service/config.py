@@ -142,6 +142,23 @@ class PatchConfig(Settings):
         """Side of the square that is cut out of the image: the patch and its padding."""
         return self.patch_size_px + 2 * self.padding_px
 
+    def at(self, scale: float) -> PatchConfig:
+        """Patches `scale` times as large in the image, their padding too; what the network sees stays as large.
+
+        Raises:
+            ConfigError: a size out of bounds.
+        """
+        size = round(self.patch_size_px * scale)
+        return self.with_options(patch_size_px=size, padding_px=self.padding_of(size))
+
+    def padding_of(self, size_px: int) -> int:
+        """Padding, px, of a patch of `size_px`: its share of the crop is the same at every scale. A box of scheme
+        ``instance`` is of any size, and its padding of one.
+        """
+        if self.scheme == "instance":
+            return self.padding_px
+        return round(self.padding_px * size_px / self.patch_size_px)
+
 
 class RefineConfig(Settings):
     """Everything :class:`bpr_service.Refiner` can be told."""
@@ -164,6 +181,8 @@ class RefineConfig(Settings):
     """What the network computes in; ``int8`` needs backend openvino and a model that was exported with it. ``auto`` is
     float32 where a backend is named; where none is, int8 or bf16 too, if they leave 99.9 % of pixels as they are.
     """
+    scale: float = Field(default=1.0, gt=0.0)
+    """Image pixels of a patch over those of ``patch``; the model's card says at which scales it was trained."""
     gate: bool = True
     """Do no harm: keep the coarse mask where the model itself expects no gain."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)

@@ -203,7 +203,7 @@ def _tell(
     warnings: Sequence[str],
 ) -> None:
     """What was done, on standard error."""
-    table = table_of("mask", "status", "confidence", "patches", "pixels added", "pixels removed")
+    table = table_of("mask", "status", "confidence", "scale", "patches", "pixels added", "pixels removed")
     for name, report in reports:
         add_row(table, (name,), report)
     console = Console(stderr=True)

@@ -98,12 +98,13 @@ def refiner(
     outputs: Any = 1,
     kind: type[Model] = Model,
     estimate: EstimateCard | None = None,
+    scales: tuple[float, float] = (1.0, 1.0),
     **options: Any,
 ) -> Refiner:
     """A Refiner around a network that is not trained; `kind` is of what runs it, `options` are fields of
-    `RefineConfig`, `estimate` goes into the card.
+    `RefineConfig`, `estimate` and `scales` go into the card.
     """
     config = build(RefineConfig, options)
     card = ModelCard(name="test", version="1", network=NetworkCard(name="none"), patch=config.patch, outputs=outputs)
-    card = card.with_options(estimate=estimate)
+    card = card.with_options(estimate=estimate, scales=scales)
     return Refiner(kind(network or Keep(), card), config, gate=gate)

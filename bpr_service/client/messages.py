@@ -32,6 +32,7 @@ _OWN = (
     "added_px",
     "removed_px",
     "confidence",
+    "scale",
 )
 
 
@@ -49,6 +50,7 @@ class RefinedMask:
     added_px: int
     removed_px: int
     confidence: float | None
+    scale: float | None
     size: tuple[int, int]
     extra: Mapping[str, Any] = field(default_factory=dict)
 

@@ -115,9 +115,11 @@ class Model:
         """`config` with the backend and precision that ``auto`` stands for here.
 
         Raises:
-            ConfigError: a network size that the network cannot take, or a precision that the model does not have.
+            ConfigError: a network size that the network cannot take, a scale that it was not trained for, or a
+                precision that the model does not have.
         """
         check_size(self.card, config)
+        check_scale(self.card, config)
         return settle(config, self.card, self.device)
 
     def forward(self, config: RefineConfig) -> Forward:
@@ -183,3 +185,17 @@ def check_size(card: ModelCard, config: RefineConfig) -> None:
             got=str(size),
             fix=f"use {-(-size // spec.multiple_px) * spec.multiple_px}",
         )
+
+
+def check_scale(card: ModelCard, config: RefineConfig) -> None:
+    """Raise ConfigError where the scale is not one that the card's network was trained for."""
+    least, most = card.scales
+    if not least <= config.scale <= most:
+        raise ConfigError(
+            f"scale for {card.name} {card.version}",
+            expected=f"{least:g} to {most:g}, what it was trained at" if least < most else f"{least:g}, its only one",
+            got=f"{config.scale:g}",
+            fix="take one of these",
+        )
+    if config.patch.scheme == "instance" and config.scale != 1:
+        raise ConfigError("scale of scheme instance", expected="1", got=f"{config.scale:g}", fix="take another scheme")

@@ -100,6 +100,8 @@ class ModelCard(Settings):
     network: NetworkCard
     patch: PatchConfig
     """The patches it was trained on; a Refiner uses them unless told otherwise."""
+    scales: tuple[float, float] = (1.0, 1.0)
+    """Least and greatest scale it was trained at: image pixels of a patch over those of `patch`."""
     outputs: Literal[1, 2] = 1
     """Maps the network gives: the foreground logit, and an auxiliary map where there are two."""
     gate: float = Field(default=0.0, ge=0.0, le=1.0)

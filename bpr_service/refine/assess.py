@@ -36,13 +36,13 @@ class Assessment:
 class Surroundings:
     """A picture and its masks, as the features of a change need them."""
 
-    def __init__(self, image: NDArray[np.uint8], masks: Sequence[Mask], patch_size_px: int) -> None:
-        """`image`: (H, W, 3) uint8 RGB; `masks`: all of the picture; `patch_size_px`: what they are refined with."""
-        self.image, self.masks, self.patch_size_px = image, masks, patch_size_px
+    def __init__(self, image: NDArray[np.uint8], masks: Sequence[Mask]) -> None:
+        """`image`: (H, W, 3) uint8 RGB; `masks`: all of the picture."""
+        self.image, self.masks = image, masks
         self._depth: NDArray[np.uint8] | None = None
 
-    def features(self, coarse: Mask, averaged: Averaged) -> NDArray[np.float32]:
-        """(F,) float32 features of what became of `coarse`, one of the masks."""
+    def features(self, coarse: Mask, averaged: Averaged, scale: float) -> NDArray[np.float32]:
+        """(F,) float32 features of what became of `coarse`, one of the masks, at `scale`."""
         h, w = averaged.covered.shape
         rows, columns = slice(averaged.y, averaged.y + h), slice(averaged.x, averaged.x + w)
         mask = coarse.window(averaged.x, averaged.y, averaged.x + w, averaged.y + h)
@@ -52,7 +52,7 @@ class Surroundings:
             averaged.probability,
             self.image[rows, columns],
             area=coarse.area,
-            patch_size_px=self.patch_size_px,
+            scale=scale,
             soft=coarse.soft is not None,
             auxiliary=averaged.auxiliary,
             others=(self.depth[rows, columns] > mask).astype(np.uint8),
@@ -76,9 +76,9 @@ class Assessor:
         """`gate`: whether anything is refused."""
         self.estimator, self.surroundings, self.gate = estimator, surroundings, gate
 
-    def __call__(self, coarse: Mask, averaged: Averaged) -> Assessment:
-        """What is thought of the refined mask that `averaged` gives."""
-        estimate = self.estimator(self.surroundings.features(coarse, averaged))
+    def __call__(self, coarse: Mask, averaged: Averaged, scale: float) -> Assessment:
+        """What is thought of the refined mask that `averaged` gives at `scale`."""
+        estimate = self.estimator(self.surroundings.features(coarse, averaged, scale))
         if self.gate and estimate.gain < self.estimator.least_gain:
             return Assessment(HESITANT, estimate.coarse_boundary_f)
         return Assessment(None, estimate.boundary_f)

@@ -54,7 +54,9 @@ class HostCanvas:
         outputs: int,
         config: RefineConfig,
     ) -> None:
-        """For the (H, W, 3) uint8 `image`, its `masks`, and where their patches lie: for each mask (P_i, 4) int32."""
+        """For the (H, W, 3) uint8 `image`, its `masks`, and where their patches lie: for each mask (P_i, 4) int32,
+        squares of one size.
+        """
         self._image, self._masks, self._boxes = image, masks, boxes
         self._outputs, self._config = outputs, config
         self._starts = np.cumsum([0, *(len(some) for some in boxes)])

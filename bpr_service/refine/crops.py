@@ -1,6 +1,6 @@
 """Step 2, second half: cut the patches out of image and mask (Tang et al., CVPR 2021, section 3.2).
 
-Letters: H, W are the image's size; p is ``patch_size_px``, S ``network_size_px``, c = p + 2 ``padding_px``,
+Letters: H, W are the image's size; p is the side of a patch, S ``network_size_px``, c that of a patch with its padding,
 all in px; P is the number of patches.
 
 What a crop reads outside the image repeats the image's border.
@@ -89,7 +89,7 @@ def crop_patches(
     ----------
     image : (H, W, 3) uint8 RGB
     mask : of an (H, W) image; its probabilities are cut where it has them, else 0 and 255
-    boxes : (P, 4) int32, from `place_patches`
+    boxes : (P, 4) int32, from `place_patches`; squares are all of one size, which says what their padding is
     out : (P, S, S, 4) uint8 to write to, or None
 
     Returns
@@ -110,8 +110,9 @@ def crop_patches(
     if n == 0:
         return out
     levels, scale = (mask.crop, 255) if mask.soft is None else (mask.soft, 1)
-    flat, padding = image.reshape(image.shape[0], -1), config.padding_px
-    if config.scheme != "instance" and config.crop_size_px == side:
+    size = int(boxes[0, 2] - boxes[0, 0])
+    flat, padding = image.reshape(image.shape[0], -1), config.padding_of(size)
+    if config.scheme != "instance" and size + 2 * padding == side:
         _gather(flat, levels, mask.x, mask.y, scale, boxes, padding, out.reshape(n, side, 4 * side))
         return out
     import cv2

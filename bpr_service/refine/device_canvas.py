@@ -1,8 +1,8 @@
 """Steps 2 and 4 in the device's memory: image, masks and sums stay there from the first copy to the last.
 
-Letters: H, W are the image's size; p is ``patch_size_px``, c = p + 2 ``padding_px``, S ``network_size_px``, T the
-side of a tile, all in px; P is the number of patches of all masks, n of those in a batch, M of masks, C of output
-maps, K of tiles.
+Letters: H, W are the image's size; p is the side of a patch, c that of a patch with its padding, S
+``network_size_px``, T the side of a tile, all in px; P is the number of patches of all masks, n of those in a batch, M
+of masks, C of output maps, K of tiles.
 
 The same as `bpr_service.refine.crops.crop_patches` and `bpr_service.refine.reassemble.Accumulator`, as torch operations
 on whole batches. Where c equals S the crops are equal to a bit, else within one level of 255: the weights of OpenCV's
@@ -149,7 +149,7 @@ class DeviceCanvas:
         device: str,
     ) -> None:
         """Start to copy the (H, W, 3) uint8 `image`, its `masks`, and where their patches lie: for each mask (P_i, 4)
-        int32 squares, maybe none.
+        int32 squares of one size, maybe none.
         """
         self.device, self._config, self._outputs = device, config, outputs
         self.height, self.width = image.shape[:2]
@@ -158,6 +158,7 @@ class DeviceCanvas:
         counts = np.array([len(some) for some in boxes], np.int64)
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         every = np.concatenate([np.empty((0, 4), np.int32), *boxes])
+        self._sizes = every[:, 2] - every[:, 0]
         self._boxes = upload(every.astype(np.int64), device)
         self._which = upload(np.repeat(np.arange(len(boxes)), counts), device)
         self._patches = [
@@ -165,9 +166,8 @@ class DeviceCanvas:
         ]
         self._groups = list(self._grouped(counts))
         self._place_tiles()
-        side = config.patch.patch_size_px
-        self._offsets = upload(np.arange(side), device)
-        self._crop_offsets = upload(np.arange(config.patch.crop_size_px) - config.patch.padding_px, device)
+        longest = int(self._sizes.max(initial=0))
+        self._offsets = upload(np.arange(longest + 2 * config.patch.padding_of(longest)), device)
         self._wrong = torch.zeros((), device=device)
 
     def _grouped(self, counts: NDArray[np.int64]) -> Iterator[_Group]:
@@ -198,18 +198,34 @@ class DeviceCanvas:
         self._tile_numbers = upload(np.concatenate(numbers), self.device)
         self._tile_table = upload(table, self.device)
 
+    def _by_size(self, start: int, stop: int) -> Iterator[tuple[int, slice | Tensor]]:
+        """The sizes of patches `start` to `stop`, px, and which of them have it, counted from `start`."""
+        sizes = self._sizes[start:stop]
+        for size in np.unique(sizes).tolist():
+            here = np.flatnonzero(sizes == size)
+            yield size, slice(None) if here.size == sizes.size else upload(here, self.device)
+
     def crops(self, start: int, stop: int) -> Tensor:
         """See `Canvas.crops`."""
         boxes, which = self._boxes[start:stop], self._which[start:stop]
-        rows = (boxes[:, 1:2] + self._crop_offsets).clamp(0, self.height - 1)
-        columns = (boxes[:, 0:1] + self._crop_offsets).clamp(0, self.width - 1)
+        side = self._config.patch.network_size_px
+        out = torch.empty((len(boxes), side, side, 4), dtype=torch.uint8, device=self.device)
+        for size, here in self._by_size(start, stop):
+            out[here] = self._cut(boxes[here], which[here], size)
+        return out
+
+    def _cut(self, boxes: Tensor, which: Tensor, size: int) -> Tensor:
+        """(n, S, S, 4) uint8 of patches of one `size`, of masks `which`."""
+        padding, side = self._config.patch.padding_of(size), self._config.patch.network_size_px
+        offsets = self._offsets[: size + 2 * padding] - padding
+        rows = (boxes[:, 1:2] + offsets).clamp(0, self.height - 1)
+        columns = (boxes[:, 0:1] + offsets).clamp(0, self.width - 1)
         colours = self._image[rows[:, :, None], columns[:, None, :]]
         pieces = torch.cat([colours, self._levels.at(rows, columns, which)[..., None]], 3)
-        side = self._config.patch.network_size_px
         if pieces.shape[1] == side:
             return pieces
         planes = resize(pieces.permute(0, 3, 1, 2).float(), side)
-        return (planes + 0.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return (planes + 0.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
     def add(self, start: int, logits: Tensor) -> None:
         """See `Canvas.add`."""
@@ -222,31 +238,36 @@ class DeviceCanvas:
                 self._add(group, first, logits[first - start : last - start])
 
     def _add(self, group: _Group, start: int, logits: Tensor) -> None:
-        config, n = self._config, logits.shape[0]
-        padding, crop = config.patch.padding_px, config.patch.crop_size_px
+        stop = start + logits.shape[0]
+        if group.sums is None:
+            shape = (self._outputs + 1, group.tiles * TILE_PX * TILE_PX)
+            group.sums = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        for size, here in self._by_size(start, stop):
+            self._sum(group.sums, self._boxes[start:stop][here], self._which[start:stop][here], logits[here], size)
+        group.missing -= stop - start
+        if group.missing == 0:
+            self._average(group)
+
+    def _sum(self, sums: Tensor, boxes: Tensor, which: Tensor, logits: Tensor, size: int) -> None:
+        """Add the (n, C, S, S) `logits` of patches of one `size`, of masks `which`."""
+        config, padding = self._config, self._config.patch.padding_of(size)
+        crop = size + 2 * padding
         maps = logits if logits.shape[-1] == crop else resize(logits, crop)
         maps = maps[:, :, padding : crop - padding, padding : crop - padding]
         if config.average == "probability":
             maps = torch.cat([maps[:, :1].sigmoid(), maps[:, 1:]], 1)
-        boxes = self._boxes[start : start + n]
-        at, columns, x0, y0 = (part[:, None] for part in self._tile_table[self._which[start : start + n]].unbind(1))
-        row, column = boxes[:, 1:2] + self._offsets, boxes[:, 0:1] + self._offsets
+        at, columns, x0, y0 = (part[:, None] for part in self._tile_table[which].unbind(1))
+        row, column = boxes[:, 1:2] + self._offsets[:size], boxes[:, 0:1] + self._offsets[:size]
         inside = (row < self.height)[:, :, None] & (column < self.width)[:, None, :]
         r, k = row - y0, column - x0
         cell = (at + r // TILE_PX * columns)[:, :, None] + (k // TILE_PX)[:, None, :]
         tile = self._tile_numbers[torch.where(inside, cell, 0)].long()
         pixel = ((tile * TILE_PX + (r % TILE_PX)[:, :, None]) * TILE_PX + (k % TILE_PX)[:, None, :]).reshape(-1)
-        weights = _window(config.window, config.patch.patch_size_px, self.device) * inside
-        if group.sums is None:
-            shape = (self._outputs + 1, group.tiles * TILE_PX * TILE_PX)
-            group.sums = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        weights = _window(config.window, size, self.device) * inside
         for channel in range(self._outputs):
             values = (maps[:, channel] * weights).round().long()
-            group.sums[channel].index_add_(0, pixel, values.reshape(-1))
-        group.sums[-1].index_add_(0, pixel, weights.round().long().reshape(-1))
-        group.missing -= n
-        if group.missing == 0:
-            self._average(group)
+            sums[channel].index_add_(0, pixel, values.reshape(-1))
+        sums[-1].index_add_(0, pixel, weights.round().long().reshape(-1))
 
     def _average(self, group: _Group) -> None:
         """Start to copy the averages back, and let the sums go."""

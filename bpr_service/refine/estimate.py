@@ -48,7 +48,7 @@ FEATURES = (
     "straight runs of the coarse boundary",
     "size",
     "length of the boundary over size",
-    "patch size",
+    "scale",
     "soft",
 )
 """What is measured of a change, in the order of the vector."""
@@ -149,7 +149,7 @@ def features(
     image: U8,
     *,
     area: int,
-    patch_size_px: float,
+    scale: float,
     soft: bool = False,
     auxiliary: F32 | None = None,
     others: U8 | None = None,
@@ -162,7 +162,7 @@ def features(
         probability: (h, w) float32, averaged foreground probability.
         image: (h, w, 3) uint8 RGB, the window of the picture.
         area: px of the whole coarse mask.
-        patch_size_px: side of a patch in the picture.
+        scale: of the patches.
         soft: whether the network saw the coarse mask's probabilities.
         auxiliary: (h, w) float32, the network's second map (log-odds that its decision is wrong), or None.
         others: (h, w) uint8, 1 where another mask of the picture lies, or None.
@@ -220,7 +220,7 @@ def features(
             at_coarse[6] / max(at_coarse[7], 1.0),
             log(size),
             log(length_coarse / size),
-            np.log2(patch_size_px),
+            np.log2(scale),
             float(soft),
         ],
         np.float32,

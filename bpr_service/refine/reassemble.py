@@ -1,6 +1,6 @@
 """Step 4: average the overlapping patches, threshold, paste (Tang et al., CVPR 2021, section 3.4).
 
-Letters: H, W are the image's size; p is ``patch_size_px``, S ``network_size_px``, T the side of a tile, all
+Letters: H, W are the image's size; S ``network_size_px``, T the side of a tile, all
 in px; P is the number of patches, C of output maps (1: foreground; 2: foreground and an auxiliary map), K of
 tiles.
 
@@ -100,10 +100,11 @@ class Accumulator:
     """
 
     def __init__(self, boxes: Boxes, height: int, width: int, outputs: int, config: RefineConfig) -> None:
-        """For (P, 4) int32 `boxes` of an (H, W) image and a network of `outputs` maps."""
+        """For (P, 4) int32 `boxes` of an (H, W) image, squares of one size, and a network of `outputs` maps."""
         if boxes.shape[0] == 0:
             raise ConfigError("nothing to reassemble", expected="one patch or more", got="none", fix="skip the mask")
         self.boxes, self.height, self.width, self.config = boxes, height, width, config
+        self.padding = config.patch.padding_of(int(boxes[0, 2] - boxes[0, 0]))
         self.x0, self.y0, self.x1, self.y1, self.index, n = lay_out(boxes, height, width)
         self.sums = np.zeros((n, outputs, TILE_PX, TILE_PX))
         self.total = np.zeros((n, TILE_PX, TILE_PX))
@@ -116,8 +117,7 @@ class Accumulator:
         to it.
         """
         boxes = self.boxes[start : start + logits.shape[0]]
-        padding = self.config.patch.padding_px
-        side = logits.shape[-1]
+        padding, side = self.padding, logits.shape[-1]
         if same_size(boxes, side - 2 * padding):
             self._add(boxes, np.ascontiguousarray(logits), padding)
         else:

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpr_service.config import PRESETS, RefineConfig, build
-from bpr_service.errors import InputError, MaskError, UnknownName
+from bpr_service.errors import ConfigError, InputError, MaskError, UnknownName
 from bpr_service.masks.images import as_image, check_pixels, read_image
 from bpr_service.masks.mask import Mask, as_mask
 from bpr_service.network.backends import batch_sizes, label
-from bpr_service.network.model import Model, Predict, Runs
+from bpr_service.network.model import Model, Predict, Runs, check_scale
 from bpr_service.network.weights import ModelCard, bundled_models
 from bpr_service.refine.assess import Assessor, Surroundings
 from bpr_service.refine.estimate import Estimator
@@ -132,7 +132,7 @@ class Refiner:
 
     # ---- the whole operation -------------------------------------------------------------------------------
 
-    def refine(self, image: Any, masks: Any) -> RefineResult:
+    def refine(self, image: Any, masks: Any, scales: Sequence[float] | None = None) -> RefineResult:
         """Refine instance masks: they may overlap, and each keeps its place in the list.
 
         Parameters
@@ -140,10 +140,11 @@ class Refiner:
         image : (H, W, 3) uint8 RGB array, or whatever `as_image` takes, or a file
         masks : a list of what `as_mask` takes (Mask, array, RLE, polygons, PNG), an (N, H, W) array, or one
             mask
+        scales : of each mask, image pixels of its patches over those the model was trained at; None: the config's
 
         Raises :class:`ImageError`, :class:`MaskError` (with the mask's number), :class:`LimitError`.
         """
-        return self.run(self.prepare(image, masks))
+        return self.run(self.prepare(image, masks, scales))
 
     def refine_semantic(self, image: Any, label_map: Any, ignore_label: int | None = 255) -> SemanticResult:
         """Refine every label of an (H, W) map; pixels of `ignore_label` stay as they are and it never
@@ -166,24 +167,27 @@ class Refiner:
 
     # ---- its stages, for an engine that batches across images ----------------------------------------------
 
-    def prepare(self, image: Any, masks: Any) -> Prepared[RefineResult]:
+    def prepare(self, image: Any, masks: Any, scales: Sequence[float] | None = None) -> Prepared[RefineResult]:
         """Boundary pixels and patches of instance masks; on the CPU."""
         pixels = self._image(image)
         height, width = pixels.shape[:2]
         parsed = [self._mask(i, m, height, width) for i, m in enumerate(_listed(masks))]
-        return self._prepared(pixels, InstanceTask(parsed, self.instance_gate, self._assessor(pixels, parsed)))
+        each, assess = self._scales(scales, len(parsed)), self._assessor(pixels, parsed)
+        return self._prepared(pixels, InstanceTask(parsed, each, self.instance_gate, assess))
 
     def prepare_semantic(self, image: Any, label_map: Any, ignore_label: int | None = 255) -> Prepared[SemanticResult]:
         """Boundary pixels and patches of every label; on the CPU."""
         pixels = self._image(image)
-        return self._prepared(pixels, SemanticTask(_same_size(label_map, pixels), ignore_label, self.gate))
+        labels, scale = _same_size(label_map, pixels), self.config.scale
+        return self._prepared(pixels, SemanticTask(labels, ignore_label, self.gate, scale))
 
     def prepare_panoptic(
         self, image: Any, segment_map: Any, segments_info: Sequence[dict[str, Any]]
     ) -> Prepared[PanopticResult]:
         """Boundary pixels and patches of every segment; on the CPU."""
         pixels = self._image(image)
-        return self._prepared(pixels, PanopticTask(_same_size(segment_map, pixels), segments_info, self.gate))
+        segments, scale = _same_size(segment_map, pixels), self.config.scale
+        return self._prepared(pixels, PanopticTask(segments, segments_info, self.gate, scale))
 
     def batch_sizes(self, most: int) -> list[int]:
         """What to warm up with for batches of up to `most` patches: see `bpr_service.network.backends.batch_sizes`."""
@@ -201,12 +205,22 @@ class Refiner:
         out: NDArray[np.float32] = predict(crops)
         return out
 
+    def _scales(self, scales: Sequence[float] | None, count: int) -> Sequence[float]:
+        """The scale of each of `count` masks."""
+        if scales is None:
+            return [self.config.scale] * count
+        if len(scales) != count:
+            fix = "give each mask its scale, or none"
+            raise ConfigError("scales", expected=f"{count}, one a mask", got=str(len(scales)), fix=fix)
+        for scale in set(scales):
+            check_scale(self.card, self.config.with_options(scale=scale))
+        return list(scales)
+
     def _assessor(self, image: NDArray[np.uint8], masks: Sequence[Mask]) -> Assessor | None:
         """By the card's estimate; it refuses nothing where another gate decides, or none."""
         if self._estimator is None:
             return None
-        surroundings = Surroundings(image, masks, self.config.patch.patch_size_px)
-        return Assessor(self._estimator, surroundings, gate=self.config.gate and self.gate is None)
+        return Assessor(self._estimator, Surroundings(image, masks), gate=self.config.gate and self.gate is None)
 
     def _prepared(self, image: NDArray[np.uint8], task: Any) -> Prepared[Any]:
         return Prepared(

@@ -37,7 +37,8 @@ Labels = NDArray[Any]
 @dataclass(frozen=True, slots=True)
 class MaskReport:
     """What became of one mask; `label` is its label or segment id in a semantic or panoptic task; `confidence` the
-    expected boundary F at 2 px of the mask given back, 0 to 1, where the model estimates it.
+    expected boundary F at 2 px of the mask given back, 0 to 1, where the model estimates it; `scale` what its patches
+    measured in the image over what the model was trained at, where it had patches of its own.
     """
 
     index: int
@@ -49,6 +50,7 @@ class MaskReport:
     removed_px: int
     label: int | None = None
     confidence: float | None = None
+    scale: float | None = None
 
 
 def unchanged(index: int, reason: str, patches: int = 0, label: int | None = None) -> MaskReport:
@@ -122,32 +124,36 @@ class Task(Protocol[R]):
 
 @dataclass(eq=False)
 class InstanceTask:
-    """Each mask on its own."""
+    """Each mask on its own, at its own scale."""
 
     masks: Sequence[Mask]
+    scales: Sequence[float]
     gate: Gate | None = None
     assess: Assessor | None = None
     _boxes: list[Boxes] = field(default_factory=list)
     _done: dict[int, tuple[Mask, MaskReport]] = field(default_factory=dict)
 
     def place(self, config: PatchConfig, *, whole: bool = True) -> list[Boxes]:
-        self._boxes = [place_patches(mask, config) for mask in self.masks]
+        at = {scale: config.at(scale) for scale in set(self.scales)}
+        self._boxes = [place_patches(mask, at[scale]) for mask, scale in zip(self.masks, self.scales, strict=True)]
         for i, mask in enumerate(self.masks):
             if self._boxes[i].shape[0] == 0:
                 self._done[i] = (mask, unchanged(i, _why_none(mask.area, mask.height * mask.width)))
         return self._boxes
 
     def take(self, index: int, patches: Accumulator) -> None:
-        coarse, count = self.masks[index], patches.boxes.shape[0]
-        reason, confidence = self._judge(coarse, patches)
+        mask = coarse = self.masks[index]
+        count, scale = patches.boxes.shape[0], self.scales[index]
+        reason, confidence = self._judge(coarse, patches, scale)
         if reason is not None:
-            self._done[index] = (coarse, replace(unchanged(index, reason, count), confidence=confidence))
-            return
-        mask, change = patches.paste(coarse)
-        report = changed(index, count, change.added_px, change.removed_px)
-        self._done[index] = (mask if report.status == "refined" else coarse, replace(report, confidence=confidence))
+            report = unchanged(index, reason, count)
+        else:
+            refined, change = patches.paste(coarse)
+            report = changed(index, count, change.added_px, change.removed_px)
+            mask = refined if report.status == "refined" else coarse
+        self._done[index] = (mask, replace(report, confidence=confidence, scale=scale))
 
-    def _judge(self, coarse: Mask, patches: Accumulator) -> tuple[str | None, float | None]:
+    def _judge(self, coarse: Mask, patches: Accumulator, scale: float) -> tuple[str | None, float | None]:
         """Why a coarse mask is kept, or None, and the confidence in what is given back."""
         if self.gate is None and self.assess is None:
             return None, None
@@ -155,7 +161,7 @@ class InstanceTask:
         reason = self.gate(coarse, averaged) if self.gate else None
         if self.assess is None:
             return reason, None
-        assessment = self.assess(coarse, averaged)
+        assessment = self.assess(coarse, averaged, scale)
         return reason or assessment.reason, round(assessment.confidence, 4)
 
     def result(self, run: Run) -> RefineResult:
@@ -166,17 +172,17 @@ class InstanceTask:
 class _LabelTask(Generic[R]):
     """What semantic and panoptic share: the labels of a map compete for its pixels."""
 
-    def __init__(self, label_map: Labels, void: int | None, gate: Gate | None) -> None:
+    def __init__(self, label_map: Labels, void: int | None, gate: Gate | None, scale: float = 1.0) -> None:
         self.regions = LabelRegions(label_map, void)
         self.masks: Sequence[Mask] = self.regions
-        self.gate = gate
+        self.gate, self.scale = gate, scale
         self.planes = LabelPlanes(self.regions)
         self._owners: list[int] = []  # of each mask, the number of its label
         self._boxes: list[Boxes] = []  # of each label
         self._reasons: dict[int, str] = {}  # of labels that stay as they are
 
     def place(self, config: PatchConfig, *, whole: bool = False) -> list[Boxes]:
-        regions = self.regions
+        regions, config = self.regions, config.at(self.scale)
         height, width = regions.map.shape
         found = LabelBoundaries(regions)
         for i, (x0, y0, x1, y1) in enumerate(regions.boxes.tolist()):
@@ -235,8 +241,10 @@ class SemanticTask(_LabelTask[SemanticResult]):
 class PanopticTask(_LabelTask[PanopticResult]):
     """Every segment, things and stuff together; 0 is void."""
 
-    def __init__(self, segment_map: Labels, segments_info: Sequence[dict[str, Any]], gate: Gate | None) -> None:
-        super().__init__(segment_map, 0, gate)
+    def __init__(
+        self, segment_map: Labels, segments_info: Sequence[dict[str, Any]], gate: Gate | None, scale: float = 1.0
+    ) -> None:
+        super().__init__(segment_map, 0, gate, scale)
         self.infos = _check_infos(self.regions, segments_info)
 
     def result(self, run: Run) -> PanopticResult:

@@ -109,6 +109,7 @@ def export_run(
         version=version or f"{step}-{digest}",
         network=NetworkCard(name=config.network.name, arguments=dict(config.network.arguments)),
         patch=config.patch,
+        scales=scales_of(config),
         outputs=int(config.network.arguments.get("outputs", 1)),  # type: ignore[arg-type]
         data=data_of(config),
         recipe={"config": config.model_dump(mode="json"), "step": step, "checkpoint": path.name},
@@ -221,6 +222,15 @@ def _patches(stream: Any, first: int, count: int) -> NDArray[np.uint8]:
         found.append(stream.batch(index)[0].numpy())
         index += 1
     return np.concatenate(found)[skip : skip + count]
+
+
+def scales_of(config: TrainConfig) -> tuple[float, float]:
+    """The scales of patches that a configuration trains at: enlarged twice, a patch holds half as many px a side."""
+    data: SimulatedData | PatchData = config.data
+    if data.kind == "patches" or data.scale_share == 0:
+        return 1.0, 1.0
+    least, most = data.scales
+    return 1 / most, 1 / least
 
 
 def data_of(config: TrainConfig) -> list[dict[str, Any]]:

@@ -58,10 +58,10 @@ def test_the_features_see_the_other_masks_of_the_picture() -> None:
     averaged = Averaged(0, 0, np.ones((side, side), bool), probability, None)
     image = photo(side, side)
     place = FEATURES.index("added on other masks")
-    assert Surroundings(image, [coarse, neighbour], 64).features(coarse, averaged)[place] == 1
-    assert Surroundings(image, [coarse], 64).features(coarse, averaged)[place] == 0
+    assert Surroundings(image, [coarse, neighbour]).features(coarse, averaged, 1.0)[place] == 1
+    assert Surroundings(image, [coarse]).features(coarse, averaged, 1.0)[place] == 0
 
 
 def test_masks_that_lie_over_each_other_many_times_are_counted_without_overflow() -> None:
     mask = Mask.from_array(np.ones((4, 4), np.uint8))
-    assert Surroundings(photo(4, 4), [mask] * 300, 64).depth.max() == 255
+    assert Surroundings(photo(4, 4), [mask] * 300).depth.max() == 255

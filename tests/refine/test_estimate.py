@@ -30,7 +30,7 @@ def picture(mask: NDArray[np.uint8], inside: int = 200, outside: int = 60) -> ND
 def measured(coarse: NDArray[np.uint8], refined: NDArray[np.uint8], image: NDArray[np.uint8], **more: Any) -> Any:
     probability = np.where(refined > 0, 0.9, 0.1).astype(np.float32)
     covered = np.ones(coarse.shape, np.bool_)
-    return features(coarse, covered, probability, image, area=int(coarse.sum()), patch_size_px=64, **more)
+    return features(coarse, covered, probability, image, area=int(coarse.sum()), scale=1.0, **more)
 
 
 def test_the_vector_has_a_value_for_every_feature() -> None:

@@ -20,7 +20,10 @@ from bpr_service.network.weights import WEIGHTS_FILE, load_model, read_card
 from bpr_service.refine.refiner import Refiner
 from refiner_training.cli import app
 from refiner_training.config import load_config
+from refiner_training.run.export import scales_of
 from refiner_training.run.refiner import train
+
+ROOT = Path(__file__).resolve().parents[2]
 
 PATCH = {"patch_size_px": 32, "padding_px": 8, "network_size_px": 48}
 
@@ -68,6 +71,15 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "ROUNDS", (1, 2))
     monkeypatch.setattr("refiner_training.run.export.MEASURED", 10)
     monkeypatch.setattr("bpr_service.network.int8.CALIBRATION", 14)
+
+
+def test_a_card_says_the_scales_that_its_recipe_trains_at() -> None:
+    config = load_config(ROOT / "refiner_training/configs/corpus_wide_balanced.yaml")
+    assert scales_of(config) == (0.25, 4.0)
+    once = config.data.model_copy(update={"scale_share": 0.0})  # type: ignore[union-attr]
+    assert scales_of(config.model_copy(update={"data": once})) == (1.0, 1.0)
+    small = config.data.model_copy(update={"scales": (0.5, 4.0)})  # type: ignore[union-attr]
+    assert scales_of(config.model_copy(update={"data": small})) == (0.25, 2.0)
 
 
 def test_a_training_does_not_measure_and_an_export_does(run: Path, tmp_path: Path) -> None:

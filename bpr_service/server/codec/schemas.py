@@ -162,6 +162,9 @@ class MaskOut(BaseModel):
     confidence: float | None = Field(
         default=None, description="expected boundary F at 2 px, 0 to 1; null where the model has no estimate"
     )
+    scale: float | None = Field(
+        default=None, description="what its patches measured over what the model was trained at; null where it had none"
+    )
 
 
 class ModelOut(BaseModel):

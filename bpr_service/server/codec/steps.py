@@ -111,7 +111,7 @@ def try_all() -> None:
         height, width = meta["image"][1][:2]
         for encoding in ("rle", "uncompressed_rle", "polygon", "png"):
             result = Block()
-            report = dict.fromkeys(REPORTED, 0) | {"status": "unchanged", "reason": None, "confidence": None}
+            report = dict.fromkeys(REPORTED) | {"status": "unchanged", "patches": 0}
             if task == "instance":
                 masks = unpack_masks(read_block, meta["masks"], height, width)
                 meta["masks"] = pack_masks(result, masks)

@@ -19,7 +19,7 @@ from bpr_service.server.codec.memory import Allowance
 from bpr_service.server.codec.schemas import MaskIn, PngMask, Rle
 from bpr_service.server.codec.shared import Block
 
-REPORTED = ("status", "reason", "patches", "changed_px", "added_px", "removed_px", "confidence")
+REPORTED = ("status", "reason", "patches", "changed_px", "added_px", "removed_px", "confidence", "scale")
 OWN_KEYS = ("segmentation", "bbox", "area", *REPORTED)
 HIDDEN = "no pixel of the map has it"
 
@@ -131,7 +131,7 @@ def map_parts(
     at = {label: i for i, label in enumerate(regions.labels)}
     nothing = Mask(array.shape[0], array.shape[1], 0, 0, np.zeros((0, 0), np.uint8))
     masks = [regions[at[label]] if label in at else nothing for label in labels]
-    hidden = dict.fromkeys(REPORTED, 0) | {"status": "unchanged", "reason": HIDDEN, "confidence": None}
+    hidden = dict.fromkeys(REPORTED, 0) | {"status": "unchanged", "reason": HIDDEN, "confidence": None, "scale": None}
     said = [reports.get(label) or hidden for label in labels]
     given = meta["given"] or [(_map_item(task, label, meta), "rle") for label in labels]
     return masks, said, given, _map_of(task, array, meta)

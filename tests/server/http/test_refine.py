@@ -46,7 +46,7 @@ def test_the_answer_is_the_librarys(server: Running) -> None:
         assert entry["segmentation"] == mask.to_rle()
         assert entry["bbox"] == mask.bbox
         assert entry["area"] == mask.area
-        for key in ("status", "reason", "patches", "changed_px", "added_px", "removed_px"):
+        for key in ("status", "reason", "patches", "changed_px", "added_px", "removed_px", "confidence", "scale"):
             assert entry[key] == getattr(report, key)
     assert answer["masks"][0]["status"] == "refined"
 
