@@ -27,6 +27,7 @@ from bpr_service.formats.records.cvat import CvatImages
 from bpr_service.formats.records.label_studio import LabelStudio
 from bpr_service.formats.records.lvis import LvisResults
 from bpr_service.formats.records.one_list import MaskRecords
+from bpr_service.formats.records.parquet import ParquetResults
 
 __all__ = [
     "DEFAULT_FORMAT",
@@ -49,6 +50,7 @@ __all__ = [
 _ALL: tuple[type[PredictionFormat], ...] = (
     CocoResults,
     LvisResults,
+    ParquetResults,
     CityscapesInstances,
     YoloSegments,
     LabelMe,

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from bpr_service import storage
@@ -54,6 +56,20 @@ def coco(root: Path) -> Paths:
         image(root / "images" / f"{i}.jpg", i)
     (root / "pred.json").write_text(json.dumps(_coco_records(), ensure_ascii=False))
     return Paths(str(root / "images"), str(root / "pred.json"), dataset(root, {5: "5.jpg", 7: "7.jpg"}))
+
+
+def parquet(root: Path) -> Paths:
+    """A table of two row groups, with a column that JSON cannot hold."""
+    for i in (5, 7):
+        image(root / "images" / f"{i}.jpg", i)
+    rings = [Mask.from_array(ring(3, 2 + 3 * i)) for i in range(4)]
+    rows = [
+        {"image_id": (7, 5, 7, 5)[i], "category_id": i, "score": 0.25 * i, "segmentation": mask.to_rle(),
+         "bbox": mask.bbox, "area": mask.area, "my": f"é{i}", "embedding": bytes([i, 255])}
+        for i, mask in enumerate(rings)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), root / "pred.parquet", row_group_size=3)
+    return Paths(str(root / "images"), str(root / "pred.parquet"), dataset(root, {5: "5.jpg", 7: "7.jpg"}))
 
 
 def lvis(root: Path) -> Paths:
@@ -156,6 +172,7 @@ def panoptic(root: Path) -> Paths:
 SAMPLES: dict[tuple[str, str], Callable[[Path], Paths]] = {
     ("instance", "coco"): coco,
     ("instance", "lvis"): lvis,
+    ("instance", "parquet"): parquet,
     ("instance", "cityscapes"): cityscapes,
     ("instance", "yolo"): yolo,
     ("instance", "labelme"): tool_samples.labelme,
@@ -231,7 +248,7 @@ def _instance(item: Any, name: str) -> tuple[Any, ...]:
         record = None
     if name == "masks":
         record = {key: value for key, value in record.items() if key not in ("segmentation", "counts")}
-    if name in ("coco", "lvis"):
+    if name in ("coco", "lvis", "parquet"):
         record = {key: value for key, value in record.items() if key != "segmentation"}, list(record)
     elif name == "yolo":
         record = record[0].split()[0]
