@@ -40,8 +40,9 @@ check: $(STAMP)  ## ruff, mypy --strict and the contracts of the imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-architecture: $(STAMP)  ## write the list of modules in docs/architecture.md
+architecture: $(STAMP)  ## write the list of modules, and the table of faults and doors, into the docs
 	$(BIN)/python docs/modules.py
+	$(BIN)/python docs/kinds.py
 
 # The one source is bpr_service/__init__.py; `make version` writes it where images are named, before a release.
 version:  ## write the package's version into the Dockerfile, docker/, k8s/ and docs/deploy.md

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -62,6 +62,7 @@ def demo(
 
 
 @app.command(rich_help_panel=_MASKS)
+@options.takes_files("match")
 def refine(
     image: Annotated[Path, typer.Argument(help="The photograph; - is standard input.")],
     mask: Annotated[
@@ -86,24 +87,16 @@ def refine(
     segments: Annotated[Path | None, typer.Option(help="Panoptic: JSON with segments_info.")] = None,
     gate: Annotated[bool, typer.Option(help="Do no harm: keep a mask where no gain is expected.")] = True,
     picture: Annotated[Path | None, typer.Option(help="Write a before/after picture here.")] = None,
-    exif: options.Exif = None,
-    encoding: options.Encoding = "same",
-    crowds: options.Crowds = False,
-    columns: options.Columns = None,
-    simplify: options.Simplify = None,
-    page: options.Page = None,
-    window: options.Window = None,
     settings: options.Set = None,
+    *,
+    files: Any,
 ) -> None:
     """Refine the masks of one image."""
     from bpr_service.refine_command import Call, run_refine
 
-    file_options = options.file_options(
-        exif=exif, encoding=encoding, crowds=crowds, columns=columns, simplify=simplify, page=page, window=window
-    )
     call = Call(image, mask, out, task, format_, image_id, ignore_label, segments, picture)
     settings = [*(settings or ()), *([] if gate else ["gate=false"])]
-    run_refine(call, file_options, preset=preset, model=model, device=device, settings=settings)
+    run_refine(call, files, preset=preset, model=model, device=device, settings=settings)
 
 
 @app.command(rich_help_panel=_HERE)

@@ -43,7 +43,7 @@ class BprError(Exception):
 
     def __init__(self, message: str = "", *, expected: str = "", got: str = "", fix: str = "") -> None:
         """Build the message ``message: expected E, got G. FIX`` from the parts that are given."""
-        self.expected, self.got, self.fix = expected, got, fix
+        self.expected, self.got, self.fix = (printable(part) for part in (expected, got, fix))
         text = message
         if expected:
             text += f"{': ' if text else ''}expected {expected}"
@@ -51,7 +51,12 @@ class BprError(Exception):
             text += f"{', ' if expected else ': ' if text else ''}got {got}"
         if fix:
             text += f". {fix[0].upper()}{fix[1:]}"
-        super().__init__(text)
+        super().__init__(printable(text))
+
+
+def printable(text: str) -> str:
+    """`text` as every terminal and every JSON can show it: half a surrogate pair is written as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def fields_of(error: BprError) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from bpr_service.client.messages import (
     Refined,
     answer,
     instance_call,
+    label_call,
     panoptic_call,
     retry_after,
-    semantic_call,
     to_refined,
 )
 from bpr_service.errors import NotReadyError
@@ -78,13 +78,17 @@ class Client(_Base):
 
         ``image``: a file's path or bytes, or an (H, W, 3) uint8 RGB array. ``masks``: entries with ``segmentation``,
         RLEs, polygons, PNG bytes, (H, W) arrays or `Mask`. ``options``: preset, encoding, nms_threshold, gate,
-        timeout_s. Raises the exceptions of `bpr_service.errors`.
+        exif, page, window, crowds, timeout_s. Raises the exceptions of `bpr_service.errors`.
         """
         return to_refined(self._send(instance_call(image, masks, options)))
 
+    def refine_labels(self, image: Any, id_map: NDArray[Any] | bytes, **options: Any) -> Refined:
+        """Refine an (H, W) uint8 or uint16 map of instance ids, 0 is background, or its PNG."""
+        return to_refined(self._send(label_call("instance", image, id_map, options)))
+
     def refine_semantic(self, image: Any, label_map: NDArray[Any] | bytes, **options: Any) -> Refined:
         """Refine an (H, W) uint8 or uint16 label map, or its PNG."""
-        return to_refined(self._send(semantic_call(image, label_map, options)))
+        return to_refined(self._send(label_call("semantic", image, label_map, options)))
 
     def refine_panoptic(
         self,
@@ -159,9 +163,13 @@ class AsyncClient(_Base):
         """`Client.refine`."""
         return to_refined(await self._send(instance_call(image, masks, options)))
 
+    async def refine_labels(self, image: Any, id_map: NDArray[Any] | bytes, **options: Any) -> Refined:
+        """`Client.refine_labels`."""
+        return to_refined(await self._send(label_call("instance", image, id_map, options)))
+
     async def refine_semantic(self, image: Any, label_map: NDArray[Any] | bytes, **options: Any) -> Refined:
         """`Client.refine_semantic`."""
-        return to_refined(await self._send(semantic_call(image, label_map, options)))
+        return to_refined(await self._send(label_call("semantic", image, label_map, options)))
 
     async def refine_panoptic(
         self,

@@ -56,13 +56,15 @@ class RefinedMask:
 
     def to_mask(self) -> Mask:
         """The mask as box and crop."""
-        given = self.segmentation
-        if isinstance(given, dict) and "png" in given:
-            given = given["png"]
-        if isinstance(given, str):
-            import base64
+        import base64
 
-            given = base64.b64decode(given)
+        given, soft = self.segmentation, False
+        if given in (None, [], "", {}):
+            return Mask.from_array(np.zeros(self.size, np.uint8))
+        if isinstance(given, dict) and "png" in given:
+            given, soft = given["png"], bool(given.get("soft"))
+        if isinstance(given, str):
+            given = Mask.from_png(base64.b64decode(given.removeprefix("data:image/png;base64,")), soft=soft)
         return as_mask(given, *self.size)
 
     def to_array(self) -> NDArray[np.uint8]:
@@ -80,11 +82,12 @@ class Refined:
     device: str
     timings_ms: dict[str, float]
     request_id: str
+    warnings: list[str]
     raw: Mapping[str, Any]
 
     @property
     def label_map(self) -> NDArray[Any]:
-        """Semantic: (H, W) labels."""
+        """(H, W) labels or instance ids, where a map was sent."""
         from bpr_service.masks.label_maps import read_label_map
 
         return read_label_map(_file(self.raw, "label_map"))
@@ -158,12 +161,13 @@ def instance_call(image: Any, masks: Sequence[Any], options: dict[str, Any]) -> 
     return Call("instance", image, form)
 
 
-def semantic_call(image: Any, label_map: NDArray[Any] | bytes, options: dict[str, Any]) -> Call:
+def label_call(task: str, image: Any, label_map: NDArray[Any] | bytes, options: dict[str, Any]) -> Call:
+    """A map of classes (``semantic``) or of instance ids (``instance``)."""
     from bpr_service.masks.label_maps import encode_png
 
     png = label_map if isinstance(label_map, bytes) else encode_png(np.ascontiguousarray(label_map))
-    form = [("masks", ("labels.png", png, "image/png")), ("options", _json_part(options))]
-    return Call("semantic", image, form)
+    form = [("label_map", ("labels.png", png, "image/png")), ("options", _json_part(options))]
+    return Call(task, image, form)
 
 
 def panoptic_call(
@@ -214,4 +218,5 @@ def to_refined(raw: dict[str, Any]) -> Refined:
         for entry in raw["masks"]
     ]
     model = raw["model"]
-    return Refined(masks, model["name"], model["version"], raw["device"], raw["timings_ms"], raw["request_id"], raw)
+    said = {key: raw[key] for key in ("device", "timings_ms", "request_id")}
+    return Refined(masks, model["name"], model["version"], **said, warnings=raw.get("warnings", []), raw=raw)

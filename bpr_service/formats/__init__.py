@@ -6,7 +6,6 @@ from bpr_service.errors import ConfigError, UnknownName
 from bpr_service.formats.base import (
     TASKS,
     Encoded,
-    FileOptions,
     Instance,
     InstancePrediction,
     PanopticPrediction,
@@ -21,6 +20,7 @@ from bpr_service.formats.folders.labelme import LabelMe
 from bpr_service.formats.folders.mask_pngs import InstanceIdPngs, MaskPngs, SoftPngs
 from bpr_service.formats.folders.semantic import Ade, CityscapesLabelIds, CityscapesTrainIds, SemanticPngs, Voc
 from bpr_service.formats.folders.yolo import YoloSegments
+from bpr_service.formats.options import FileOptions
 from bpr_service.formats.records.coco import CocoResults
 from bpr_service.formats.records.coco_panoptic import CocoPanoptic
 from bpr_service.formats.records.cvat import CvatImages

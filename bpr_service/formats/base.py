@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
 from bpr_service import storage
-from bpr_service.config import Settings
 from bpr_service.errors import BprError, ConfigError, FormatError
 from bpr_service.formats.images import ImageFolder, NamePattern, image_size, plain
+from bpr_service.formats.options import FileOptions
 from bpr_service.masks.encoding import Encoding, Parts
 from bpr_service.masks.images import Exif
 
@@ -32,37 +31,6 @@ if TYPE_CHECKING:
 
 Task = Literal["instance", "semantic", "panoptic"]
 TASKS: tuple[Task, ...] = ("instance", "semantic", "panoptic")
-
-
-class FileOptions(Settings):
-    """How a prediction file is read and written, beside where it lies."""
-
-    exif: Exif | None = None
-    """Whether masks speak of the upright photograph ("apply") or of the pixels as stored ("ignore"); None takes the
-    convention of the format."""
-    encoding: Encoding = "same"
-    """How masks are written: as they came, or all in one way."""
-    crowds: bool = False
-    """Refine records that are marked as crowds too."""
-    match: str | None = None
-    """Which files of a folder are predictions and of which image: ``*_mask.png``."""
-    columns: Literal["none", "confidence", "confidence+track"] | None = None
-    """YOLO: what stands behind the points of a line; None finds out."""
-    simplify: float | None = Field(default=None, gt=0, le=1000)
-    """Write polygons with few corners, none of whose points is farther from the refined edge than this, in px."""
-    page: int | None = Field(default=None, ge=1)
-    """Which page of a TIFF is the image, from 1."""
-    window: Literal["auto"] | tuple[float, float] | None = None
-    """Values of the image that become black and white; see `bpr_service.masks.images.open_image`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _simplified_are_polygons(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("simplify") is not None:
-            if values.get("encoding", "same") not in ("same", "polygon"):
-                raise ValueError("simplify writes polygons: leave encoding out")
-            return {**values, "encoding": "polygon"}
-        return values
 
 
 @dataclass(frozen=True)
@@ -283,14 +251,15 @@ class PredictionFormat(ABC):
                 raise
             return unit.size
 
-    def files(self, suffix: str, what: str) -> Iterator[Unit]:
+    def files(self, suffixes: str | tuple[str, ...], what: str) -> Iterator[Unit]:
         """One unit a file of the folder of predictions, by the files' names.
 
         Raises:
-            FormatError: the folder has no file of that suffix that fits the pattern.
+            FormatError: the folder has no file of these suffixes that fits the pattern.
         """
         pattern, number = NamePattern(self.options.match), 0
-        for name in storage.list_files(self.paths.predictions, (suffix,)):
+        suffixes = (suffixes,) if isinstance(suffixes, str) else suffixes
+        for name in storage.list_files(self.paths.predictions, suffixes):
             wanted = pattern.image(name)
             if wanted is None:
                 continue
@@ -306,7 +275,8 @@ class PredictionFormat(ABC):
             raise FormatError(
                 f"{self.paths.predictions}: another format",
                 expected=what,
-                got=f"no {suffix} file" + (f" that fits {self.options.match}" if self.options.match else ""),
+                got=f"no {', '.join(suffixes)} file"
+                + (f" that fits {self.options.match}" if self.options.match else ""),
                 fix="check the folder, --format and --match",
             )
 

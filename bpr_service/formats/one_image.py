@@ -11,6 +11,7 @@ from bpr_service.errors import FormatError
 from bpr_service.formats import FORMATS, FileOptions, MaskRecords, Paths, PredictionFormat, Unit, open_predictions
 from bpr_service.formats.base import Encoded
 from bpr_service.formats.images import NameIndex, plain
+from bpr_service.masks.arrays import is_array
 
 PICTURES = (".png", ".bmp", ".tif", ".tiff", ".webp", ".jpg", ".jpeg", ".gif")
 PICTURE_FORMATS = {
@@ -116,6 +117,10 @@ def _detect(path: Path, task: str) -> tuple[str, str]:
         head = file.read(_HEAD_BYTES)
     suffix = path.suffix.lower()
     if head.startswith(_PNG) or suffix in PICTURES:
+        return PICTURE_FORMATS[task]
+    if is_array(head):
+        if task not in ("instance", "soft"):
+            raise FormatError(f"{path}: --task {task}", expected="a picture", got="a NumPy file", fix="save it as PNG")
         return PICTURE_FORMATS[task]
     if task != "instance":
         raise FormatError(

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bpr_service import options
+
 if TYPE_CHECKING:
+    from bpr_service.formats import FileOptions
     from bpr_service.jobs.refine.batch import Drive, Result
 
 batch = typer.Typer(help="Refine a whole prediction file or folder.", no_args_is_help=True)
@@ -46,10 +49,10 @@ Merge = Annotated[bool, typer.Option("--merge", help="Only put the shares togeth
 Engine = Annotated[EngineName, typer.Option(help="local, or ray: the actors of a cluster.")]
 Address = Annotated[str | None, typer.Option(help="Ray's cluster; default: RAY_ADDRESS, else one started here.")]
 Actors = Annotated[int | None, typer.Option(help="Devices of Ray's cluster; default: all it has.", min=1)]
-Set = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE instead of the preset's, as backend=eager.")]
 
 
 @batch.command()
+@options.takes_files()
 def instance(
     images: Images,
     predictions: Annotated[str, typer.Option(help="COCO or LVIS results, or a Cityscapes or YOLO folder.")],
@@ -72,19 +75,22 @@ def instance(
     engine: Engine = EngineName.local,
     address: Address = None,
     actors: Actors = None,
-    settings: Set = None,
+    settings: options.Set = None,
+    *,
+    files: Any,
 ) -> None:
     """Refine instance masks: coco (default), lvis, cityscapes, yolo."""
     values = {"task": "instance", "images": images, "predictions": predictions, "out": out, "dataset": dataset,
               "format": format_, "result": result.value, "preset": preset, "model": model,
               "settings": settings}  # fmt: skip
-    options = {"device": device, "workers": workers, "resume": resume, "report": report,
+    drive = {"device": device, "workers": workers, "resume": resume, "report": report,
                "ground_truth": ground_truth, "work": work, "part": part, "merge": merge, "engine": engine,
                "address": address, "actors": actors}  # fmt: skip
-    _run_batch(values, options)
+    _run_batch(values, files, drive)
 
 
 @batch.command()
+@options.takes_files()
 def semantic(
     images: Images,
     predictions: Annotated[str, typer.Option(help="Folder of one-channel PNGs.")],
@@ -107,20 +113,23 @@ def semantic(
     engine: Engine = EngineName.local,
     address: Address = None,
     actors: Actors = None,
-    settings: Set = None,
+    settings: options.Set = None,
+    *,
+    files: Any,
 ) -> None:
     """Refine label maps: png (default), cityscapes, cityscapes-train-ids, ade, voc."""
     values = {"task": "semantic", "images": images, "predictions": predictions, "out": out, "format": format_,
               "ignore_label": ignore_label, "preset": preset, "model": model,
               "settings": settings}  # fmt: skip
-    options = {"device": device, "workers": workers, "resume": resume, "report": report,
+    drive = {"device": device, "workers": workers, "resume": resume, "report": report,
                "ground_truth": ground_truth, "classes": classes,
                "work": work, "part": part, "merge": merge, "engine": engine,
                "address": address, "actors": actors}  # fmt: skip
-    _run_batch(values, options)
+    _run_batch(values, files, drive)
 
 
 @batch.command()
+@options.takes_files()
 def panoptic(
     images: Images,
     predictions: Annotated[str, typer.Option(help="COCO panoptic JSON.")],
@@ -140,24 +149,28 @@ def panoptic(
     engine: Engine = EngineName.local,
     address: Address = None,
     actors: Actors = None,
-    settings: Set = None,
+    settings: options.Set = None,
+    *,
+    files: Any,
 ) -> None:
     """Refine panoptic segments."""
     values = {"task": "panoptic", "images": images, "predictions": predictions, "out": out, "dataset": dataset,
               "panoptic_dir": panoptic_dir, "preset": preset, "model": model,
               "settings": settings}  # fmt: skip
-    options = {"device": device, "workers": workers, "resume": resume, "report": report,
+    drive = {"device": device, "workers": workers, "resume": resume, "report": report,
                "ground_truth": ground_truth, "work": work, "part": part, "merge": merge, "engine": engine,
                "address": address, "actors": actors}  # fmt: skip
-    _run_batch(values, options)
+    _run_batch(values, files, drive)
 
 
-def _run_batch(values: dict[str, Any], options: dict[str, Any]) -> None:
+def _run_batch(values: dict[str, Any], files: FileOptions, options: dict[str, Any]) -> None:
     from bpr_service.config import parse_settings
     from bpr_service.jobs.refine.batch import Batch, run_batch
     from bpr_service.jobs.requests import RefineRequest, parse_request
 
-    request = parse_request({"kind": "refine", **values, "settings": parse_settings(values["settings"] or ())})
+    request = parse_request(
+        {"kind": "refine", **values, **files.model_dump(), "settings": parse_settings(values["settings"] or ())}
+    )
     assert isinstance(request, RefineRequest)
     drive = _drive(options)
     result = run_batch(request, Batch(**{**options, "part": _share(options["part"])}), drive=drive)

@@ -11,11 +11,12 @@ from pydantic import Field, field_validator
 
 from bpr_service.config import RefineConfig, Settings, build
 from bpr_service.errors import ConfigError
+from bpr_service.formats.options import FileOptions
 
 Kind = Literal["refine", "train"]
 
 
-class RefineRequest(Settings):
+class RefineRequest(FileOptions):
     """Refine a prediction file. Paths are local, fsspec addresses, or (in a job) ``ROOT:relative/path``."""
 
     kind: Literal["refine"] = "refine"
@@ -37,6 +38,11 @@ class RefineRequest(Settings):
     """What ``out`` becomes: the file or folder of the format; or a folder of parts, for formats with JSON records."""
     part_images: int = Field(default=16, ge=1, le=10_000)
     """Images of the smallest part that one worker takes at a time; long files have larger parts."""
+
+    @property
+    def files(self) -> FileOptions:
+        """How the file is read and written."""
+        return FileOptions(**self.model_dump(include=set(FileOptions.model_fields)))
 
     @field_validator("settings")
     @classmethod

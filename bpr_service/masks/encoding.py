@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from bpr_service.errors import MaskError, UnknownName
+from bpr_service.masks.arrays import array_like, is_array, probabilities, read_array, rewritten
 from bpr_service.masks.images import open_picture
 from bpr_service.masks.label_maps import picture_like, two_values
 from bpr_service.masks.mask import Mask
@@ -43,6 +44,8 @@ def encode_like(mask: Mask, given: Any, encoding: Encoding = "same") -> Any:
     form = form_of(given) if encoding == "same" else encoding
     if form == "polygon":
         return _polygons(mask, slits=encoding == "polygon")
+    if form == "png" and encoding == "same" and isinstance(given, Mapping) and given.get("soft"):
+        return {**given, "png": base64.b64encode(soft_picture_like(_bytes(given["png"]), mask)).decode()}
     if form == "png":
         png = base64.b64encode(png_like(mask, given)).decode()
         return png if isinstance(given, str) and encoding == "same" else {"png": png}
@@ -67,8 +70,14 @@ def png_like(mask: Mask, given: Any) -> bytes:
     png = given.get("png") if isinstance(given, Mapping) else given
     if not png or not isinstance(png, str | bytes) or (isinstance(given, Mapping) and given.get("soft")):
         return mask.to_png()
-    text = png if isinstance(png, bytes) or not png.startswith("data:") else png.partition(",")[2]
-    return mask_picture_like(text if isinstance(text, bytes) else binascii.a2b_base64(text), mask)
+    return mask_picture_like(_bytes(png), mask)
+
+
+def _bytes(png: str | bytes) -> bytes:
+    """The bytes of a PNG that came as they are, or as base64 with or without a data URI's head."""
+    if isinstance(png, bytes):
+        return png
+    return binascii.a2b_base64(png.partition(",")[2] if png.startswith("data:") else png)
 
 
 def mask_picture_like(data: bytes, mask: Mask) -> bytes:
@@ -85,12 +94,39 @@ def mask_picture_like(data: bytes, mask: Mask) -> bytes:
 def soft_picture_like(data: bytes, mask: Mask) -> bytes:
     """A soft mask's picture with the pixels rewritten that differ between it, cut at one half, and `mask`."""
     picture = open_picture(data, mask.height * mask.width, "mask", MaskError)
-    array = np.asarray(picture).copy()
-    top = 255 if picture.mode == "L" else 65535
-    coarse, refined = Mask.from_png(data, soft=True).to_array(), mask.to_array()
-    array[refined > coarse] = top
-    array[refined < coarse] = 0
-    return picture_like(data, array)
+    array = np.asarray(picture)
+    wide = array if picture.mode == "L" else array.astype(np.uint16)
+    return picture_like(data, rewritten(wide, Mask.from_png(data, soft=True).to_array(), mask.to_array()))
+
+
+def read_mask_file(data: bytes, *, soft: bool = False, logits: bool = False) -> Mask:
+    """A mask from the bytes of a picture or a NumPy file.
+
+    Args:
+        soft: the values are probabilities: 8- or 16-bit gray, or 8- or 16-bit or float arrays. Floats are always.
+        logits: the floats of a NumPy file are what a network gives before its sigmoid.
+
+    Raises:
+        MaskError: it cannot be read, has more than two values and is not soft, or a probability lies outside [0, 1].
+        LimitError: it is too large.
+    """
+    if is_array(data):
+        array = read_array(data)
+        return Mask.from_array(probabilities(array, logits) if soft or logits or array.dtype.kind == "f" else array)
+    if logits:
+        raise MaskError("logits", expected="a .npy or .npz of floats", got="a picture", fix="leave --logits out")
+    return Mask.from_png(data, soft=soft)
+
+
+def mask_file_like(data: bytes, mask: Mask, *, soft: bool = False, logits: bool = False) -> bytes:
+    """A mask in the form of the file that it came as; `data` where nothing is new. Arguments as `read_mask_file`."""
+    if not is_array(data):
+        return soft_picture_like(data, mask) if soft else mask_picture_like(data, mask)
+    array, refined = read_array(data), mask.to_array()
+    if soft or logits or array.dtype.kind == "f":
+        coarse = read_mask_file(data, soft=True, logits=logits).to_array()
+        return array_like(data, rewritten(array, coarse, refined, logits))
+    return array_like(data, refined * (array.max() or array.dtype.type(1)))
 
 
 def _polygons(mask: Mask, *, slits: bool) -> Any:

@@ -52,6 +52,7 @@ class Header:
         mode: Pillow's name of the channels and their depth.
         orientation: of EXIF, 1 to 8; 1 is upright.
         pages: pictures in the file.
+        progressive: a JPEG that is decoded in several passes.
     """
 
     height: int
@@ -60,6 +61,7 @@ class Header:
     mode: str
     orientation: int
     pages: int
+    progressive: bool
 
     def size(self, exif: Exif = "ignore") -> tuple[int, int]:
         """(H, W) of the image as it is read with `exif`, px."""
@@ -145,13 +147,37 @@ def read_header(
         width, height = picture.size
         if picture.format == "TIFF" and orientation >= 5:  # Pillow has turned the size already
             width, height = height, width
-        return Header(height, width, picture.format, picture.mode, orientation, getattr(picture, "n_frames", 1))
+        pages, progressive = getattr(picture, "n_frames", 1), "progressive" in picture.info
+        return Header(height, width, picture.format, picture.mode, orientation, pages, progressive)
 
 
 def _orientation(picture: Any) -> int:
-    """The EXIF orientation, 1 where there is none or it means nothing."""
-    value = picture.getexif().get(_ORIENTATION, 1)
+    """The EXIF orientation, 1 where there is none or it means nothing. Nothing is decoded."""
+    from PIL import Image as pil
+
+    if picture.format == "PNG" and "exif" not in picture.info and picture.fp is not None:
+        late = _png_exif(picture.fp)
+        if late:
+            picture.info["exif"] = b"Exif\0\0" + late
+    value = pil.Image.getexif(picture).get(_ORIENTATION, 1)  # that of PNGs would decode them to look behind the pixels
     return value if value in range(1, 9) else 1
+
+
+def _png_exif(file: Any) -> bytes:
+    """What the chunk eXIf of a PNG holds, which may stand behind the pixels; the place in the file stays."""
+    here = file.tell()
+    at, found = 8, b""
+    while not found:
+        file.seek(at)
+        head = file.read(8)
+        if len(head) < 8 or head[4:] == b"IEND":
+            break
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] == b"eXIf":
+            found = file.read(min(length, 1 << 16))
+        at += 12 + length
+    file.seek(here)
+    return found
 
 
 def open_picture(source: bytes | str | Path, max_pixels: int, what: str, error: type[InputError]) -> Any:

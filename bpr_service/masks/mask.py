@@ -176,9 +176,9 @@ class Mask:
                 "a float mask is out of range",
                 expected="probabilities in [0, 1], no NaN",
                 got=f"values from {low} to {high}",
-                fix="pass probabilities (apply a sigmoid to logits), or a boolean array",
+                fix="pass probabilities (apply a sigmoid to logits: --logits), or a boolean array",
             )
-        soft = np.rint(frame * 255.0).astype(np.uint8)
+        soft = np.rint(np.multiply(frame, 255.0, dtype=np.result_type(frame, np.float32))).astype(np.uint8)
         x0, y0, x1, y1 = _tight(soft)
         soft = np.ascontiguousarray(soft[y0:y1, x0:x1])
         return cls(frame.shape[0], frame.shape[1], x0, y0, (soft >= 128).view(np.uint8), soft)

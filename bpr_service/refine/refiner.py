@@ -8,6 +8,7 @@ reassembly -> masks``
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from bpr_service.config import PRESETS, RefineConfig, build
 from bpr_service.errors import ConfigError, InputError, MaskError, UnknownName
-from bpr_service.masks.images import as_image, check_pixels, read_image
+from bpr_service.masks.images import Exif, as_image, check_pixels, open_image
 from bpr_service.masks.mask import Mask, as_mask
 from bpr_service.network.backends import batch_sizes, label
 from bpr_service.network.model import Model, Predict, Runs, check_scale
@@ -132,29 +133,40 @@ class Refiner:
 
     # ---- the whole operation -------------------------------------------------------------------------------
 
-    def refine(self, image: Any, masks: Any, scales: Sequence[float] | None = None) -> RefineResult:
+    def refine(
+        self, image: Any, masks: Any, scales: Sequence[float] | None = None, *, exif: Exif = "ignore"
+    ) -> RefineResult:
         """Refine instance masks: they may overlap, and each keeps its place in the list.
 
         Parameters
         ----------
         image : (H, W, 3) uint8 RGB array, or whatever `as_image` takes, or a file
+        exif : of a file: "apply" where the masks speak of the upright photograph, "ignore" of its stored pixels
         masks : a list of what `as_mask` takes (Mask, array, RLE, polygons, PNG), an (N, H, W) array, or one
             mask
         scales : of each mask, image pixels of its patches over those the model was trained at; None: the config's
 
         Raises :class:`ImageError`, :class:`MaskError` (with the mask's number), :class:`LimitError`.
         """
-        return self.run(self.prepare(image, masks, scales))
+        return self.run(self.prepare(image, masks, scales, exif=exif))
 
-    def refine_semantic(self, image: Any, label_map: Any, ignore_label: int | None = 255) -> SemanticResult:
+    def refine_labels(self, image: Any, id_map: Any, *, exif: Exif = "ignore") -> SemanticResult:
+        """Refine every instance of an (H, W) map of their ids; 0 is background, and no id is ignored."""
+        return self.run(self.prepare_semantic(image, id_map, None, exif=exif))
+
+    def refine_semantic(
+        self, image: Any, label_map: Any, ignore_label: int | None = 255, *, exif: Exif = "ignore"
+    ) -> SemanticResult:
         """Refine every label of an (H, W) map; pixels of `ignore_label` stay as they are and it never
         spreads.
         """
-        return self.run(self.prepare_semantic(image, label_map, ignore_label))
+        return self.run(self.prepare_semantic(image, label_map, ignore_label, exif=exif))
 
-    def refine_panoptic(self, image: Any, segment_map: Any, segments_info: Sequence[dict[str, Any]]) -> PanopticResult:
+    def refine_panoptic(
+        self, image: Any, segment_map: Any, segments_info: Sequence[dict[str, Any]], *, exif: Exif = "ignore"
+    ) -> PanopticResult:
         """Refine every segment of an (H, W) id map, things and stuff together; 0 is void and stays void."""
-        return self.run(self.prepare_panoptic(image, segment_map, segments_info))
+        return self.run(self.prepare_panoptic(image, segment_map, segments_info, exif=exif))
 
     def run(self, prepared: Prepared[R]) -> R:
         """What is left of the operation once an image is prepared: batch by batch through the network."""
@@ -167,25 +179,29 @@ class Refiner:
 
     # ---- its stages, for an engine that batches across images ----------------------------------------------
 
-    def prepare(self, image: Any, masks: Any, scales: Sequence[float] | None = None) -> Prepared[RefineResult]:
+    def prepare(
+        self, image: Any, masks: Any, scales: Sequence[float] | None = None, *, exif: Exif = "ignore"
+    ) -> Prepared[RefineResult]:
         """Boundary pixels and patches of instance masks; on the CPU."""
-        pixels = self._image(image)
+        pixels = self._image(image, exif)
         height, width = pixels.shape[:2]
         parsed = [self._mask(i, m, height, width) for i, m in enumerate(_listed(masks))]
         each, assess = self._scales(scales, len(parsed)), self._assessor(pixels, parsed)
         return self._prepared(pixels, InstanceTask(parsed, each, self.instance_gate, assess))
 
-    def prepare_semantic(self, image: Any, label_map: Any, ignore_label: int | None = 255) -> Prepared[SemanticResult]:
+    def prepare_semantic(
+        self, image: Any, label_map: Any, ignore_label: int | None = 255, *, exif: Exif = "ignore"
+    ) -> Prepared[SemanticResult]:
         """Boundary pixels and patches of every label; on the CPU."""
-        pixels = self._image(image)
+        pixels = self._image(image, exif)
         labels, scale = _same_size(label_map, pixels), self.config.scale
         return self._prepared(pixels, SemanticTask(labels, ignore_label, self.gate, scale))
 
     def prepare_panoptic(
-        self, image: Any, segment_map: Any, segments_info: Sequence[dict[str, Any]]
+        self, image: Any, segment_map: Any, segments_info: Sequence[dict[str, Any]], *, exif: Exif = "ignore"
     ) -> Prepared[PanopticResult]:
         """Boundary pixels and patches of every segment; on the CPU."""
-        pixels = self._image(image)
+        pixels = self._image(image, exif)
         segments, scale = _same_size(segment_map, pixels), self.config.scale
         return self._prepared(pixels, PanopticTask(segments, segments_info, self.gate, scale))
 
@@ -228,9 +244,12 @@ class Refiner:
             model=self.model.name, device=self.runs_on, outputs=self.card.outputs, resides=self.resides,
         )  # fmt: skip
 
-    def _image(self, image: Any) -> NDArray[np.uint8]:
+    def _image(self, image: Any, exif: Exif) -> NDArray[np.uint8]:
         if isinstance(image, bytes | str | Path):
-            return read_image(image, max_pixels=self.config.max_pixels)
+            read = open_image(image, max_pixels=self.config.max_pixels, exif=exif)
+            for line in read.warnings:
+                warnings.warn(line, stacklevel=4)
+            return read.pixels
         pixels = as_image(image)
         check_pixels(pixels.shape[0], pixels.shape[1], self.config.max_pixels)
         return pixels

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from bpr_service.errors import ImageError, LimitError
-from bpr_service.masks.images import PICTURE_FORMATS, as_image, read_image
+from bpr_service.masks.images import PICTURE_FORMATS, as_image, read_header, read_image
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (11, 7, 3)).astype(np.uint8)
@@ -138,3 +138,21 @@ def test_bad_arrays(array: Any) -> None:
         as_image(array)
     assert caught.value.expected
     assert caught.value.fix
+
+
+def test_the_orientation_of_a_png_is_read_without_decoding_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import PngImagePlugin
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.new("RGB", (5, 3)).save(stream, "PNG", exif=exif)
+    early = stream.getvalue()
+    at = early.index(b"eXIf") - 4
+    end = at + 12 + int.from_bytes(early[at : at + 4], "big")
+    iend = early.index(b"IEND") - 4
+    late = early[:at] + early[end:iend] + early[at:end] + early[iend:]
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("decoded"))
+    for data in (early, late):
+        header = read_header(io.BytesIO(data))
+        assert (header.orientation, header.size("apply"), header.size("ignore")) == (6, (5, 3), (3, 5))

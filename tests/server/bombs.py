@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from bpr_service.masks.brush_rle import encode_brush
 from bpr_service.masks.mask import Mask
-from bpr_service.server.codec.brush_rle import encode_brush
 from tests.server.helpers import b64
 
 JSON = "application/json"

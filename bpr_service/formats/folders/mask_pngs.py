@@ -1,4 +1,4 @@
-"""Folders of PNGs that hold masks: one binary or soft mask a file, or all instances of an image by their ids.
+"""Folders of files that hold masks: one binary or soft mask a file, or all instances of an image by their ids.
 
 Letters: H, W are an image's height and width in pixels.
 """
@@ -22,9 +22,13 @@ from bpr_service.formats.base import (
 )
 from bpr_service.masks.encoding import Encoding
 
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".npy", ".npz")
+
 
 class MaskPngs(PredictionFormat):
-    """One mask a PNG, of two values; they come back in the same two values, mode and palette."""
+    """One mask a PNG, TIFF, BMP or NumPy file, of two values or of floats; it comes back in the same values, mode and
+    palette. Floats are probabilities: see `SoftPngs`.
+    """
 
     name: ClassVar[str] = "png"
     task: ClassVar[Task] = "instance"
@@ -32,47 +36,41 @@ class MaskPngs(PredictionFormat):
     encodings: ClassVar[tuple[Encoding, ...]] = ("same", "png")
 
     def scan(self) -> Iterator[Unit]:
-        return self.files(".png", "PNGs of one mask each")
+        return self.files(MASK_SUFFIXES, "files of one mask each")
 
     def read(self, unit: Unit, size: tuple[int, int] | None = None) -> InstancePrediction:
-        from bpr_service.masks.mask import Mask, as_mask
+        from bpr_service.masks.encoding import read_mask_file
+        from bpr_service.masks.mask import as_mask
 
         data, size = self.source(unit), self.size(unit, size)
         try:
-            mask = as_mask(Mask.from_png(data, soft=self.soft), *size)
+            mask = as_mask(read_mask_file(data, soft=self.soft, logits=self.options.logits), *size)
         except BprError as error:
             raise at(storage.join(self.paths.predictions, unit.source), "the mask", error) from error
         return InstancePrediction((Instance(0, mask, -1, None, data),))
 
     def encode(self, unit: Unit, prediction: InstancePrediction) -> Encoded:
-        from bpr_service.masks.encoding import mask_picture_like
+        from bpr_service.masks.encoding import mask_file_like
 
         item = prediction.instances[0]
         if item.mask is None or not item.changed:
             return self.untouched(unit)
-        return Encoded(files={unit.source: mask_picture_like(item.record, item.mask)})
+        new = mask_file_like(item.record, item.mask, soft=self.soft, logits=self.options.logits)
+        return Encoded(files={unit.source: new})
 
     def untouched(self, unit: Unit) -> Encoded:
         return Encoded(files={unit.source: self.source(unit)})
 
 
 class SoftPngs(MaskPngs):
-    """One soft mask a PNG: probabilities as 8- or 16-bit gray; written in the same depth.
+    """One soft mask a file: probabilities as 8- or 16-bit gray, or as a NumPy file, also of logits.
 
-    Where the refined mask differs from the thresholded one, its answer is written, 0 or 1; elsewhere the probability
-    stays as it was.
+    Where the refined mask differs from the one that is cut at one half, its answer is written, 0 or 1; elsewhere the
+    probability stays as it was.
     """
 
     name: ClassVar[str] = "soft"
     soft: ClassVar[bool] = True
-
-    def encode(self, unit: Unit, prediction: InstancePrediction) -> Encoded:
-        from bpr_service.masks.encoding import soft_picture_like
-
-        item = prediction.instances[0]
-        if item.mask is None or not item.changed:
-            return self.untouched(unit)
-        return Encoded(files={unit.source: soft_picture_like(item.record, item.mask)})
 
 
 class InstanceIdPngs(PredictionFormat):

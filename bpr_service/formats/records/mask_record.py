@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from bpr_service.errors import BprError
-from bpr_service.formats.base import FileOptions, Instance, at
+from bpr_service.formats.base import Instance, at
+from bpr_service.formats.options import FileOptions
 from bpr_service.formats.records.record_file import dump
 from bpr_service.formats.records.splice import splice
 from bpr_service.masks.encoding import encode_like, form_of
@@ -22,15 +24,20 @@ def read_mask(
     """`item` with the mask that its record gives for an image of ``size`` (H, W), or with why it has none."""
     from bpr_service.masks.mask import as_mask
 
-    record = item.record
-    if given is None or given in ([], "", {}):
-        return replace(item, skipped=NO_MASK)
-    if record.get("iscrowd") in (1, True) and not options.crowds:
-        return replace(item, skipped=CROWD)
+    reason = left_alone(item.record, given, options.crowds)
+    if reason is not None:
+        return replace(item, skipped=reason)
     try:
         return replace(item, mask=as_mask(mask_value(given), *size))
     except BprError as error:
         return replace(item, problem=str(at(file, where, error)))
+
+
+def left_alone(record: Mapping[str, Any], given: Any, crowds: bool) -> str | None:
+    """Why a record's mask is not refined: it has none, or is a crowd, which needs asking for; None where it is."""
+    if given is None or given in ([], "", {}):
+        return NO_MASK
+    return CROWD if record.get("iscrowd") in (1, True) and not crowds else None
 
 
 def mask_value(given: Any) -> Any:

@@ -111,7 +111,9 @@ def open_file(request: RefineRequest, within: tuple[str, ...] | None = None) -> 
     Raises:
         ConfigError, UnknownName: it lacks what its format needs, or cannot become the asked kind of result.
     """
-    paths = Paths(request.images, request.predictions, request.dataset, request.panoptic_dir, within)
+    paths = Paths(
+        request.images, request.predictions, request.dataset, request.panoptic_dir, within, options=request.files
+    )
     file = open_predictions(request.task, request.format, paths)
     if request.result != "file" and not (file.has_records and file.records_are_json):
         raise ConfigError("--result", expected="a format with JSON records", got=file.name, fix="leave it out")

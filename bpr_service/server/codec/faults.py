@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from bpr_service.errors import BodyError, BprError, InputError
+from bpr_service.errors import BodyError, BprError, InputError, printable
 
 MAX_FAULTS = 10
 """Faults that one answer lists."""
@@ -57,7 +57,7 @@ def invalid(faults: Any) -> InputError:
     """Pydantic's faults (``loc``, ``msg``, ``input``) as one error that lists the first of them."""
     listed = [
         {
-            "pointer": "/" + "/".join(str(part)[:MAX_NAME] for part in fault["loc"]),
+            "pointer": printable("/" + "/".join(str(part)[:MAX_NAME] for part in fault["loc"])),
             "expected": fault["msg"],
             "got": _short(fault.get("input")),
         }

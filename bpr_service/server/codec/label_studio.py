@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from bpr_service.errors import BprError, ForbiddenError, InputError, LimitError
 from bpr_service.masks.brush_rle import decode_brush, encode_brush
 from bpr_service.masks.mask import Mask
+from bpr_service.server.codec.bodies import decode_base64, json_text, load_json
 from bpr_service.server.codec.faults import located, validated
 from bpr_service.server.codec.memory import MASK_BYTES, VALUE_BYTES, Allowance
-from bpr_service.server.codec.parse import Limits, check_number, decode_base64, decode_image, load_json
+from bpr_service.server.codec.parse import Limits, check_number, decode_image
 from bpr_service.server.codec.schemas import Options
 from bpr_service.server.codec.shared import Block, pack_array, pack_masks, pack_meta, unpack_masks, unpack_meta
 from bpr_service.server.codec.write import Writer
@@ -78,7 +80,7 @@ def split(message: dict[str, Any], block: Block, allowance: Allowance) -> tuple[
     allowance.last(block.size)
     for task in asked.tasks:
         regions = [region.model_dump(exclude_unset=True) for region in _regions(task, asked)]
-        piece = orjson.dumps({"data": task.data, "regions": regions})
+        piece = json_text({"data": task.data, "regions": regions}).encode()
         start = out.append(piece)
         pieces.append([start, start + len(piece)])
     return {"pieces": pieces}, out
@@ -100,21 +102,24 @@ def read(message: dict[str, Any], block: Block, allowance: Allowance) -> tuple[d
     limits, index = Limits(**message["limits"]), message["index"]
     task = load_json(block.view(*message["piece"]), allowance)
     check_number(len(task["regions"]), limits)
+    options = Options(exif="apply")  # what an annotator draws on is upright
     try:
-        image = decode_image(_image_bytes(task["data"], message["media_dir"], limits, allowance), limits, allowance)
+        data = _image_bytes(task["data"], message["media_dir"], limits, allowance)
+        image = decode_image(data, options, limits, allowance).pixels
     except BprError as error:
         error.pointer = f"/tasks/{index}/data"  # type: ignore[attr-defined]
         raise
     height, width = image.shape[:2]
     allowance.last(image.size)
     out = Block()
-    meta: dict[str, Any] = {"options": Options().model_dump(), "image": pack_array(out, image)}
+    meta: dict[str, Any] = {"options": options.model_dump(), "image": pack_array(out, image)}
     masks = []
     for region in task["regions"]:
         masks.append(_mask(Region(**region), height, width, index, limits, allowance))
         allowance.take(2 * masks[-1].crop.size)
         allowance.last(MASK_BYTES * masks[-1].crop.size)
-    meta |= {"masks": pack_masks(out, masks), "given": task["regions"]}
+    meta |= {"masks": pack_masks(out, masks), "given": json_text(task["regions"])}
+    meta |= {"map": None, "alone": [None] * len(masks), "kept": []}
     return pack_meta(out, meta), out
 
 
@@ -143,12 +148,13 @@ def write(message: dict[str, Any], block: Block, allowance: Allowance) -> tuple[
     changed = [report["status"] == "refined" for report in meta["reports"]]
     head = {"model_version": meta["said"]["version"], "score": sum(changed) / max(1, len(changed))}
     out.write(orjson.dumps(head)[:-1] + b',"result":[')
-    for at, (entry, mask, report) in enumerate(zip(meta["given"], masks, meta["reports"], strict=True)):
-        allowance.at_least(12 * height * width + VALUE_BYTES * mask.crop.size)
-        entry["value"] = {**entry["value"], "format": "rle", "rle": encode_brush(mask.to_array())}
+    for at, (entry, mask, report) in enumerate(zip(json.loads(meta["given"]), masks, meta["reports"], strict=True)):
+        if report["status"] == "refined":
+            allowance.at_least(12 * height * width + VALUE_BYTES * mask.crop.size)
+            entry["value"] = {**entry["value"], "format": "rle", "rle": encode_brush(mask.to_array())}
         entry.update(type=entry.get("type") or "brushlabels", original_width=width, original_height=height)
         entry["meta"] = {**_dict(entry.get("meta")), "text": [f"{report['status']}: {report['changed_px']} px changed"]}
-        out.write((b"," if at else b"") + orjson.dumps(entry))
+        out.write((b"," if at else b"") + json_text(entry).encode())
     out.write(b"]}")
     return {}, out.block
 

@@ -9,8 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpr_service.errors import BprError, InputError, LimitError
-from bpr_service.masks.label_maps import read_label_map, read_panoptic_png
+from bpr_service.formats.folders.semantic import BINARY
+from bpr_service.formats.records.record_file import plain_id
+from bpr_service.masks.label_maps import is_binary, read_label_map, read_panoptic_png
 from bpr_service.masks.mask import Mask
+from bpr_service.server.codec.bodies import check_plain
 from bpr_service.server.codec.faults import located
 from bpr_service.server.codec.memory import MAP_BYTES, Allowance
 from bpr_service.server.codec.parse import Asked, Limits, decode_masks
@@ -30,17 +33,24 @@ class Map:
     items: list[MaskIn] | None = None
     labels: list[int] = field(default_factory=list)
     background: int | None = None
+    warnings: tuple[str, ...] = ()
+    ignore_label: int | None = None
+    """The label that is never rewritten."""
     segments_info: list[dict[str, Any]] | None = None
 
 
 def read_map(asked: Asked, height: int, width: int, limits: Limits, allowance: Allowance) -> Map:
-    """The map of a semantic or panoptic request. Raises `InputError`, `MaskError`, `LimitError`, `BusyError`."""
-    name = "label_map" if asked.task == "semantic" else "segment_map"
+    """The map of a request: labels, segments, or instance ids.
+
+    Raises:
+        InputError, MaskError, LimitError, BusyError: it cannot be used, or not now.
+    """
+    name = "segment_map" if asked.task == "panoptic" else "label_map"
     if (asked.map is None) == (asked.masks is None):
         got = "both" if asked.map is not None else "neither"
         raise InputError("what to refine", expected=f"{name} or masks", got=got, fix="send one of the two")
     allowance.last(MAP_BYTES * height * width)
-    read = _semantic if asked.task == "semantic" else _panoptic
+    read = _panoptic if asked.task == "panoptic" else _semantic
     return read(asked, (height, width), limits, allowance)
 
 
@@ -53,9 +63,9 @@ def _semantic(asked: Asked, size: tuple[int, int], limits: Limits, allowance: Al
     if asked.map is not None:
         label_map = _read(asked.map, size, limits, allowance, "label_map", read_label_map)
         _check_labels(label_map, limits, allowance)
-        return Map(label_map)
+        return _as_labels(label_map, asked)
     items = asked.masks or []
-    masks = decode_masks(items, *size, limits, allowance)
+    masks, _ = decode_masks(asked, *size, limits, allowance)
     labels: list[int] = []
     for index, item in enumerate(items):
         if item.category_id is None or item.category_id in labels:
@@ -87,6 +97,16 @@ def _semantic(asked: Asked, size: tuple[int, int], limits: Limits, allowance: Al
     return Map(label_map, items, labels, background)
 
 
+def _as_labels(label_map: NDArray[Any], asked: Asked) -> Map:
+    """A label map that came as one: instance ids know nothing to ignore, and 0 and 255 alone are a mask."""
+    if asked.task == "instance":
+        return Map(label_map)
+    ignore = asked.options.ignore_label
+    if "ignore_label" not in asked.options.model_fields_set and is_binary(label_map, ignore):
+        return Map(label_map, warnings=(BINARY,))
+    return Map(label_map, ignore_label=ignore if ignore >= 0 else None)
+
+
 def _panoptic(asked: Asked, size: tuple[int, int], limits: Limits, allowance: Allowance) -> Map:
     if asked.map is not None:
         if asked.segments_info is None:
@@ -94,12 +114,14 @@ def _panoptic(asked: Asked, size: tuple[int, int], limits: Limits, allowance: Al
         segment_map = _read(asked.map, size, limits, allowance, "segment_map", read_panoptic_png)
         _check_labels(segment_map, limits, allowance)
         info = [item.model_dump(exclude_unset=True) for item in asked.segments_info]
+        check_plain(info, "/segments_info")
         return Map(segment_map, segments_info=info)
     items = asked.masks or []
-    masks = decode_masks(items, *size, limits, allowance)
+    masks, _ = decode_masks(asked, *size, limits, allowance)
     ids: list[int] = []
     for index, item in enumerate(items):
-        if not isinstance(item.id, int) or not 0 < item.id < 1 << 24 or item.id in ids or item.category_id is None:
+        segment = plain_id(item.id)
+        if not isinstance(segment, int) or not 0 < segment < 1 << 24 or segment in ids or item.category_id is None:
             raise located(
                 InputError(
                     "a panoptic mask",
@@ -109,7 +131,7 @@ def _panoptic(asked: Asked, size: tuple[int, int], limits: Limits, allowance: Al
                 ),
                 f"/masks/{index}",
             )
-        ids.append(item.id)
+        ids.append(segment)
     segment_map = np.zeros(size, np.int32)
     _paint(segment_map, masks, ids)
     allowance.at_least(max(ids, default=0) + 1 + 2 * segment_map.size)

@@ -32,13 +32,17 @@ TEXT_COPIES = 4
 PARSER_MAPS = 12
 """Bytes that the JSON parser maps for each byte of its text; it touches those of the values alone."""
 
-PICTURE_BYTES = {"PNG": 18, "JPEG": 18, "WEBP": 24, "TIFF": 26, "BMP": 20}
+PICTURE_BYTES = {"PNG": 18, "JPEG": 18, "WEBP": 24, "TIFF": 26, "BMP": 20, "AVIF": 40}
 """Passing bytes a pixel of decoding, by Pillow's name of the format; `tests/server/peak.py` measures them, see
 docs/operations/security.md."""
 PROGRESSIVE_BYTES = 8
 """And of the coefficients that a progressive JPEG keeps."""
 WIDE_BYTES = 24
 """And where a sample has more than 8 bits."""
+TURNED_BYTES = 8
+"""And where the pixels are turned upright."""
+WINDOW_BYTES = 40
+"""And where a window of values is stretched."""
 MASK_BYTES = 8
 """Lasting bytes for a pixel of a mask's box: the crop, and the sums of the patches that overlap."""
 MAP_BYTES = 24
@@ -146,6 +150,16 @@ def _count(text: NDArray[np.uint8]) -> tuple[int, int, int]:
         keys += c == 58
         objects += c == 123
     return values, keys, objects
+
+
+@kernel
+def longest_number(text: NDArray[np.uint8]) -> int:
+    """Digits of the longest run of them in (n,) uint8 text."""
+    longest = run = 0
+    for c in text:
+        run = run + 1 if 48 <= c <= 57 else 0
+        longest = max(longest, run)
+    return longest
 
 
 def json_bytes(text: NDArray[np.uint8]) -> int:

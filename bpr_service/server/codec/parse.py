@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import binascii
+import base64
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import orjson
-from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from bpr_service.errors import BodyError, BprError, InputError, LimitError
-from bpr_service.masks.images import read_image
+from bpr_service.errors import BprError, InputError, LimitError
+from bpr_service.formats.records.mask_record import left_alone
+from bpr_service.formats.records.record_file import ARRAYS, plain_id
+from bpr_service.masks.images import ReadImage, open_image
 from bpr_service.masks.mask import Mask, as_mask
+from bpr_service.server.codec.bodies import Part, decode_base64, json_text, load_json, parse_multipart
 from bpr_service.server.codec.faults import located, validated
-from bpr_service.server.codec.memory import MASK_BYTES, PARSER_MAPS, Allowance, json_bytes
-from bpr_service.server.codec.multipart import Part, parse_multipart
+from bpr_service.server.codec.memory import MASK_BYTES, PARSER_MAPS, WINDOW_BYTES, Allowance
 from bpr_service.server.codec.pictures import check_runs, check_size, read_header
 from bpr_service.server.codec.schemas import (
     EncodedFile,
@@ -33,6 +33,8 @@ from bpr_service.server.codec.schemas import (
 
 JSON = "application/json"
 MULTIPART = "multipart/form-data"
+KEPT_COPIES = 8
+"""Copies of a body's text that `keep` makes on its way to one."""
 
 _M = TypeVar("_M", bound=BaseModel)
 _KINDS: dict[Task, type[InstanceRequest] | type[SemanticRequest] | type[PanopticRequest]] = {
@@ -64,14 +66,22 @@ class Asked:
     map: bytes | None = None
     """The label map or panoptic PNG."""
     segments_info: list[SegmentInfo] | None = None
+    kept: bytes | None = None
+    """The masks as they came: see `keep`."""
 
 
-def parse(body: memoryview, content_type: str, task: Task, allowance: Allowance) -> Asked:
+def parse(body: memoryview, content_type: str, task: Task, limits: Limits, allowance: Allowance) -> Asked:
     """What a JSON or multipart body asks for. Raises `BodyError` (400), `InputError` (422), `LimitError` (413)."""
+    allowance.at_least(KEPT_COPIES * len(body))
     if content_type.lower().startswith(MULTIPART):
         allowance.take(3 * len(body))
-        return _from_parts(parse_multipart(bytes(body), content_type), task, allowance)
-    request = validated(_KINDS[task], load_json(body, allowance))
+        return _from_parts(parse_multipart(bytes(body), content_type), task, limits, allowance)
+    document = load_json(body, allowance)
+    if isinstance(document, dict) and isinstance(document.get("masks"), list):
+        check_number(len(document["masks"]), limits)  # before each is checked
+    request = validated(_KINDS[task], document)
+    with allowance.room(PARSER_MAPS * len(body)):  # what the parser gave back is used again
+        kept = None if request.masks is None else keep(document["masks"])
     label_map = getattr(request, "label_map", None) or getattr(request, "segment_map", None)
     return Asked(
         task,
@@ -80,35 +90,8 @@ def parse(body: memoryview, content_type: str, task: Task, allowance: Allowance)
         request.options,
         decode_base64(label_map.data, f"/{_map_name(task)}/data") if isinstance(label_map, EncodedFile) else None,
         getattr(request, "segments_info", None),
+        kept,
     )
-
-
-def load_json(body: bytes | memoryview, allowance: Allowance) -> Any:
-    """``body`` as JSON. Raises `BodyError` where it is none, or nested too deeply to be read."""
-    allowance.take(json_bytes(np.frombuffer(body, np.uint8)))
-    try:
-        with allowance.room(PARSER_MAPS * len(body)):
-            return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        got = f"{len(body)} bytes: {str(error)[:100]}"
-        raise BodyError(
-            "the body is not JSON", expected="a JSON object", got=got, fix="check how it is written"
-        ) from None
-
-
-def decode_base64(text: str, pointer: str) -> bytes:
-    """The bytes of base64 ``text``, with or without a data URI's head; `BodyError` (400) where it is none."""
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    try:
-        spaced = any(space in text for space in " \t\r\n")
-        plain = text.encode("ascii").translate(None, b" \t\r\n") if spaced else text
-        return binascii.a2b_base64(plain, strict_mode=True)
-    except (binascii.Error, ValueError) as error:
-        got = f"{len(text)} characters: {str(error)[:60]}"
-        raise located(
-            BodyError("not base64", expected="base64", got=got, fix="encode the file's bytes"), pointer
-        ) from None
 
 
 def _map_name(task: Task) -> str:
@@ -118,7 +101,7 @@ def _map_name(task: Task) -> str:
 # ---------------------------------------------------------------- multipart
 
 
-def _from_parts(parts: list[Part], task: Task, allowance: Allowance) -> Asked:
+def _from_parts(parts: list[Part], task: Task, limits: Limits, allowance: Allowance) -> Asked:
     """``image`` (a file), ``masks`` (JSON, or PNG files, one a mask; of the other tasks one map),
     ``options``.
     """
@@ -127,6 +110,7 @@ def _from_parts(parts: list[Part], task: Task, allowance: Allowance) -> Asked:
     pngs: list[bytes] = []
     listed: Any = None
     segments: Any = None
+    is_map = any(part.name != "masks" and part.name.endswith("_map") for part in parts)
     for part in parts:
         if part.name == "image":
             image = part.data
@@ -151,10 +135,14 @@ def _from_parts(parts: list[Part], task: Task, allowance: Allowance) -> Asked:
         raise InputError("the form has no image", expected="a part named image", got=got, fix="send the file as image")
     if isinstance(listed, dict):
         segments = listed.get("segments_info", segments)
-        listed = listed.get("masks", listed.get("annotations"))
+        listed = next((listed[key] for key in ARRAYS if key in listed), None)
+    if isinstance(listed, list):
+        check_number(len(listed), limits)
     masks = _list_of(MaskIn, listed, "masks")
-    if task == "instance":
+    given = listed
+    if task == "instance" and not is_map:
         masks = (masks or []) + [_png_mask(data) for data in pngs]
+        given = (listed or []) + [{"segmentation": {"png": base64.b64encode(data).decode()}} for data in pngs]
     elif len(pngs) > 1:
         raise InputError(f"{len(pngs)} maps", expected="one PNG", got=str(len(pngs)), fix="send one")
     return Asked(
@@ -162,8 +150,9 @@ def _from_parts(parts: list[Part], task: Task, allowance: Allowance) -> Asked:
         image,
         masks,
         validated(Options, options),
-        pngs[0] if pngs and task != "instance" else None,
+        pngs[0] if pngs and (is_map or task != "instance") else None,
         _list_of(SegmentInfo, segments, "segments_info"),
+        None if given is None else keep(given),
     )
 
 
@@ -188,26 +177,37 @@ def _list_of(kind: type[_M], value: Any, name: str) -> list[_M] | None:
 # ---------------------------------------------------------------- pictures and masks
 
 
-def decode_image(data: bytes, limits: Limits, allowance: Allowance) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB. The header is checked and the memory taken before anything is decoded."""
+def decode_image(data: bytes, options: Options, limits: Limits, allowance: Allowance) -> ReadImage:
+    """The image as the options have it. The header is checked and the memory taken before anything is decoded."""
     try:
-        read_header(data, limits.max_pixels, allowance)
-        return read_image(data, max_pixels=limits.max_pixels)
+        header = read_header(data, limits.max_pixels, allowance)
+        if options.window is not None:
+            allowance.at_least(header.decode_bytes + WINDOW_BYTES * header.height * header.width)
+        window: Any = tuple(options.window) if isinstance(options.window, list) else options.window
+        return open_image(data, max_pixels=limits.max_pixels, exif=options.exif, page=options.page, window=window)
     except BprError as error:
         raise located(error, "/image") from None
 
 
-def decode_masks(masks: list[MaskIn], height: int, width: int, limits: Limits, allowance: Allowance) -> list[Mask]:
-    """Masks of an (H, W) image. Number and runs are checked first; the boxes' pixels are added up as they
-    come.
+def decode_masks(
+    asked: Asked, height: int, width: int, limits: Limits, allowance: Allowance
+) -> tuple[list[Mask], list[str | None]]:
+    """Masks of an (H, W) image, and of each why it is left alone: None, or it has no mask, or is a crowd.
+
+    Number and runs are checked first; the boxes' pixels are added up as they come.
     """
-    check_number(len(masks), limits)
-    out: list[Mask] = []
+    items = asked.masks or []
+    check_number(len(items), limits)
+    _check_images(items)
+    masks: list[Mask] = []
+    reasons: list[str | None] = []
     pixels = 0
-    for index, item in enumerate(masks):
+    for index, item in enumerate(items):
         try:
-            orjson.dumps(item.model_extra)  # what cannot be sent back must not be worked on
-            mask = _decode_mask(item.segmentation, height, width, limits, allowance)
+            reason = left_alone(item.model_extra or {}, item.segmentation, asked.options.crowds)
+            mask = nothing(height, width)
+            if reason is None:
+                mask = _decode_mask(item.segmentation, height, width, limits, allowance)
             pixels += mask.crop.size
             if pixels > limits.max_mask_pixels:
                 raise LimitError(
@@ -220,13 +220,48 @@ def decode_masks(masks: list[MaskIn], height: int, width: int, limits: Limits, a
             allowance.last(MASK_BYTES * mask.crop.size)
         except BprError as error:
             raise located(error, f"/masks/{index}/segmentation") from None
-        except orjson.JSONEncodeError:
+        masks.append(mask)
+        reasons.append(reason)
+    return masks, reasons
+
+
+def _check_images(items: list[MaskIn]) -> None:
+    """Raise `InputError` where masks say themselves that they are of several images."""
+    named = [(item.model_extra or {}).get("image_id") for item in items]
+    images = {plain_id(image): None for image in named if image is not None}
+    if len(images) > 1:
+        raise located(
+            InputError(
+                "masks of several images",
+                expected="masks with the image_id of this image alone",
+                got=f"image_id {', '.join(str(image)[:40] for image in list(images)[:4])}",
+                fix="send those of this image; a data set's file is what a job refines",
+            ),
+            "/masks",
+        )
+
+
+def nothing(height: int, width: int) -> Mask:
+    """A mask of an (H, W) image without a pixel."""
+    return Mask(height, width, 0, 0, np.zeros((0, 0), np.uint8))
+
+
+def keep(entries: list[dict[str, Any]]) -> bytes:
+    """Masks as they came, each as a list of (key, value) in JSON, to be written back without being read again.
+
+    Raises:
+        InputError: keys that cannot be sent back.
+    """
+    kept = []
+    for index, entry in enumerate(entries):
+        try:
+            kept.append([(json_text(key), json_text(value)) for key, value in entry.items()])
+        except (ValueError, RecursionError):
             raise located(
                 InputError("a mask's own keys", expected="plain JSON, not deeply nested", fix="leave them out"),
                 f"/masks/{index}",
             ) from None
-        out.append(mask)
-    return out
+    return json_text(kept).encode()
 
 
 def check_number(masks: int, limits: Limits) -> None:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from bpr_service.errors import ImageError, LimitError, MaskError
 from bpr_service.kernel import kernel
-from bpr_service.server.codec.memory import PICTURE_BYTES, PROGRESSIVE_BYTES, WIDE_BYTES, Allowance
+from bpr_service.masks import images
+from bpr_service.server.codec.memory import PICTURE_BYTES, PROGRESSIVE_BYTES, TURNED_BYTES, WIDE_BYTES, Allowance
 
 PICTURES: Mapping[str, tuple[bytes, ...]] = {
     "PNG": (b"\x89PNG\r\n\x1a\n",),
@@ -21,7 +22,8 @@ PICTURES: Mapping[str, tuple[bytes, ...]] = {
     "TIFF": (b"II*\x00", b"MM\x00*"),
     "BMP": (b"BM",),
 }
-"""File types that are decoded at all, by their first bytes; other decoders are never reached."""
+"""File types that are decoded at all, by their first bytes, and AVIF; other decoders are never reached."""
+KINDS = ", ".join([*PICTURES, "AVIF"])
 MAX_SCANS = 64
 """Scans of a JPEG: each goes over the whole picture once more. Usual progressive files have ten."""
 MAX_SCANNED = 16
@@ -51,42 +53,36 @@ def read_header(data: bytes, max_pixels: int, allowance: Allowance, what: str = 
         LimitError: too many pixels, frames or scans.
         LimitError, BusyError: the memory cannot be had, or not now.
     """
-    from PIL import Image, UnidentifiedImageError
-
     error = ImageError if what == "image" else MaskError
-    if not data.startswith(tuple(start for starts in PICTURES.values() for start in starts)):
+    if not data.startswith(tuple(start for starts in PICTURES.values() for start in starts)) and not is_avif(data):
         got = "no bytes" if not data else f"{len(data)} bytes of another type"
-        raise error(f"the {what} is not a picture", expected=", ".join(PICTURES), got=got, fix="send one of these")
+        raise error(f"the {what} is not a picture", expected=KINDS, got=got, fix="send one of these")
     height, width = webp_size(data)  # its decoder has room for the whole picture as soon as it is opened
-    if height * width > max_pixels:
-        raise too_many_pixels(what, max_pixels, f"{height} x {width} = {height * width}")
+    images.check_pixels(height, width, max_pixels, what)
     allowance.at_least(PICTURE_BYTES["WEBP"] * height * width)
-    try:
-        with Image.open(io.BytesIO(data), formats=[kind.upper() for kind in PICTURES]) as picture:
-            (width, height), kind, mode = picture.size, str(picture.format), picture.mode
-            frames = getattr(picture, "n_frames", 1) if kind in ("WEBP", "PNG") else 1
-            progressive = "progressive" in picture.info
-    except Image.DecompressionBombError:
-        raise too_many_pixels(what, max_pixels, "far more") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, OverflowError):
-        got = f"{len(data)} bytes"
-        raise error(f"the {what} is damaged", expected="a whole file", got=got, fix="send it again") from None
-    if height * width > max_pixels:
-        raise too_many_pixels(what, max_pixels, f"{height} x {width} = {height * width}")
-    if frames != 1:
-        raise LimitError(f"the {what} is animated", expected="one frame", got=str(frames), fix="send one frame")
-    scans = count_scans(data) if kind == "JPEG" else 1
-    if scans > MAX_SCANS or scans * height * width > MAX_SCANNED * max_pixels:
+    found = images.read_header(io.BytesIO(data), max_pixels=max_pixels, what=what, error=error)
+    pixels = found.height * found.width
+    if found.pages != 1 and found.kind != "TIFF":  # of a TIFF one page is read
+        got = str(found.pages)
+        raise LimitError(f"the {what} is animated", expected="one frame", got=got, fix="send one frame")
+    scans = count_scans(data) if found.kind == "JPEG" else 1
+    if scans > MAX_SCANS or scans * pixels > MAX_SCANNED * max_pixels:
         raise LimitError(
             f"the {what} has too many scans",
-            expected=f"at most {min(MAX_SCANS, MAX_SCANNED * max_pixels // (height * width))} of this size",
+            expected=f"at most {min(MAX_SCANS, MAX_SCANNED * max_pixels // pixels)} of this size",
             got=str(scans),
             fix="save it as a baseline JPEG, or as PNG",
         )
-    factor = PICTURE_BYTES[kind] + PROGRESSIVE_BYTES * progressive + WIDE_BYTES * mode.startswith(("I", "F"))
-    header = Header(height, width, factor * height * width + 2 * len(data))
+    wide, turned = found.mode.startswith(("I", "F")), found.orientation != 1
+    factor = PICTURE_BYTES[found.kind] + PROGRESSIVE_BYTES * found.progressive + WIDE_BYTES * wide
+    header = Header(found.height, found.width, (factor + TURNED_BYTES * turned) * pixels + 2 * len(data))
     allowance.at_least(header.decode_bytes)
     return header
+
+
+def is_avif(data: bytes) -> bool:
+    """Whether the bytes begin as an AVIF file does."""
+    return data[4:12] in (b"ftypavif", b"ftypavis", b"ftypmif1")
 
 
 def webp_size(data: bytes) -> tuple[int, int]:
@@ -102,13 +98,6 @@ def webp_size(data: bytes) -> tuple[int, int]:
     if kind == b"VP8 ":
         return int.from_bytes(said[8:10], "little") & 0x3FFF, int.from_bytes(said[6:8], "little") & 0x3FFF
     return 0, 0
-
-
-def too_many_pixels(what: str, max_pixels: int, got: str) -> LimitError:
-    """The error of a picture that is too large."""
-    return LimitError(
-        f"the {what} is too large", expected=f"at most {max_pixels} pixels", got=got, fix="scale it down or cut it up"
-    )
 
 
 @kernel

@@ -10,14 +10,15 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from bpr_service.masks.encoding import Encoding
+from bpr_service.masks.images import Exif
 
 Task = Literal["instance", "semantic", "panoptic"]
 
 _Side = Annotated[int, Field(ge=1, le=1 << 20)]
-_Id = Annotated[int, Field(ge=-(1 << 53), le=1 << 53)] | Annotated[str, Field(max_length=256)] | None
+_Id = int | Annotated[float, Field(allow_inf_nan=False)] | Annotated[str, Field(max_length=256)] | None
 
 
 class _Strict(BaseModel):
@@ -73,15 +74,28 @@ Segmentation = Annotated[
 ]
 
 
+def _whole(value: Any) -> Any:
+    """17.0 as 17."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _nothing(value: Any) -> Any:
+    """A segmentation that is empty as None."""
+    return None if value in ([], "", {}) else value
+
+
 class MaskIn(BaseModel):
-    """A mask. Keys that are not known come back as they were."""
+    """A mask. Keys that are not known come back as they were, and a mask that is not refined with all it had.
+
+    Without a `segmentation` (null, empty), or with `iscrowd` 1, it is left alone.
+    """
 
     model_config = ConfigDict(extra="allow", strict=True)
 
     id: _Id = None
-    category_id: Annotated[int, Field(ge=0, le=65535)] | None = None
+    category_id: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)] | None = None
     score: Annotated[float, Field(strict=False, allow_inf_nan=False)] | None = None
-    segmentation: Segmentation
+    segmentation: Annotated[Segmentation | None, BeforeValidator(_nothing)]
 
 
 class Options(_Strict):
@@ -99,15 +113,27 @@ class Options(_Strict):
         default=None, description="deadline; the server's own where left out"
     )
     ignore_label: Annotated[int, Field(ge=-1, le=65535)] = Field(
-        default=255, description="semantic: the label that is never rewritten"
+        default=255,
+        description="semantic: the label that is never rewritten; a map of 0 and 255 alone is a mask, unless it is set",
     )
+    exif: Exif = Field(
+        default="ignore", description="apply: masks speak of the upright photograph; ignore: of its stored pixels"
+    )
+    page: Annotated[int, Field(ge=1)] | None = Field(default=None, description="which page of a TIFF, from 1")
+    window: Literal["auto"] | Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
+        default=None, description="auto, or [low, high]: the values of the image that become black and white"
+    )
+    crowds: bool = Field(default=False, description="refine masks with `iscrowd` 1 too")
 
 
 class InstanceRequest(_Strict):
-    """Masks that know nothing of each other: they may overlap."""
+    """Masks that know nothing of each other and may overlap, or a PNG of instance ids."""
 
     image: EncodedFile
-    masks: Annotated[list[MaskIn], Field(fail_fast=True)]
+    masks: Annotated[list[MaskIn], Field(fail_fast=True)] | None = None
+    label_map: EncodedFile | None = Field(
+        default=None, description="instead of masks: a PNG of instance ids, 0 is background"
+    )
     options: Options = Options()
 
 
@@ -147,12 +173,12 @@ class MaskOut(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    id: int | str | None = None
+    id: int | float | str | None = None
     category_id: int | None = None
     score: float | None = None
-    segmentation: Rle | PngMask | list[list[float]] | str
-    bbox: list[float] = Field(description="COCO box [x, y, width, height], px")
-    area: int = Field(description="foreground, px")
+    segmentation: Rle | PngMask | list[list[float]] | str | None
+    bbox: list[float] | None = Field(description="COCO box [x, y, width, height], px")
+    area: float | None = Field(description="foreground, px")
     status: Literal["refined", "unchanged"]
     reason: str | None = Field(description="why it is unchanged")
     patches: int
@@ -182,10 +208,11 @@ class RefineResponse(BaseModel):
     task: Task
     size: list[int] = Field(description="[height, width] in px")
     masks: list[MaskOut]
-    label_map: EncodedFile | None = Field(default=None, description="semantic: a PNG of labels")
+    label_map: EncodedFile | None = Field(default=None, description="the map that came, refined")
     segment_map: EncodedFile | None = Field(default=None, description="panoptic: an RGB PNG of segment ids")
     segments_info: list[dict[str, Any]] | None = Field(default=None, description="panoptic, as COCO has it")
     vanished: list[int] | None = Field(default=None, description="labels or segment ids with no pixel left")
+    warnings: list[str] = Field(description="what a person should know of how the picture was read")
     model: ModelOut
     device: str
     timings_ms: dict[str, float] = Field(description="decode, prepare, queue, crop, network, add, finish, encode")

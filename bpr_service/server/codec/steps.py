@@ -19,7 +19,7 @@ from bpr_service.masks.mask import Mask
 from bpr_service.server.codec import label_studio
 from bpr_service.server.codec.maps import Map, read_map
 from bpr_service.server.codec.memory import Allowance
-from bpr_service.server.codec.parse import Limits, decode_image, decode_masks, parse
+from bpr_service.server.codec.parse import Asked, Limits, decode_image, decode_masks, parse
 from bpr_service.server.codec.schemas import examples
 from bpr_service.server.codec.shared import (
     Block,
@@ -33,11 +33,9 @@ from bpr_service.server.codec.shared import (
 from bpr_service.server.codec.write import (
     REPORTED,
     Writer,
-    encoding_of,
     entries,
     frame,
     map_parts,
-    own_keys,
     write_masks,
 )
 
@@ -45,26 +43,38 @@ from bpr_service.server.codec.write import (
 def read(message: dict[str, Any], block: Block, allowance: Allowance) -> tuple[dict[str, Any], Block]:
     """A body of a refine route to its image, and its masks or map."""
     limits = Limits(**message["limits"])
-    asked = parse(block.view(), message["content_type"], message["task"], allowance)
+    asked = parse(block.view(), message["content_type"], message["task"], limits, allowance)
     if asked.options.preset is not None and asked.options.preset not in message["presets"]:
         raise UnknownName("preset", asked.options.preset, message["presets"])
-    image = decode_image(asked.image, limits, allowance)
+    picture = decode_image(asked.image, asked.options, limits, allowance)
+    image, warnings = picture.pixels, picture.warnings
     height, width = image.shape[:2]
     allowance.last(image.size)
     out = Block()
     meta: dict[str, Any] = {"options": asked.options.model_dump(), "image": pack_array(out, image)}
-    del image
-    items = asked.masks
-    if asked.task == "instance":
-        meta["masks"] = pack_masks(out, decode_masks(items or [], height, width, limits, allowance))
-        items = items or []
+    del image, picture
+    if asked.task == "instance" and asked.map is None:
+        masks, reasons = decode_masks(asked, height, width, limits, allowance)
+        meta |= {"masks": pack_masks(out, masks), "alone": reasons, "map": None}
     else:
         found: Map = read_map(asked, height, width, limits, allowance)
         meta["map"] = pack_array(out, found.array)
         meta |= {"labels": found.labels, "background": found.background, "asked_info": found.segments_info}
-        items = found.items
-    meta["given"] = None if items is None else [(own_keys(item), encoding_of(item)) for item in items]
+        meta |= {"ignore_label": found.ignore_label}
+        warnings = [*warnings, *found.warnings]
+    meta |= {"warnings": warnings, "kept": _kept(out, asked, allowance)}
     return pack_meta(out, meta), out
+
+
+def _kept(out: Block, asked: Asked, allowance: Allowance) -> list[list[int] | None]:
+    """Where the masks lie as they came, and the map's file; None for what did not come."""
+    places: list[list[int] | None] = []
+    for data in (asked.kept, asked.map):
+        if data is not None:
+            allowance.last(len(data))
+        start = 0 if data is None else out.append(data)
+        places.append(None if data is None else [start, start + len(data)])
+    return places
 
 
 def write(message: dict[str, Any], block: Block, allowance: Allowance) -> tuple[dict[str, Any], Block]:
@@ -74,13 +84,17 @@ def write(message: dict[str, Any], block: Block, allowance: Allowance) -> tuple[
     said, task, encoding = meta["said"], meta["task"], meta["options"]["encoding"]
     out = Writer(allowance)
     height, width = meta["size"]
-    if task == "instance":
+    kept, map_file = (None if place is None else block.view(*place) for place in meta["kept"])
+    given: list[Any] = [] if kept is None else orjson.loads(kept)
+    parts: Iterator[tuple[str, bytes]] = iter(())
+    if meta["map"] is None:
         masks: list[Mask] = unpack_masks(block, meta["masks"], height, width)
-        reports, given = meta["reports"], meta["given"]
-        parts: Iterator[tuple[str, bytes]] = iter(())
+        reports = meta["reports"]
     else:
-        masks, reports, given, parts = map_parts(task, unpack_array(block, meta["map"]), meta, allowance)
-    head = {"request_id": said["request_id"], "task": task, "size": [height, width]}
+        found = unpack_array(block, meta["map"])
+        masks, reports, labelled, parts = map_parts(task, found, meta, map_file, allowance)
+        given = given or labelled
+    head = {"request_id": said["request_id"], "task": task, "size": [height, width], "warnings": meta["warnings"]}
     out.write(orjson.dumps(head)[:-1] + b",")
     write_masks(out, entries(masks, reports, given, encoding, allowance))
     frame(out, said, started, parts)
@@ -112,6 +126,8 @@ def try_all() -> None:
         for encoding in ("rle", "uncompressed_rle", "polygon", "png"):
             result = Block()
             report = dict.fromkeys(REPORTED) | {"status": "unchanged", "patches": 0}
+            kept = read_block.view(*meta["kept"][0]) if meta["kept"][0] else b""
+            map_file = read_block.view(*meta["kept"][1]) if meta["kept"][1] else b""
             if task == "instance":
                 masks = unpack_masks(read_block, meta["masks"], height, width)
                 meta["masks"] = pack_masks(result, masks)
@@ -122,6 +138,8 @@ def try_all() -> None:
                 meta["reports"] = [{**report, "label": int(label)} for label in np.unique(array) if label]
             meta |= {"vanished": [], "segments_info": [], "size": [height, width], "task": task}
             meta["said"] = {"request_id": "", "model": {}, "device": "", "timings_ms": {}, "total_ms": 0.0}
+            places = [(data, result.append(data)) for data in (kept, map_file)]
+            meta["kept"] = [[start, start + len(data)] if data else None for data, start in places]
             meta["options"]["encoding"] = encoding
             write(pack_meta(result, meta), result, allowance)
             read_block = result

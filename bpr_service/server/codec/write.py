@@ -4,56 +4,29 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from bpr_service.masks.label_maps import encode_png, panoptic_png
+from bpr_service.formats.records.mask_record import CROWD, NO_MASK
+from bpr_service.masks.encoding import Encoding, encode_like, form_of
+from bpr_service.masks.label_maps import encode_png, panoptic_png, picture_like
 from bpr_service.masks.mask import Mask
 from bpr_service.refine.labels.regions import LabelRegions
 from bpr_service.server.codec.maps import void_label
-from bpr_service.server.codec.memory import Allowance
-from bpr_service.server.codec.schemas import MaskIn, PngMask, Rle
+from bpr_service.server.codec.memory import Allowance, json_bytes
+from bpr_service.server.codec.parse import nothing
 from bpr_service.server.codec.shared import Block
 
 REPORTED = ("status", "reason", "patches", "changed_px", "added_px", "removed_px", "confidence", "scale")
-OWN_KEYS = ("segmentation", "bbox", "area", *REPORTED)
 HIDDEN = "no pixel of the map has it"
 
 
 def base64_text(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
-
-
-ENCODERS: dict[str, Callable[[Mask], Any]] = {
-    "rle": Mask.to_rle,
-    "uncompressed_rle": lambda mask: mask.to_rle(compressed=False),
-    "polygon": Mask.to_polygons,
-    "png": lambda mask: {"png": base64_text(mask.to_png())},
-    "png_text": lambda mask: base64_text(mask.to_png()),
-}
-
-
-def encoding_of(item: MaskIn) -> str:
-    """How a mask came, as a name of `ENCODERS`."""
-    came = item.segmentation
-    if isinstance(came, Rle):
-        return "rle" if isinstance(came.counts, str) else "uncompressed_rle"
-    if isinstance(came, PngMask):
-        return "png"
-    return "png_text" if isinstance(came, str) else "polygon"
-
-
-def own_keys(item: MaskIn) -> str:
-    """JSON of the keys of a mask as they came; those that the answer sets itself are left to it."""
-    named: dict[str, Any] = {
-        name: getattr(item, name) for name in ("id", "category_id", "score") if name in item.model_fields_set
-    }
-    extra = {key: value for key, value in (item.model_extra or {}).items() if key not in OWN_KEYS}
-    return orjson.dumps({**named, **extra}).decode()
 
 
 class Writer:
@@ -79,34 +52,54 @@ def write_masks(out: Writer, entries: Iterator[bytes]) -> None:
 def entries(
     masks: Sequence[Mask],
     reports: Sequence[dict[str, Any]],
-    given: Sequence[tuple[str, str]],
-    encoding: str,
+    given: Sequence[Sequence[tuple[str, str]]],
+    encoding: Encoding,
     allowance: Allowance,
 ) -> Iterator[bytes]:
     """One JSON entry a mask, in order: the keys it came with, its new outline, and what was done.
 
-    ``given`` are the mask's own keys and how it came.
+    What was not refined keeps its mask, box and area as they came. ``given`` are the masks' (key, value) in JSON.
     """
-    for mask, report, (own, came) in zip(masks, reports, given, strict=True):
-        kind = came if encoding == "same" else encoding
-        allowance.at_least(most_bytes(mask, kind))
-        area = {"bbox": mask.bbox, "area": mask.area}
-        said = {key: report[key] for key in REPORTED}
-        yield orjson.dumps({**_parts(own), "segmentation": ENCODERS[kind](mask), **area, **said})
+    for mask, report, pairs in zip(masks, reports, given, strict=True):
+        own: dict[str, str] = dict(pairs)
+        came, alone = own.get(SEGMENTATION), report["reason"] in (NO_MASK, CROWD)
+        refined = report["status"] == "refined"
+        new: dict[str, Any] = {} if alone else {"bbox": mask.bbox, "area": mask.area}
+        if not alone and (refined or came is None or encoding != "same"):
+            new["segmentation"] = _segmentation(mask, came, encoding, allowance)
+        told = {_key(key): orjson.dumps(value).decode() for key, value in new.items()}
+        if not refined:
+            told = {key: value for key, value in told.items() if key == SEGMENTATION or key not in own}
+        said = {_key(key): orjson.dumps(report[key]).decode() for key in REPORTED}
+        entry = {**dict.fromkeys(MEASURED, "null"), **own, **told, **said}
+        yield ("{" + ",".join(f"{key}:{value}" for key, value in entry.items()) + "}").encode()
+
+
+def _key(name: str) -> str:
+    return f'"{name}"'
+
+
+SEGMENTATION, MEASURED = _key("segmentation"), (_key("bbox"), _key("area"))
+
+
+def _segmentation(mask: Mask, came: str | None, encoding: Encoding, allowance: Allowance) -> Any:
+    """A mask in the encoding asked for, or in that of the JSON that came."""
+    text = (came or "null").encode()
+    shape_bytes = json_bytes(np.frombuffer(text, np.uint8))
+    allowance.at_least(shape_bytes)
+    shape = orjson.loads(text)
+    form = form_of(shape) if encoding == "same" else encoding
+    allowance.at_least(shape_bytes + most_bytes(mask, form))
+    return encode_like(mask, shape, encoding)
 
 
 def most_bytes(mask: Mask, kind: str) -> int:
     """Passing bytes that writing a mask takes, by how often its rows and columns change; known before it is written."""
-    if kind.startswith("png"):
-        return 8 * mask.height * mask.width
+    if kind == "png":
+        return 16 * mask.height * mask.width
     crop = mask.crop
     changes = int(np.count_nonzero(crop[1:] != crop[:-1])) + int(np.count_nonzero(crop[:, 1:] != crop[:, :-1]))
     return 4 * crop.size + 160 * (changes + 2 * sum(crop.shape) + 64)
-
-
-def _parts(own: str) -> dict[str, Any]:
-    """The keys of a JSON object, their values as they stand."""
-    return {key: orjson.Fragment(orjson.dumps(value)) for key, value in orjson.loads(own).items()}
 
 
 def frame(out: Writer, said: dict[str, Any], started: float, parts: Iterator[tuple[str, Any]]) -> None:
@@ -121,31 +114,35 @@ def frame(out: Writer, said: dict[str, Any], started: float, parts: Iterator[tup
 
 
 def map_parts(
-    task: str, array: NDArray[Any], meta: dict[str, Any], allowance: Allowance
-) -> tuple[list[Mask], list[dict[str, Any]], list[tuple[str, str]], Iterator[tuple[str, bytes]]]:
-    """Masks, reports and given keys of a refined map, and the parts of the answer that hold the map itself."""
+    task: str, array: NDArray[Any], meta: dict[str, Any], came: memoryview | None, allowance: Allowance
+) -> tuple[list[Mask], list[dict[str, Any]], list[list[tuple[str, str]]], Iterator[tuple[str, bytes]]]:
+    """Masks, reports and own keys of a refined map, and the parts of the answer that hold the map itself, in the file
+    type, mode and palette in which it ``came``.
+    """
     allowance.at_least(8 * array.size)
     reports = {report["label"]: report for report in meta["reports"]}
-    labels = meta["labels"] if meta["given"] is not None else list(reports)
+    labels = meta["labels"] if came is None else list(reports)
     regions = LabelRegions(array, None)
     at = {label: i for i, label in enumerate(regions.labels)}
-    nothing = Mask(array.shape[0], array.shape[1], 0, 0, np.zeros((0, 0), np.uint8))
-    masks = [regions[at[label]] if label in at else nothing for label in labels]
+    masks = [regions[at[label]] if label in at else nothing(*array.shape) for label in labels]
     hidden = dict.fromkeys(REPORTED, 0) | {"status": "unchanged", "reason": HIDDEN, "confidence": None, "scale": None}
     said = [reports.get(label) or hidden for label in labels]
-    given = meta["given"] or [(_map_item(task, label, meta), "rle") for label in labels]
-    return masks, said, given, _map_of(task, array, meta)
+    return masks, said, [_named(task, label, meta) for label in labels], _map_of(task, array, meta, came)
 
 
-def _map_item(task: str, label: int, meta: dict[str, Any]) -> str:
-    """What the answer calls a label that came in a map."""
+def _named(task: str, label: int, meta: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the answer calls a label that came in a map, as (key, value) in JSON."""
     if task == "semantic":
-        return orjson.dumps({"category_id": label}).decode()
-    category = next(info["category_id"] for info in meta["asked_info"] if info["id"] == label)
-    return orjson.dumps({"id": label, "category_id": category}).decode()
+        return [(_key("category_id"), str(label))]
+    if task == "instance":
+        return [(_key("id"), str(label))]
+    category = next((info["category_id"] for info in meta["asked_info"] if info["id"] == label), None)
+    return [(_key("id"), str(label)), (_key("category_id"), orjson.dumps(category).decode())]
 
 
-def _map_of(task: str, array: NDArray[Any], meta: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+def _map_of(
+    task: str, array: NDArray[Any], meta: dict[str, Any], came: memoryview | None
+) -> Iterator[tuple[str, bytes]]:
     if task == "panoptic":
         yield "segment_map", orjson.dumps({"data": base64_text(panoptic_png(array))})
         yield "segments_info", orjson.dumps(meta["segments_info"])
@@ -156,5 +153,6 @@ def _map_of(task: str, array: NDArray[Any], meta: dict[str, Any]) -> Iterator[tu
         if void > 255:
             array = array.astype(np.uint16)
         array = np.where(array == background, array.dtype.type(void), array)
-    yield "label_map", orjson.dumps({"data": base64_text(encode_png(array))})
+    data = encode_png(array) if came is None else picture_like(bytes(came), array)
+    yield "label_map", orjson.dumps({"data": base64_text(data)})
     yield "vanished", orjson.dumps([label for label in meta["vanished"] if label != background])

@@ -11,9 +11,10 @@ from fastapi import Request
 from starlette.responses import Response
 
 from bpr_service.masks.mask import Mask
+from bpr_service.refine.tasks import unchanged
 from bpr_service.runtime.engine import Engine
 from bpr_service.runtime.work import Hold, Lane, Slot, Stages, Work
-from bpr_service.server.codec.parse import JSON, MULTIPART, Limits
+from bpr_service.server.codec.parse import JSON, MULTIPART, Limits, nothing
 from bpr_service.server.codec.pool import Pool
 from bpr_service.server.codec.shared import (
     Block,
@@ -64,6 +65,8 @@ class RefineCall:
         self._request, self._body, self._started, self._rid = request, body, started, request_id.get()
         self._meta: dict[str, Any] = {}
         self.timings_ms = {"receive": (time.monotonic() - started) * 1e3}
+        self._kept: list[memoryview | None] = []
+        """The masks as they came, and the map's file."""
         self.held: Hold | None = None
         """The memory of the answer, which outlives the request's slot."""
 
@@ -99,6 +102,7 @@ class RefineCall:
             meta = self._meta = unpack_meta(message, block)
             image = unpack_array(block, meta["image"])
             meta["size"] = image.shape[:2]
+            self._kept = [None if place is None else block.view(*place) for place in meta["kept"]]
         options = meta["options"]
         if options["timeout_s"] is not None:
             work.deadline = self._started + min(options["timeout_s"], self._settings.max_timeout_s)
@@ -121,8 +125,11 @@ class RefineCall:
         """The answer's bytes; in a pool thread."""
         with work.timed("encode"):
             given = Block()
-            meta = self._meta | {"reports": [asdict(report) for report in result.reports], "task": self.task}
+            meta = self._meta | {"reports": self.reports(result), "task": self.task}
             meta |= self.result(result, given) | {"said": self.said(work, result)}
+            starts = [given.append(data) if data is not None else 0 for data in self._kept]
+            kept = zip(starts, self._kept, strict=True)
+            meta["kept"] = [None if data is None else [start, start + len(data)] for start, data in kept]
             work.slot.reserve(given.size)
             message = pack_meta(given, meta)
             _, answer = self._pool.step(self.steps[1], work, given, **message)
@@ -134,6 +141,10 @@ class RefineCall:
     def result(self, result: Any, block: Block) -> dict[str, Any]:
         """The task's own parts of a result, their pixels put into ``block``."""
         raise NotImplementedError
+
+    def reports(self, result: Any) -> list[dict[str, Any]]:
+        """What became of each mask, JSON-ready."""
+        return [asdict(report) for report in result.reports]
 
     def said(self, work: Work, result: Any) -> dict[str, Any]:
         """What the answer says of how it was made."""
@@ -161,33 +172,45 @@ class RefineCall:
         }
 
 
-class InstanceCall(RefineCall):
-    """Masks that may overlap."""
-
-    task = "instance"
-
-    def prepare(self, refiner: Any, image: Any, block: Block) -> Stages:
-        masks: list[Mask] = unpack_masks(block, self._meta["masks"], *self._meta["size"])
-        stages: Stages = refiner.prepare(image, masks)
-        return stages
-
-    def result(self, result: Any, block: Block) -> dict[str, Any]:
-        return {"masks": pack_masks(block, result.masks)}
-
-
 class SemanticCall(RefineCall):
     """A label map. ``background`` stands where no mask is, and is answered as the ignore label."""
 
     task = "semantic"
 
     def prepare(self, refiner: Any, image: Any, block: Block) -> Stages:
-        ignore = self._meta["options"]["ignore_label"]
-        kept = ignore if self._meta["background"] is None and ignore >= 0 else None
-        stages: Stages = refiner.prepare_semantic(image, unpack_array(block, self._meta["map"]), kept)
+        label_map = unpack_array(block, self._meta["map"])
+        stages: Stages = refiner.prepare_semantic(image, label_map, self._meta["ignore_label"])
         return stages
 
     def result(self, result: Any, block: Block) -> dict[str, Any]:
         return {"map": pack_array(block, result.label_map), "vanished": result.vanished}
+
+
+class InstanceCall(SemanticCall):
+    """Masks that may overlap, of which some are left alone; or a map of instance ids."""
+
+    task = "instance"
+
+    def prepare(self, refiner: Any, image: Any, block: Block) -> Stages:
+        if self._meta["map"] is not None:
+            return super().prepare(refiner, image, block)
+        masks: list[Mask] = unpack_masks(block, self._meta["masks"], *self._meta["size"])
+        asked = [mask for mask, reason in zip(masks, self._meta["alone"], strict=True) if reason is None]
+        stages: Stages = refiner.prepare(image, asked)
+        return stages
+
+    def reports(self, result: Any) -> list[dict[str, Any]]:
+        found = iter(super().reports(result))
+        if self._meta["map"] is not None:
+            return list(found)
+        reasons = enumerate(self._meta["alone"])
+        return [next(found) if reason is None else asdict(unchanged(i, reason)) for i, reason in reasons]
+
+    def result(self, result: Any, block: Block) -> dict[str, Any]:
+        if self._meta["map"] is not None:
+            return super().result(result, block)
+        masks, nobody = iter(result.masks), nothing(*self._meta["size"])
+        return {"masks": pack_masks(block, [nobody if reason else next(masks) for reason in self._meta["alone"]])}
 
 
 class PanopticCall(RefineCall):

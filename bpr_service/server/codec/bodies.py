@@ -1,12 +1,22 @@
-"""Multipart bodies, parsed in memory: no part of a request touches a disk."""
+"""Bodies as they come, JSON, base64 and multipart, parsed in memory: no part of a request touches a disk."""
 
 from __future__ import annotations
 
+import binascii
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
-from bpr_service.errors import BodyError, LimitError
+import numpy as np
+import orjson
+
+from bpr_service.errors import BodyError, InputError, LimitError
+from bpr_service.server.codec.faults import located
+from bpr_service.server.codec.memory import PARSER_MAPS, Allowance, json_bytes, longest_number
 
 MAX_PARTS = 4096
+EXACT_DIGITS = 18
+"""Whole numbers of more digits may not fit 64 bits, and are read by the reader that keeps them whole."""
 
 
 @dataclass(slots=True)
@@ -96,3 +106,67 @@ class _Collector:
 
     def _end(self) -> None:
         self.ended = True
+
+
+# ---------------------------------------------------------------- JSON and base64
+
+
+def load_json(body: bytes | memoryview, allowance: Allowance) -> Any:
+    """``body`` as JSON, its numbers and texts exactly as they stand.
+
+    Raises:
+        BodyError: it is none, is nested too deeply to be read, or has a NaN, for which JSON has no word.
+    """
+    text = np.frombuffer(body, np.uint8)
+    allowance.take(json_bytes(text))
+    try:
+        if longest_number(text) <= EXACT_DIGITS:
+            with allowance.room(PARSER_MAPS * len(body)):
+                return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass  # what it refuses may be half a surrogate pair, which files do have
+    try:
+        return json.loads(bytes(body), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        got = f"{len(body)} bytes: {str(error)[:100]}"
+        raise BodyError(
+            "the body is not JSON", expected="a JSON object", got=got, fix="check how it is written"
+        ) from None
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word}, which is no JSON number: leave the key out, or send null")
+
+
+def decode_base64(text: str, pointer: str) -> bytes:
+    """The bytes of base64 ``text``, with or without a data URI's head; `BodyError` (400) where it is none."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        spaced = any(space in text for space in " \t\r\n")
+        plain = text.encode("ascii").translate(None, b" \t\r\n") if spaced else text
+        return binascii.a2b_base64(plain, strict_mode=True)
+    except (binascii.Error, ValueError) as error:
+        got = f"{len(text)} characters: {str(error)[:60]}"
+        raise located(
+            BodyError("not base64", expected="base64", got=got, fix="encode the file's bytes"), pointer
+        ) from None
+
+
+def check_plain(value: Any, pointer: str) -> None:
+    """Raise `InputError` for what cannot be sent back: whole numbers beyond 64 bits, half a surrogate pair."""
+    try:
+        orjson.dumps(value)
+    except TypeError as error:
+        fault = InputError(
+            "its own keys", expected="plain JSON of 64-bit numbers", got=str(error), fix="leave them out"
+        )
+        raise located(fault, pointer) from None
+
+
+def json_text(value: Any) -> str:
+    """JSON of any value in ASCII, long whole numbers and half surrogate pairs as they are.
+
+    Not by orjson, which makes room for many times the text and ends the process where it gets none.
+    """
+    return json.dumps(value, separators=(",", ":"))
