@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from bpr_service.config import MAX_PIXELS
 from bpr_service.errors import ImageError, InputError, LimitError
+from bpr_service.masks.exif import png_exif
 
 Image = NDArray[np.uint8]
 
@@ -156,28 +157,11 @@ def _orientation(picture: Any) -> int:
     from PIL import Image as pil
 
     if picture.format == "PNG" and "exif" not in picture.info and picture.fp is not None:
-        late = _png_exif(picture.fp)
+        late = png_exif(picture.fp)
         if late:
             picture.info["exif"] = b"Exif\0\0" + late
     value = pil.Image.getexif(picture).get(_ORIENTATION, 1)  # that of PNGs would decode them to look behind the pixels
     return value if value in range(1, 9) else 1
-
-
-def _png_exif(file: Any) -> bytes:
-    """What the chunk eXIf of a PNG holds, which may stand behind the pixels; the place in the file stays."""
-    here = file.tell()
-    at, found = 8, b""
-    while not found:
-        file.seek(at)
-        head = file.read(8)
-        if len(head) < 8 or head[4:] == b"IEND":
-            break
-        length = int.from_bytes(head[:4], "big")
-        if head[4:] == b"eXIf":
-            found = file.read(min(length, 1 << 16))
-        at += 12 + length
-    file.seek(here)
-    return found
 
 
 def open_picture(source: bytes | str | Path, max_pixels: int, what: str, error: type[InputError]) -> Any:
