@@ -218,6 +218,8 @@ def copy(source: str, target: str) -> None:
 def list_files(folder: str, suffixes: tuple[str, ...]) -> list[str]:
     """Sorted names, relative to the folder, of the files below it with one of the (lower-case) suffixes.
 
+    Links to folders are followed, but not one that leads back to a folder above it.
+
     Raises:
         NotFoundError: the folder is not there.
     """
@@ -227,7 +229,7 @@ def list_files(folder: str, suffixes: tuple[str, ...]) -> list[str]:
         base = Path(folder)
         found = [
             os.path.relpath(os.path.join(where, name), base).replace(os.sep, "/")
-            for where, _, names in os.walk(base, followlinks=True)
+            for where, names in _walk(folder)
             for name in names
             if name.lower().endswith(suffixes)
         ]
@@ -238,6 +240,14 @@ def list_files(folder: str, suffixes: tuple[str, ...]) -> list[str]:
     if not found and not fs.exists(path):
         raise NotFoundError("cannot list", expected="a folder", got=folder, fix="check the address")
     return sorted(found)
+
+
+def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """Every folder below one, itself included, and the names of its files."""
+    for where, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where) + os.sep
+        folders[:] = [name for name in folders if not real.startswith(os.path.realpath(join(where, name)) + os.sep)]
+        yield where, names
 
 
 def sha256(address: str) -> str:

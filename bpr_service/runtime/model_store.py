@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -29,6 +30,7 @@ from typing import Any
 from bpr_service import storage
 from bpr_service.errors import ConfigError, ConflictError, ModelError, NotFoundError
 
+log = logging.getLogger(__name__)
 WEIGHTS, CARD, VERSION = "model.safetensors", "card.json", "version.json"
 FILES = (WEIGHTS, CARD)
 ALIASES = ("active", "candidate")
@@ -87,7 +89,7 @@ class ModelStore:
         return sorted({version.name for version in self.list()})
 
     def list(self, name: str | None = None) -> list[ModelVersion]:
-        """Versions of one name, or all, by name and time."""
+        """Versions of one name, or all, by name and time. A damaged one is left out, and said in the log."""
         if not storage.exists(self.root):
             return []
         folder = self.root if name is None else storage.join(self.root, _checked(name))
@@ -97,7 +99,11 @@ class ModelStore:
         for path in storage.list_files(folder, (VERSION,)):
             parts = ([name] if name else []) + path.split("/")
             if len(parts) == 4 and parts[1] == "versions":
-                found.append(self._read(parts[0], parts[2]))
+                self.aliases(parts[0])  # damaged ones are nothing to go on with
+                try:
+                    found.append(self._read(parts[0], parts[2]))
+                except ModelError as error:  # what is not used stops nobody; `get` names it to who asks for it
+                    log.warning("left out: %s", error)
         return sorted(found, key=lambda version: (version.name, version.created, version.id))
 
     def get(self, ref: str) -> ModelVersion:
@@ -123,6 +129,8 @@ class ModelStore:
                 got=repr(label),
                 fix="see bpr models list",
             )
+        if storage.exists(storage.join(self._folder(name, label), VERSION)):
+            return self._read(name, label)
         found = [version for version in self.list(name) if version.id.startswith(label)]
         if len(found) != 1:
             raise NotFoundError(

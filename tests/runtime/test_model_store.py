@@ -156,6 +156,21 @@ def test_a_damaged_record(tmp_path: Path, exports: tuple[str, str]) -> None:
         store.get(version.ref)
 
 
+def test_a_damaged_record_of_a_version_that_is_not_used_stops_nothing(
+    tmp_path: Path, exports: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ModelStore(str(tmp_path / "store"))
+    version = store.add(exports[0], "mine")
+    other = tmp_path / "store" / "mine" / "versions" / "0123456789ab"
+    other.mkdir()
+    (other / "version.json").write_text("[")
+    assert [found.id for found in store.list()] == [version.id]
+    assert store.get(version.ref).id == version.id
+    assert "left out" in caplog.text
+    with pytest.raises(ModelError, match="damaged"):
+        store.get("mine@0123456789ab")
+
+
 def test_onnx_says_the_same(tmp_path: Path, exports: tuple[str, str]) -> None:
     import onnxruntime
 
