@@ -183,6 +183,8 @@ class RefineConfig(Settings):
     """
     scale: float = Field(default=1.0, gt=0.0)
     """Image pixels of a patch over those of ``patch``; the model's card says at which scales it was trained."""
+    specks_px: int = Field(default=64, ge=0)
+    """Islands and holes of an instance that are smaller than this, and that the coarse mask had not, are taken back."""
     gate: bool = True
     """Do no harm: keep the coarse mask where the model itself expects no gain."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)

@@ -102,9 +102,9 @@ def refiner(
     **options: Any,
 ) -> Refiner:
     """A Refiner around a network that is not trained; `kind` is of what runs it, `options` are fields of
-    `RefineConfig`, `estimate` and `scales` go into the card.
+    `RefineConfig`, `estimate` and `scales` go into the card; no specks are taken back unless options say so.
     """
-    config = build(RefineConfig, options)
+    config = build(RefineConfig, {"specks_px": 0, **options})
     card = ModelCard(name="test", version="1", network=NetworkCard(name="none"), patch=config.patch, outputs=outputs)
     card = card.with_options(estimate=estimate, scales=scales)
     return Refiner(kind(network or Keep(), card), config, gate=gate)

@@ -141,7 +141,7 @@ def compare(n_masks: int, nms: float, repeat: int, seed: int) -> tuple[int, dict
     """
     image, rles = scene(n_masks, seed)
     patch = {"padding_px": 0, "network_size_px": SIZE, "nms_threshold": nms, "cover": False}
-    config = build(RefineConfig, {**patch, "window": "flat"})
+    config = build(RefineConfig, {**patch, "window": "flat", "specks_px": 0})
     n = sum(len(place_patches(Mask.from_rle(rle), config.patch)) for rle in rles)
     noise = np.random.default_rng(1).normal(0, 40, (n, 1, SIZE, SIZE)).astype(np.float32)
     logits = np.stack([cv2.GaussianBlur(one[0], (0, 0), 5)[None] for one in noise])  # smooth, as a network's are

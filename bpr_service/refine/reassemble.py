@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from bpr_service.config import RefineConfig
 from bpr_service.errors import ConfigError
 from bpr_service.masks.mask import Mask
+from bpr_service.masks.specks import take_back_specks
 from bpr_service.refine.crops import resize_method
 from bpr_service.refine.patches import Boxes
 from bpr_service.refine.tiles import F32, F64, TILE_PX, accumulate, lay_out, paste, same_size, spread
@@ -141,12 +142,16 @@ class Accumulator:
         return 0.5 if self.config.average == "probability" else 0.0
 
     def paste(self, coarse: Mask) -> tuple[Mask, Change]:
-        """The refined mask: thresholded where a patch lies, the coarse mask elsewhere."""
+        """The refined mask: thresholded where a patch lies, without new specks; the coarse mask elsewhere."""
         h, w = coarse.crop.shape
         x0, y0 = (min(self.x0, coarse.x), min(self.y0, coarse.y)) if h else (self.x0, self.y0)
         x1, y1 = max(self.x1, coarse.x + w), max(self.y1, coarse.y + h)
         window = coarse.window(x0, y0, x1, y1)
         change = Change(*paste(self.index, self.sums, self.total, self.threshold, self.x0, self.y0, window, x0, y0))
+        if self.config.specks_px and change.added_px + change.removed_px:
+            before = coarse.window(x0, y0, x1, y1)
+            take_back_specks(window, before, self.config.specks_px)
+            change = Change(int(np.sum(window > before)), int(np.sum(window < before)))
         return Mask.from_window(window, x0, y0, self.height, self.width), change
 
     def averaged(self, coarse: Mask) -> Averaged:

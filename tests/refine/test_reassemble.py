@@ -57,7 +57,7 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("name", ["1x90", "63x200", "all borders", "parts", "one pixel, corner"])
 def test_equals_a_plain_float64_loop(name: str, options: dict[str, Any]) -> None:
     frame = edge_cases()[name]
-    config = build(RefineConfig, options)
+    config = build(RefineConfig, {"specks_px": 0, **options})
     mask = Mask.from_array(frame)
     boxes = place_patches(mask, config.patch)
     side = config.patch.network_size_px

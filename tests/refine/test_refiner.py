@@ -217,3 +217,18 @@ def test_bad_input_names_the_mask() -> None:
         engine.refine(np.full((80, 90), np.nan), [good])
     with pytest.raises(ImageError, match="cannot read"):
         engine.refine("none.png", [good])
+
+
+def test_specks_that_the_coarse_mask_had_not_are_taken_back() -> None:
+    image, coarse = np.zeros((120, 140, 3), np.uint8), np.zeros((120, 140), np.uint8)
+    coarse[30:90, 40:100] = 1
+    image[28:92, 38:102] = 255  # the object
+    image[60:63, 44:47] = 0  # inside of it, under a patch: a hole of 9 px
+    image[20:23, 104:108] = 255  # beside it: an island of 12 px
+    plain, tidy = (refiner(Paint(), specks_px=n).refine(image, [coarse]) for n in (0, 64))
+    without = plain.masks[0].to_array().copy()
+    assert (without[61, 45], without[21, 105]) == (0, 1)
+    without[60:63, 44:47], without[20:23, 104:108] = 1, 0
+    np.testing.assert_array_equal(tidy.masks[0].to_array(), without)
+    report = tidy.reports[0]
+    assert (report.added_px, report.removed_px) == (int((without > coarse).sum()), int((without < coarse).sum()))
