@@ -58,7 +58,7 @@ def measure(folder: Path, model: str) -> dict[str, float]:
     from bpr_service.network.model import Model
     from bpr_service.network.weights import ModelCard, NetworkCard
     from bpr_service.refine.boundary import boundary_pixels
-    from bpr_service.refine.labels.planes import LabelRegions
+    from bpr_service.refine.labels.regions import LabelRegions
     from bpr_service.refine.refiner import Refiner
 
     class Free(nn.Module):

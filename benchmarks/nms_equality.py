@@ -23,7 +23,7 @@ from torchvision.ops import nms
 from bpr_service.config import PatchConfig
 from bpr_service.masks.mask import Mask, read_label_map
 from bpr_service.refine.boundary import boundary_pixels
-from bpr_service.refine.labels.planes import LabelRegions
+from bpr_service.refine.labels.regions import LabelRegions
 from bpr_service.refine.patches import left_out, place_patches, squares, suppress, window_positions
 
 THRESHOLDS = (0.0, 0.15, 0.25, 0.55, 0.65)

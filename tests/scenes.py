@@ -68,8 +68,12 @@ class Keep(nn.Module):
 class Shift(nn.Module):
     """A network that gives its mask channel back, three pixels to the right."""
 
+    def __init__(self, outputs: int = 1) -> None:
+        super().__init__()
+        self.outputs = outputs
+
     def forward(self, patches: Tensor) -> Tensor:
-        return torch.roll(patches[:, 3:4], 3, 3) * 6
+        return torch.cat([torch.roll(patches[:, 3:4], 3, 3) * 6] * self.outputs, 1)
 
 
 class Smooth(nn.Module):

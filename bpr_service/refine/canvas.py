@@ -10,7 +10,7 @@ decided by where the network runs, when an image is prepared, so whoever works o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,11 @@ from bpr_service.refine.crops import crop_patches
 from bpr_service.refine.patches import Boxes
 from bpr_service.refine.reassemble import Accumulator
 
+Done = TypeVar("Done", covariant=True)
 
-class Canvas(Protocol):
-    """The patches of one image's masks, numbered mask after mask: each is cut once and added once, in any order."""
+
+class Canvas(Protocol[Done]):
+    """The patches of one image's masks, numbered: each is cut once and added once, in any order."""
 
     def crops(self, start: int, stop: int) -> Any:
         """Patches `start` to `stop` (exclusive): (n, S, S, 4) uint8 RGB and mask, where the network takes them: an
@@ -34,8 +36,9 @@ class Canvas(Protocol):
     def add(self, start: int, logits: Any) -> None:
         """Add the (n, C, S, S) float32 `logits` of the patches from number `start` on."""
 
-    def finished(self) -> Iterator[tuple[int, Accumulator]]:
-        """The masks whose last patch is in and that were not handed out, with their sums; may wait for a device.
+    def finished(self) -> Iterator[Done]:
+        """What is complete and was not handed out, for the task to take; may wait for a device. Of masks, the number
+        and the sums of each whose last patch is in.
 
         Raises:
             ModelError: the network gave NaN or infinity.

@@ -8,6 +8,8 @@ What a crop reads outside the image repeats the image's border.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,13 +22,13 @@ from bpr_service.refine.patches import Boxes
 
 @kernel
 def _pixel(row: NDArray[np.uint8], line: NDArray[np.uint8], column: int, x: int, scale: int) -> int:
-    """One pixel of `_gather` as a word: `row` is the image's, `line` the mask's, which begins at column `x`."""
+    """One pixel of `gather` as a word: `row` is the image's, `line` the mask's, which begins at column `x`."""
     level = int(line[column - x]) * scale if 0 <= column - x < line.size else 0
     return int(row[3 * column]) | int(row[3 * column + 1]) << 8 | int(row[3 * column + 2]) << 16 | level << 24
 
 
 @kernel
-def _gather(
+def gather(
     image: NDArray[np.uint8],
     crop: NDArray[np.uint8],
     x: int,
@@ -110,19 +112,35 @@ def crop_patches(
     if n == 0:
         return out
     levels, scale = (mask.crop, 255) if mask.soft is None else (mask.soft, 1)
-    size = int(boxes[0, 2] - boxes[0, 0])
-    flat, padding = image.reshape(image.shape[0], -1), config.padding_of(size)
+    flat, padding = image.reshape(image.shape[0], -1), config.padding_of(int(boxes[0, 2] - boxes[0, 0]))
+    cut(lambda a, b, into: gather(flat, levels, mask.x, mask.y, scale, boxes[a:b], padding, into), boxes, config, out)
+    return out
+
+
+def cut(
+    write: Callable[[int, int, NDArray[np.uint8]], None], boxes: Boxes, config: PatchConfig, out: NDArray[np.uint8]
+) -> None:
+    """Fill `out` (P, S, S, 4) with the patches at the (P, 4) `boxes`, at network size.
+
+    Args:
+        write: writes patches from one number to another (exclusive), with their padding and as they are, to the
+            (n, h, 4 w) array that it is given.
+        boxes: where they lie, at least one; squares are all of one size.
+        config: their padding, and the network's size.
+        out: what to write to.
+    """
+    size, side = int(boxes[0, 2] - boxes[0, 0]), config.network_size_px
+    padding = config.padding_of(size)
     if config.scheme != "instance" and size + 2 * padding == side:
-        _gather(flat, levels, mask.x, mask.y, scale, boxes, padding, out.reshape(n, side, 4 * side))
-        return out
+        write(0, len(boxes), out.reshape(len(boxes), side, 4 * side))
+        return
     import cv2
 
-    for target, box in zip(out, boxes, strict=True):  # one OpenCV call a patch: it resizes pictures, not batches
+    for i, (target, box) in enumerate(zip(out, boxes, strict=True)):  # one OpenCV call a patch: it resizes pictures
         w, h = int(box[2] - box[0]) + 2 * padding, int(box[3] - box[1]) + 2 * padding
         piece = np.empty((1, h, w, 4), np.uint8)
-        _gather(flat, levels, mask.x, mask.y, scale, box[None], padding, piece.reshape(1, h, 4 * w))
+        write(i, i + 1, piece.reshape(1, h, 4 * w))
         cv2.resize(piece[0], (side, side), dst=target, interpolation=resize_method(h, w, side, side))
-    return out
 
 
 def resize_method(h: int, w: int, to_h: int, to_w: int) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ from torch import Tensor
 from bpr_service.config import RefineConfig
 from bpr_service.masks.mask import Mask
 from bpr_service.refine.canvas import not_finite
-from bpr_service.refine.labels.planes import LabelRegions
 from bpr_service.refine.patches import Boxes
 from bpr_service.refine.reassemble import TILE_PX, Accumulator, window_weights
 
@@ -62,20 +61,6 @@ class MaskLevels:
         inside = ((r >= 0) & (r < height))[:, :, None] & ((k >= 0) & (k < width))[:, None, :]
         at = (start + r * width)[:, :, None] + k[:, None, :]
         return self._flat[torch.where(inside, at, 0)] * inside
-
-
-class LabelLevels:
-    """The labels of a map as masks: 255 where the map has the label."""
-
-    def __init__(self, regions: LabelRegions, device: str) -> None:
-        wide = regions.map if regions.map.dtype == np.uint8 else regions.map.astype(np.int32, copy=False)
-        self._map = upload(wide, device)
-        self._labels = upload(np.array(regions.numbers, np.int32), device)
-
-    def at(self, rows: Tensor, columns: Tensor, which: Tensor) -> Tensor:
-        """As `MaskLevels.at`."""
-        found = self._map[rows[:, :, None], columns[:, None, :]] == self._labels[which][:, None, None]
-        return found.to(torch.uint8) * 255
 
 
 # ---- resizing ----------------------------------------------------------------------------------------------
@@ -121,82 +106,37 @@ def _window(name: str, side: int, device: str) -> Tensor:
 # ---- patches -----------------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False)
-class _Group:
-    """Masks `first` to `stop` (exclusive), whose sums are on the device together."""
+class Levels(Protocol):
+    """The masks of patches, in a device's memory."""
 
-    first: int
-    stop: int
-    tiles: int
-    missing: int
-    sums: Tensor | None = None
-    """(C + 1, K * T * T) int64; the last is the weight."""
-    averages: Tensor | None = None
-    """(K, C, T, T) float32, NaN where no patch lies; in host memory, perhaps still on its way."""
+    def at(self, rows: Tensor, columns: Tensor, which: Tensor) -> Tensor:
+        """(n, c, c) uint8, 0 to 255, of masks `which` (n,) at image `rows` and `columns` (n, c), all int64."""
 
 
-class DeviceCanvas:
-    """A canvas in a device's memory: see `bpr_service.refine.canvas.Canvas`."""
+class DevicePatches:
+    """Patches of an image in a device's memory: cut, and added to sums that lie in tiles."""
 
     def __init__(
         self,
         image: NDArray[np.uint8],
-        masks: Sequence[Mask],
-        boxes: Sequence[Boxes],
-        *,
-        outputs: int,
+        levels: Levels,
+        boxes: Boxes,
+        which: NDArray[Any],
         config: RefineConfig,
         device: str,
     ) -> None:
-        """Start to copy the (H, W, 3) uint8 `image`, its `masks`, and where their patches lie: for each mask (P_i, 4)
-        int32 squares of one size, maybe none.
+        """Start to copy the (H, W, 3) uint8 `image`, where the patches lie, (P, 4) int32 squares, and which of the
+        `levels` is the mask of each (P,).
         """
-        self.device, self._config, self._outputs = device, config, outputs
+        self.device, self._config, self._levels = device, config, levels
         self.height, self.width = image.shape[:2]
         self._image = upload(image, device)
-        self._levels = LabelLevels(masks, device) if isinstance(masks, LabelRegions) else MaskLevels(masks, device)
-        counts = np.array([len(some) for some in boxes], np.int64)
-        self._starts = np.concatenate([[0], np.cumsum(counts)])
-        every = np.concatenate([np.empty((0, 4), np.int32), *boxes])
-        self._sizes = every[:, 2] - every[:, 0]
-        self._boxes = upload(every.astype(np.int64), device)
-        self._which = upload(np.repeat(np.arange(len(boxes)), counts), device)
-        self._patches = [
-            Accumulator(some, self.height, self.width, outputs, config) if len(some) else None for some in boxes
-        ]
-        self._groups = list(self._grouped(counts))
-        self._place_tiles()
+        self._sizes = boxes[:, 2] - boxes[:, 0]
+        self._boxes = upload(boxes.astype(np.int64), device)
+        self._which = upload(which.astype(np.int64), device)
         longest = int(self._sizes.max(initial=0))
         self._offsets = upload(np.arange(longest + 2 * config.patch.padding_of(longest)), device)
         self._wrong = torch.zeros((), device=device)
-
-    def _grouped(self, counts: NDArray[np.int64]) -> Iterator[_Group]:
-        """Masks in their order, as many to a group as `GROUP_BYTES` hold."""
-        room = max(GROUP_BYTES // (8 * TILE_PX * TILE_PX * (self._outputs + 1)), 1)
-        group = _Group(0, 0, 0, 0)
-        for i, patches in enumerate(self._patches):
-            tiles = 0 if patches is None else patches.total.shape[0]
-            if group.tiles and group.tiles + tiles > room:
-                yield group
-                group = _Group(i, i, 0, 0)
-            group.stop, group.tiles, group.missing = i + 1, group.tiles + tiles, group.missing + int(counts[i])
-        yield group
-
-    def _place_tiles(self) -> None:
-        """Copy what finds the tile of a pixel: all masks' tile numbers, counted on within a group, and their grids."""
-        numbers, table, at = [np.zeros(1, np.int32)], np.zeros((len(self._patches), 4), np.int64), 1
-        for group in self._groups:
-            base = 0
-            for i in range(group.first, group.stop):
-                patches = self._patches[i]
-                if patches is None:
-                    continue
-                table[i] = at, patches.index.shape[1], patches.x0, patches.y0
-                numbers.append(np.where(patches.index < 0, 0, patches.index + base).ravel())
-                at += patches.index.size
-                base += patches.total.shape[0]
-        self._tile_numbers = upload(np.concatenate(numbers), self.device)
-        self._tile_table = upload(table, self.device)
 
     def _by_size(self, start: int, stop: int) -> Iterator[tuple[int, slice | Tensor]]:
         """The sizes of patches `start` to `stop`, px, and which of them have it, counted from `start`."""
@@ -227,6 +167,119 @@ class DeviceCanvas:
         planes = resize(pieces.permute(0, 3, 1, 2).float(), side)
         return (planes + 0.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
+    def _sum(self, start: int, logits: Tensor, sums: Tensor, table: Tensor, numbers: Tensor) -> None:
+        """Add the (n, ., S, S) `logits` of the patches from number `start` on.
+
+        Args:
+            start: number of the first patch.
+            logits: the first C maps are summed.
+            sums: (C + 1, K * T * T) int64; the last is the weight.
+            table: (n, 4) int64, of each patch the place in `numbers` where its grid of tiles begins, how many columns
+                that has, and its left and top, px.
+            numbers: the number of each tile of the grids.
+        """
+        boxes = self._boxes[start : start + logits.shape[0]]
+        for size, here in self._by_size(start, start + logits.shape[0]):
+            self._sum_size(boxes[here], logits[here], sums, table[here], numbers, size)
+
+    def _sum_size(self, boxes: Tensor, logits: Tensor, sums: Tensor, table: Tensor, numbers: Tensor, size: int) -> None:
+        """As `_sum`, of patches of one `size`."""
+        config, padding = self._config, self._config.patch.padding_of(size)
+        crop = size + 2 * padding
+        maps = logits if logits.shape[-1] == crop else resize(logits, crop)
+        maps = maps[:, :, padding : crop - padding, padding : crop - padding]
+        if config.average == "probability":
+            maps = torch.cat([maps[:, :1].sigmoid(), maps[:, 1:]], 1)
+        at, columns, x0, y0 = (part[:, None] for part in table.unbind(1))
+        row, column = boxes[:, 1:2] + self._offsets[:size], boxes[:, 0:1] + self._offsets[:size]
+        inside = (row < self.height)[:, :, None] & (column < self.width)[:, None, :]
+        r, k = row - y0, column - x0
+        cell = (at + r // TILE_PX * columns)[:, :, None] + (k // TILE_PX)[:, None, :]
+        tile = numbers[torch.where(inside, cell, 0)].long()
+        pixel = ((tile * TILE_PX + (r % TILE_PX)[:, :, None]) * TILE_PX + (k % TILE_PX)[:, None, :]).reshape(-1)
+        weights = _window(config.window, size, self.device) * inside
+        for channel in range(sums.shape[0] - 1):
+            values = (maps[:, channel] * weights).round().long()
+            sums[channel].index_add_(0, pixel, values.reshape(-1))
+        sums[-1].index_add_(0, pixel, weights.round().long().reshape(-1))
+
+    def _to_host(self, averages: Tensor) -> Tensor:
+        """Start to copy averages back."""
+        if not self.device.startswith("cuda"):
+            return averages
+        return torch.empty(averages.shape, pin_memory=True).copy_(averages, non_blocking=True)
+
+
+@dataclass(eq=False)
+class _Group:
+    """Masks `first` to `stop` (exclusive), whose sums are on the device together."""
+
+    first: int
+    stop: int
+    tiles: int
+    missing: int
+    sums: Tensor | None = None
+    """(C + 1, K * T * T) int64; the last is the weight."""
+    averages: Tensor | None = None
+    """(K, C, T, T) float32, NaN where no patch lies; in host memory, perhaps still on its way."""
+
+
+class DeviceCanvas(DevicePatches):
+    """A canvas in a device's memory: see `bpr_service.refine.canvas.Canvas`."""
+
+    def __init__(
+        self,
+        image: NDArray[np.uint8],
+        masks: Sequence[Mask],
+        boxes: Sequence[Boxes],
+        *,
+        outputs: int,
+        config: RefineConfig,
+        device: str,
+    ) -> None:
+        """Start to copy the (H, W, 3) uint8 `image`, its `masks`, and where their patches lie: for each mask (P_i, 4)
+        int32 squares of one size, maybe none.
+        """
+        counts = np.array([len(some) for some in boxes], np.int64)
+        every = np.concatenate([np.empty((0, 4), np.int32), *boxes])
+        which = np.repeat(np.arange(len(boxes)), counts)
+        super().__init__(image, MaskLevels(masks, device), every, which, config, device)
+        self._outputs = outputs
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+        self._patches = [
+            Accumulator(some, self.height, self.width, outputs, config) if len(some) else None for some in boxes
+        ]
+        self._groups = list(self._grouped(counts))
+        self._place_tiles()
+
+    def _grouped(self, counts: NDArray[np.int64]) -> Iterator[_Group]:
+        """Masks in their order, as many to a group as `GROUP_BYTES` hold."""
+        room = max(GROUP_BYTES // (8 * TILE_PX * TILE_PX * (self._outputs + 1)), 1)
+        group = _Group(0, 0, 0, 0)
+        for i, patches in enumerate(self._patches):
+            tiles = 0 if patches is None else patches.total.shape[0]
+            if group.tiles and group.tiles + tiles > room:
+                yield group
+                group = _Group(i, i, 0, 0)
+            group.stop, group.tiles, group.missing = i + 1, group.tiles + tiles, group.missing + int(counts[i])
+        yield group
+
+    def _place_tiles(self) -> None:
+        """Copy what finds the tile of a pixel: all masks' tile numbers, counted on within a group, and their grids."""
+        numbers, table, at = [np.zeros(1, np.int32)], np.zeros((len(self._patches), 4), np.int64), 1
+        for group in self._groups:
+            base = 0
+            for i in range(group.first, group.stop):
+                patches = self._patches[i]
+                if patches is None:
+                    continue
+                table[i] = at, patches.index.shape[1], patches.x0, patches.y0
+                numbers.append(np.where(patches.index < 0, 0, patches.index + base).ravel())
+                at += patches.index.size
+                base += patches.total.shape[0]
+        self._tile_numbers = upload(np.concatenate(numbers), self.device)
+        self._tile_table = upload(table, self.device)
+
     def add(self, start: int, logits: Tensor) -> None:
         """See `Canvas.add`."""
         self._wrong += (~torch.isfinite(logits)).any()
@@ -242,32 +295,10 @@ class DeviceCanvas:
         if group.sums is None:
             shape = (self._outputs + 1, group.tiles * TILE_PX * TILE_PX)
             group.sums = torch.zeros(shape, dtype=torch.int64, device=self.device)
-        for size, here in self._by_size(start, stop):
-            self._sum(group.sums, self._boxes[start:stop][here], self._which[start:stop][here], logits[here], size)
+        self._sum(start, logits, group.sums, self._tile_table[self._which[start:stop]], self._tile_numbers)
         group.missing -= stop - start
         if group.missing == 0:
             self._average(group)
-
-    def _sum(self, sums: Tensor, boxes: Tensor, which: Tensor, logits: Tensor, size: int) -> None:
-        """Add the (n, C, S, S) `logits` of patches of one `size`, of masks `which`."""
-        config, padding = self._config, self._config.patch.padding_of(size)
-        crop = size + 2 * padding
-        maps = logits if logits.shape[-1] == crop else resize(logits, crop)
-        maps = maps[:, :, padding : crop - padding, padding : crop - padding]
-        if config.average == "probability":
-            maps = torch.cat([maps[:, :1].sigmoid(), maps[:, 1:]], 1)
-        at, columns, x0, y0 = (part[:, None] for part in self._tile_table[which].unbind(1))
-        row, column = boxes[:, 1:2] + self._offsets[:size], boxes[:, 0:1] + self._offsets[:size]
-        inside = (row < self.height)[:, :, None] & (column < self.width)[:, None, :]
-        r, k = row - y0, column - x0
-        cell = (at + r // TILE_PX * columns)[:, :, None] + (k // TILE_PX)[:, None, :]
-        tile = self._tile_numbers[torch.where(inside, cell, 0)].long()
-        pixel = ((tile * TILE_PX + (r % TILE_PX)[:, :, None]) * TILE_PX + (k % TILE_PX)[:, None, :]).reshape(-1)
-        weights = _window(config.window, size, self.device) * inside
-        for channel in range(self._outputs):
-            values = (maps[:, channel] * weights).round().long()
-            sums[channel].index_add_(0, pixel, values.reshape(-1))
-        sums[-1].index_add_(0, pixel, weights.round().long().reshape(-1))
 
     def _average(self, group: _Group) -> None:
         """Start to copy the averages back, and let the sums go."""
@@ -275,11 +306,7 @@ class DeviceCanvas:
         averages = (group.sums[:-1].double() / group.sums[-1]).float()
         tiles = averages.view(self._outputs, group.tiles, TILE_PX, TILE_PX).transpose(0, 1).contiguous()
         group.sums = None
-        if self.device.startswith("cuda"):
-            group.averages = torch.empty(tiles.shape, pin_memory=True)
-            group.averages.copy_(tiles, non_blocking=True)
-        else:
-            group.averages = tiles
+        group.averages = self._to_host(tiles)
 
     def finished(self) -> Iterator[tuple[int, Accumulator]]:
         """See `Canvas.finished`. The masks of a group come together: of the usual request all, after the last patch."""

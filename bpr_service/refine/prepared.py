@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bpr_service.config import RefineConfig
 from bpr_service.errors import ConflictError, ModelError
-from bpr_service.refine.canvas import Canvas, HostCanvas
+from bpr_service.refine.canvas import Canvas
 from bpr_service.refine.tasks import Run, Task
 
 R = TypeVar("R", bound=Run)
@@ -52,31 +52,20 @@ class Prepared(Generic[R]):
         self.model, self.device, self.resides = model, device, resides
         self.timings_ms: dict[str, float] = {"patches": 0.0, "crops": 0.0, "network": 0.0, "reassembly": 0.0}
         with self.timed("patches"):
-            self._boxes = task.place(config.patch, whole=resides is not None)
-        self._count = sum(len(some) for some in self._boxes)
+            self._count = task.place(config)
         self._missing = self._count
-        self._canvas: Canvas | None = None
+        self._canvas: Canvas[Any] | None = None
 
-    def _open(self) -> Canvas:
+    def _open(self) -> Canvas[Any]:
         """The canvas, made when the first patch is asked for: a device is touched then, not before."""
         if self._canvas is None:
-            given = (self.image, self.task.masks, self._boxes)
-            if self.resides is None:
-                self._canvas = HostCanvas(*given, outputs=self.outputs, config=self.config)
-            else:
-                from bpr_service.refine.device_canvas import DeviceCanvas
-
-                self._canvas = DeviceCanvas(*given, outputs=self.outputs, config=self.config, device=self.resides)
+            self._canvas = self.task.open(self.image, self.outputs, self.resides)
         return self._canvas
 
     @property
     def n_patches(self) -> int:
         """P."""
         return self._count
-
-    @property
-    def n_masks(self) -> int:
-        return len(self._boxes)
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -122,8 +111,8 @@ class Prepared(Generic[R]):
 
     def _take(self) -> None:
         """Hand what is complete to the task."""
-        for i, sums in self._open().finished():
-            self.task.take(i, sums)
+        for done in self._open().finished():
+            self.task.take(done)
 
     def finish(self) -> R:
         """The result.

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,7 +106,6 @@ class Accumulator:
         if boxes.shape[0] == 0:
             raise ConfigError("nothing to reassemble", expected="one patch or more", got="none", fix="skip the mask")
         self.boxes, self.height, self.width, self.config = boxes, height, width, config
-        self.padding = config.patch.padding_of(int(boxes[0, 2] - boxes[0, 0]))
         self.x0, self.y0, self.x1, self.y1, self.index, n = lay_out(boxes, height, width)
         self.sums = np.zeros((n, outputs, TILE_PX, TILE_PX))
         self.total = np.zeros((n, TILE_PX, TILE_PX))
@@ -118,23 +118,9 @@ class Accumulator:
         to it.
         """
         boxes = self.boxes[start : start + logits.shape[0]]
-        padding, side = self.padding, logits.shape[-1]
-        if same_size(boxes, side - 2 * padding):
-            self._add(boxes, np.ascontiguousarray(logits), padding)
-        else:
-            crops = (boxes[:, 2:] - boxes[:, :2]) + 2 * padding
-            for box, crop, one in zip(boxes, crops.tolist(), logits, strict=True):  # OpenCV resizes one at a time
-                self._add(box[None], _resize(one, crop[1], crop[0])[None], padding)
+        place = (self.height, self.width, self.x0, self.y0, self.index, self.sums, self.total)
+        add_patches(boxes, logits, self.config, *place)
         self.missing -= boxes.shape[0]
-
-    def _add(self, boxes: Boxes, maps: F32, padding: int) -> None:
-        """Add the (n, C, h + 2 padding, w + 2 padding) logits of patches of (h, w) px."""
-        config = self.config
-        weights = window_weights(config.window, maps.shape[2] - 2 * padding, maps.shape[3] - 2 * padding)
-        accumulate(
-            maps, padding, config.average == "probability", boxes, weights, config.window == "flat",
-            self.height, self.width, self.x0, self.y0, self.index, self.sums, self.total,
-        )  # fmt: skip
 
     @property
     def threshold(self) -> float:
@@ -156,15 +142,51 @@ class Accumulator:
 
     def averaged(self, coarse: Mask) -> Averaged:
         """The averages as dense windows over the box of all patches."""
-        known = coarse.window(self.x0, self.y0, self.x1, self.y1).astype(np.float32)
-        covered = np.zeros(known.shape, np.bool_)
-        maps = [known.copy() if self.config.average == "probability" else np.zeros_like(known)]
-        maps += [np.zeros_like(known)] * (self.sums.shape[1] > 1)
-        for channel, out in enumerate(maps):
-            spread(self.index, self.sums, self.total, channel, out, covered)
-        probability = maps[0] if self.config.average == "probability" else np.where(covered, sigmoid(maps[0]), known)
-        auxiliary = maps[1] if len(maps) > 1 else None
-        return Averaged(self.x0, self.y0, covered, probability, auxiliary)
+        known = coarse.window(self.x0, self.y0, self.x1, self.y1)
+        logit = self.config.average == "logit"
+        return average(self.x0, self.y0, self.index, self.sums, self.total, known, logit=logit)
+
+
+def add_patches(boxes: Boxes, logits: F32, config: RefineConfig, height: int, width: int, *tiles: Any) -> None:
+    """Add the (n, C, S, S) float32 `logits` of patches at the (n, 4) `boxes` of an (H, W) image, squares of one size,
+    to `tiles`: left, top, index, sums and total of `bpr_service.refine.tiles.accumulate`.
+    """
+    padding, side = config.patch.padding_of(int(boxes[0, 2] - boxes[0, 0])), logits.shape[-1]
+    probability, flat = config.average == "probability", config.window == "flat"
+
+    def add(boxes: Boxes, maps: F32) -> None:
+        weights = window_weights(config.window, maps.shape[2] - 2 * padding, maps.shape[3] - 2 * padding)
+        accumulate(maps, padding, probability, boxes, weights, flat, height, width, *tiles)
+
+    if same_size(boxes, side - 2 * padding):
+        add(boxes, np.ascontiguousarray(logits))
+        return
+    crops = (boxes[:, 2:] - boxes[:, :2]) + 2 * padding
+    for box, crop, one in zip(boxes, crops.tolist(), logits, strict=True):  # OpenCV resizes one at a time
+        add(box[None], _resize(one, crop[1], crop[0])[None])
+
+
+def average(
+    x: int, y: int, index: NDArray[np.int32], sums: F64, total: F64, known: NDArray[np.uint8], *, logit: bool
+) -> Averaged:
+    """The averages of tiles as dense windows.
+
+    Args:
+        x: left of the tiles and the window.
+        y: top.
+        index: grid of the tiles' numbers, -1 where there is none.
+        sums: (K, C, T, T).
+        total: (K, T, T).
+        known: (h, w) {0, 1}, the coarse mask in the window.
+        logit: whether logits were summed, not probabilities.
+    """
+    covered = np.zeros(known.shape, np.bool_)
+    maps = [np.zeros(known.shape, np.float32) if logit else known.astype(np.float32)]
+    maps += [np.zeros(known.shape, np.float32)] * (sums.shape[1] > 1)
+    for channel, out in enumerate(maps):
+        spread(index, sums, total, channel, out, covered)
+    probability = np.where(covered, sigmoid(maps[0]), known.astype(np.float32)) if logit else maps[0]
+    return Averaged(x, y, covered, probability, maps[1] if len(maps) > 1 else None)
 
 
 def _resize(logits: F32, height: int, width: int) -> F32:

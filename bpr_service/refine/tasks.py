@@ -2,9 +2,8 @@
 
 Letters: H, W are the image's size, px; P patches of a mask.
 
-A task gives the masks to refine one by one and takes their averaged patches one by one, in any order, so that
-no more than a mask at a time is held beside the result. The masks of a large label map are its labels block by block,
-so that what is held at a time does not grow with the map either.
+A task places patches, opens the canvas that they are cut from and added to, and takes what is complete of it, in any
+order: masks one by one, so that no more than those under way are held beside the result; of a label map, tiles.
 
 Instance: masks may overlap, each is thresholded on its own. Semantic and panoptic: each pixel ends with one
 label, the one of the highest confidence. A label's confidence at a pixel is its averaged probability where
@@ -19,15 +18,19 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
-from bpr_service.config import PatchConfig
+from bpr_service.config import RefineConfig
 from bpr_service.errors import MaskError
 from bpr_service.masks.mask import Mask
 from bpr_service.refine.assess import Assessor
+from bpr_service.refine.canvas import Canvas, HostCanvas
 from bpr_service.refine.labels.boundary import LabelBoundaries
-from bpr_service.refine.labels.planes import LabelPlanes
-from bpr_service.refine.labels.regions import SPLIT_PX, LabelRegions, by_block, windows
+from bpr_service.refine.labels.canvas import LabelCanvas
+from bpr_service.refine.labels.contest import Contest
+from bpr_service.refine.labels.ledger import Ledger, Settled
+from bpr_service.refine.labels.regions import LabelRegions
 from bpr_service.refine.patches import Boxes, drop_full, place_along, place_patches
 from bpr_service.refine.reassemble import Accumulator, Gate
 
@@ -107,16 +110,14 @@ R = TypeVar("R", bound=Run, covariant=True)
 class Task(Protocol[R]):
     """What a :class:`bpr_service.refine.prepared.Prepared` works through."""
 
-    masks: Sequence[Mask]
-    """What the patches are cut from; known once they are placed."""
+    def place(self, config: RefineConfig) -> int:
+        """Place the patches; how many."""
 
-    def place(self, config: PatchConfig, *, whole: bool) -> list[Boxes]:
-        """For each mask, (P, 4) int32 boxes of its patches; one that has none stays as it is. The masks are `whole`
-        labels, or may be pieces of them.
-        """
+    def open(self, image: NDArray[np.uint8], outputs: int, device: str | None) -> Canvas[Any]:
+        """What they are cut from and added to, in the memory of `device` or the host's (None)."""
 
-    def take(self, index: int, patches: Accumulator) -> None:
-        """All patches of mask `index` are in `patches`."""
+    def take(self, done: Any) -> None:
+        """Something of the canvas is complete."""
 
     def result(self, run: Run) -> R:
         """The result, once every mask was kept or taken."""
@@ -130,18 +131,29 @@ class InstanceTask:
     scales: Sequence[float]
     gate: Gate | None = None
     assess: Assessor | None = None
+    _config: RefineConfig = field(default_factory=RefineConfig)
     _boxes: list[Boxes] = field(default_factory=list)
     _done: dict[int, tuple[Mask, MaskReport]] = field(default_factory=dict)
 
-    def place(self, config: PatchConfig, *, whole: bool = True) -> list[Boxes]:
-        at = {scale: config.at(scale) for scale in set(self.scales)}
+    def place(self, config: RefineConfig) -> int:
+        self._config = config
+        at = {scale: config.patch.at(scale) for scale in set(self.scales)}
         self._boxes = [place_patches(mask, at[scale]) for mask, scale in zip(self.masks, self.scales, strict=True)]
         for i, mask in enumerate(self.masks):
             if self._boxes[i].shape[0] == 0:
                 self._done[i] = (mask, unchanged(i, _why_none(mask.area, mask.height * mask.width)))
-        return self._boxes
+        return sum(len(some) for some in self._boxes)
 
-    def take(self, index: int, patches: Accumulator) -> None:
+    def open(self, image: NDArray[np.uint8], outputs: int, device: str | None) -> Canvas[tuple[int, Accumulator]]:
+        given = (image, self.masks, self._boxes)
+        if device is None:
+            return HostCanvas(*given, outputs=outputs, config=self._config)
+        from bpr_service.refine.device_canvas import DeviceCanvas
+
+        return DeviceCanvas(*given, outputs=outputs, config=self._config, device=device)
+
+    def take(self, done: tuple[int, Accumulator]) -> None:
+        index, patches = done
         mask = coarse = self.masks[index]
         count, scale = patches.boxes.shape[0], self.scales[index]
         reason, confidence = self._judge(coarse, patches, scale)
@@ -174,54 +186,58 @@ class _LabelTask(Generic[R]):
 
     def __init__(self, label_map: Labels, void: int | None, gate: Gate | None, scale: float = 1.0) -> None:
         self.regions = LabelRegions(label_map, void)
-        self.masks: Sequence[Mask] = self.regions
         self.gate, self.scale = gate, scale
-        self.planes = LabelPlanes(self.regions)
-        self._owners: list[int] = []  # of each mask, the number of its label
-        self._boxes: list[Boxes] = []  # of each label
+        self._counts: list[int] = []  # patches of each label
         self._reasons: dict[int, str] = {}  # of labels that stay as they are
 
-    def place(self, config: PatchConfig, *, whole: bool = False) -> list[Boxes]:
-        regions, config = self.regions, config.at(self.scale)
+    def place(self, config: RefineConfig) -> int:
+        regions, patch, every = self.regions, config.patch.at(self.scale), []
         height, width = regions.map.shape
         found = LabelBoundaries(regions)
         for i, (x0, y0, x1, y1) in enumerate(regions.boxes.tolist()):
-            boxes = place_along(found[i], (x0, y0, x1, y1), height, width, config)
-            self._boxes.append(drop_full(boxes, height, width, partial(regions.window, i)))
-            if self._boxes[i].shape[0] == 0:
+            boxes = place_along(found[i], (x0, y0, x1, y1), height, width, patch)
+            every.append(drop_full(boxes, height, width, partial(regions.window, i)))
+            self._counts.append(len(every[i]))
+            if self._counts[i] == 0:
                 self._reasons[i] = _why_none(int(regions.areas[i]), height * width)
-        if whole or self.gate or max(height, width) < SPLIT_PX:  # a gate judges a label as a whole
-            self._owners, self.masks = list(range(len(regions))), regions
-            return self._expect(self._boxes)
-        self._owners, pieces = by_block(self._boxes, height, width)
-        self.masks = regions.cut(self._owners, windows(pieces, config.padding_px, height, width))
-        return self._expect(pieces)
+        self.ledger, self._config = Ledger(every, regions.numbers, height, width), config
+        self.contest = Contest(regions, logit=config.average == "logit")
+        return len(self.ledger)
 
-    def _expect(self, pieces: list[Boxes]) -> list[Boxes]:
-        numbers = (self.regions.numbers[i] for i in self._owners)
-        self.planes.expect((number, boxes) for number, boxes in zip(numbers, pieces, strict=True) if boxes.shape[0])
-        return pieces
+    def open(self, image: NDArray[np.uint8], outputs: int, device: str | None) -> Canvas[Settled]:
+        whole = self.gate is not None  # it judges a label as a whole, by all that the network says
+        given, summed, config = (image, self.regions, self.ledger), outputs if whole else 1, self._config
+        if device is None:
+            return LabelCanvas(*given, outputs=summed, config=config, whole=whole)
+        from bpr_service.refine.labels.device_canvas import LabelDeviceCanvas
 
-    def take(self, index: int, patches: Accumulator) -> None:
-        owner, reason = self._owners[index], None
-        if self.gate:
-            coarse = self.masks[index]
-            reason = self.gate(coarse, patches.averaged(coarse))
-        if reason is not None:
-            self._reasons[owner] = reason
-        self.planes.take(self.regions.numbers[owner], patches, claim=reason is None)
+        return LabelDeviceCanvas(*given, outputs=summed, config=config, whole=whole, device=device)
+
+    def take(self, done: Settled) -> None:
+        if self.gate is not None:
+            self._judge(done, self.gate)
+        self.contest.take(done)
+
+    def _judge(self, done: Settled, gate: Gate) -> None:
+        """Let the gate decide which labels stay as they are; all tiles are `done`."""
+        for i, (count, number) in enumerate(zip(self._counts, self.regions.numbers, strict=True)):
+            if count == 0:
+                continue
+            coarse = self.regions[i]
+            if (reason := gate(coarse, self.contest.averaged(done, i, coarse))) is not None:
+                self._reasons[i], self.contest.kept[number] = reason, True
 
     def _settle(self) -> tuple[Labels, list[MaskReport]]:
         """The final map, and what each label won and lost."""
         reports = []
         for i, (label, number) in enumerate(zip(self.regions.labels, self.regions.numbers, strict=True)):
-            count, reason = self._boxes[i].shape[0], self._reasons.get(i)
-            plus, minus = int(self.planes.added[number]), int(self.planes.removed[number])
+            count, reason = self._counts[i], self._reasons.get(i)
+            plus, minus = int(self.contest.added[number]), int(self.contest.removed[number])
             if reason is not None and plus + minus == 0:
                 reports.append(unchanged(i, reason, count, label))
             else:  # a label left out itself can still lose pixels to a neighbour that is surer of them
                 reports.append(changed(i, count, plus, minus, label))
-        return self.planes.result(), reports
+        return self.contest.result(), reports
 
 
 class SemanticTask(_LabelTask[SemanticResult]):

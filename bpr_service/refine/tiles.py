@@ -122,8 +122,8 @@ def accumulate(
     sums: F64,
     total: F64,
 ) -> None:
-    """Add the (n, C, S, S) `maps`, less their padding, at `boxes` to the tiles: sums (K, C, T, T) and total weight
-    (K, T, T). Of map 0 the sigmoid is added where `probability` is asked for.
+    """Add the first C of the (n, ., S, S) `maps`, less their padding, at `boxes` to the tiles: sums (K, C, T, T) and
+    total weight (K, T, T). Of map 0 the sigmoid is added where `probability` is asked for.
 
     Where all `weights` (h, w) are 1 (`flat`) they are not read: they would take the cache's room from the sums.
     """
@@ -132,7 +132,7 @@ def accumulate(
     for i in range(maps.shape[0]):
         left, top = boxes[i, 0], boxes[i, 1]
         bottom, right = min(top + h, height), min(left + w, width)
-        for c in range(maps.shape[1]):
+        for c in range(sums.shape[1]):
             for row in range(h):
                 values = maps[i, c, padding + row, padding : padding + w]
                 if probability and c == 0:

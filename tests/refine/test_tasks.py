@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bpr_service.errors import MaskError
 from bpr_service.masks.mask import Mask
-from bpr_service.refine.labels.planes import LabelRegions
+from bpr_service.refine.labels.regions import LabelRegions
 from bpr_service.refine.reassemble import Accumulator
 from bpr_service.refine.refiner import Refiner
 from tests.scenes import Keep, Paint, Shift, Smooth, blob, photo, refiner
@@ -22,6 +22,12 @@ def label_map(height: int, width: int, labels: list[int], seed: int = 0) -> NDAr
     for i, label in enumerate(labels[1:]):
         out[blob(height, width, seed + i, 0.35) > 0] = label
     return out
+
+
+def of_labels(prepared: Any) -> list[NDArray[np.int32]]:
+    """The patches of each label, of a map that is one block: label after label."""
+    ledger = prepared.task.ledger
+    return [ledger.boxes[ledger.owners == number] for number in prepared.task.regions.numbers]
 
 
 def by_hand(labels: Any, void: int, engine: Refiner, logits: Any, boxes: Any) -> NDArray[Any]:
@@ -61,7 +67,7 @@ def test_each_pixel_gets_the_label_of_highest_confidence(dtype: Any, order: str,
     for start, part in chunks if order == "forward" else chunks[::-1]:
         prepared.add(start, part)
     result = prepared.finish()
-    want = by_hand(labels, 255, engine, logits, prepared._boxes)
+    want = by_hand(labels, 255, engine, logits, of_labels(prepared))
     assert result.label_map.dtype == dtype
     differ = result.label_map != want
     assert differ.mean() < 2e-4  # rounding of a probability to 1/32767 can tip a near tie
@@ -96,7 +102,7 @@ def test_a_pixel_that_no_label_claims_goes_to_the_least_unlikely() -> None:
     labels = np.zeros((100, 100), np.uint8)
     labels[:, 50:] = 1
     prepared = refiner().prepare_semantic(photo(100, 100), labels)
-    first = sum(len(boxes) for boxes in prepared._boxes[:1])
+    first = len(of_labels(prepared)[0])
     logits = np.full((prepared.n_patches, 1, 96, 96), -3.0, np.float32)
     logits[first:] = -1.0  # of label 1: below one half, and still above label 0
     prepared.add(0, logits)

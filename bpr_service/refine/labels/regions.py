@@ -1,5 +1,4 @@
-"""A label map as masks: the labels that are in it, where they lie, and each as a mask that is made when asked for;
-of a large map, block by block.
+"""A label map as masks: the labels that are in it, where they lie, and each as a mask that is made when asked for.
 
 Letters: H, W are the map's size, px; L the number of labels in it.
 """
@@ -7,7 +6,6 @@ Letters: H, W are the map's size, px; L the number of labels in it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from copy import copy
 from typing import Any, overload
 
 import numpy as np
@@ -17,18 +15,12 @@ from bpr_service.errors import MaskError
 from bpr_service.kernel import kernel
 from bpr_service.masks.dense import dense
 from bpr_service.masks.mask import Mask
-from bpr_service.refine.patches import Boxes
-from bpr_service.refine.reassemble import TILE_PX
 
 Labels = NDArray[Any]
 
 MAX_LABEL = (1 << 24) - 1
 SPARSE = 1 << 16
 """Labels from here on are numbered without gaps: a table up to the highest would take longer than the map."""
-BLOCK_PX = 1024
-"""About the side of the blocks that the patches of a large label map come in."""
-SPLIT_PX = 1536
-"""Height or width from which a label map is large."""
 
 
 @kernel
@@ -144,43 +136,3 @@ class LabelRegions(Sequence[Mask]):
         if self._ids is None:
             return numbers.astype(self.dtype, copy=False)
         return self._ids.astype(self.dtype)[numbers]
-
-    def cut(self, which: Sequence[int], boxes: NDArray[np.int32]) -> LabelRegions:
-        """Label number ``which[i]`` inside ``boxes[i]``, (x0, y0, x1, y1) in the map, as region i; `areas` are those
-        of the whole labels.
-        """
-        pieces = copy(self)
-        pieces.labels, pieces.numbers = ([of[i] for i in which] for of in (self.labels, self.numbers))
-        pieces.boxes, pieces.areas, pieces._last = boxes, self.areas[list(which)], None
-        return pieces
-
-
-# ---- pieces of labels --------------------------------------------------------------------------------------
-
-
-def by_block(boxes: Sequence[Boxes], height: int, width: int) -> tuple[list[int], list[Boxes]]:
-    """The patches of L labels block by block of an (H, W) map: of each piece its label's number, and its boxes.
-
-    A box belongs to the block of its left top. Blocks start at multiples of a tile, so that those beside each other
-    share as few as can be.
-    """
-    rows, columns = max(round(height / BLOCK_PX), 1), max(round(width / BLOCK_PX), 1)
-    sides = [-(-length // (n * TILE_PX)) * TILE_PX for length, n in ((height, rows), (width, columns))]
-    placed = np.concatenate([*boxes, np.empty((0, 4), np.int32)])
-    if placed.shape[0] == 0:
-        return [], []
-    owners = np.repeat(np.arange(len(boxes)), [b.shape[0] for b in boxes])
-    keys = (placed[:, 1] // sides[0] * columns + placed[:, 0] // sides[1]).astype(np.int64) * len(boxes) + owners
-    order = np.argsort(keys, kind="stable")  # the patches of a piece keep their order
-    firsts = np.flatnonzero(np.diff(keys[order], prepend=-1))
-    return owners[order][firsts].tolist(), np.split(placed[order], firsts[1:])
-
-
-def windows(boxes: Sequence[Boxes], padding: int, height: int, width: int) -> NDArray[np.int32]:
-    """(n, 4) int32: what each piece's patches read of an (H, W) map; zeros where it has none."""
-    out = np.zeros((len(boxes), 4), np.int32)
-    for i, piece in enumerate(boxes):
-        if piece.shape[0]:
-            out[i, :2] = np.maximum(piece[:, :2].min(axis=0) - padding, 0)
-            out[i, 2:] = np.minimum(piece[:, 2:].max(axis=0) + padding, (width, height))
-    return out

@@ -1,0 +1,136 @@
+"""Step 4 of a map: the contest of its labels for each pixel.
+
+Letters: H, W are the map's size, T the side of a tile, px; K is the number of tiles.
+
+A label's confidence at a pixel is its averaged probability where one of its patches lies. A pixel that no patch of its
+own coarse label sees stays as it is; any other goes to the label of the highest confidence: on a tie to the coarse one,
+then to the smallest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpr_service.kernel import kernel
+from bpr_service.masks.mask import Mask
+from bpr_service.refine.labels.ledger import Settled
+from bpr_service.refine.labels.regions import LabelRegions, Labels
+from bpr_service.refine.reassemble import TILE_PX, Averaged, average, sigmoid
+from bpr_service.refine.tiles import F64
+
+_TOP = 32767  # confidence 1
+
+
+@kernel
+def _own(value: F64, weight: F64, label: int, coarse: Labels, best: NDArray[np.int32]) -> None:
+    """The confidence of `label` in the pixels of a row that it has in the coarse map."""
+    for k in range(best.size):
+        if coarse[k] == label and weight[k] > 0.0:
+            best[k] = int(value[k] / weight[k] * _TOP + 0.5)
+
+
+@kernel
+def _claim(value: F64, weight: F64, label: int, coarse: Labels, winner: Labels, best: NDArray[np.int32]) -> None:
+    """Let `label` contest the pixels of a row that another one has, where `best` is one's confidence and not -1."""
+    for k in range(best.size):
+        if best[k] >= 0 and weight[k] > 0.0 and coarse[k] != label:
+            mine = int(value[k] / weight[k] * _TOP + 0.5)
+            if mine > best[k]:
+                best[k] = mine
+                winner[k] = label
+
+
+@kernel
+def _contest(
+    tiles: NDArray[np.int64],
+    firsts: NDArray[np.int64],
+    labels: NDArray[np.int32],
+    slots: NDArray[np.int32],
+    sums: F64,
+    total: F64,
+    kept: NDArray[np.bool_],
+    coarse: Labels,
+    winner: Labels,
+    added: NDArray[np.int64],
+    removed: NDArray[np.int64],
+) -> None:
+    """Write the winners of `tiles` into `winner` and count what changed; labels that are `kept` as they are do not take
+    part.
+    """
+    height, width = coarse.shape
+    columns = (width + TILE_PX - 1) // TILE_PX
+    best = np.empty((TILE_PX, TILE_PX), np.int32)
+    for i in range(tiles.size):
+        top, left = tiles[i] // columns * TILE_PX, tiles[i] % columns * TILE_PX
+        rows, right = min(TILE_PX, height - top), min(left + TILE_PX, width)
+        best[:] = -1
+        for e in range(firsts[i], firsts[i + 1]):
+            for r in range(rows if not kept[labels[e]] else 0):
+                before, row = coarse[top + r, left:right], best[r, : right - left]
+                _own(sums[slots[e], 0, r], total[slots[e], r], labels[e], before, row)
+        for e in range(firsts[i], firsts[i + 1]):
+            for r in range(rows if not kept[labels[e]] else 0):
+                before, after, row = coarse[top + r, left:right], winner[top + r, left:right], best[r, : right - left]
+                _claim(sums[slots[e], 0, r], total[slots[e], r], labels[e], before, after, row)
+        for y in range(top, top + rows):
+            for x in range(left, right):
+                if winner[y, x] != coarse[y, x]:
+                    added[winner[y, x]] += 1
+                    removed[coarse[y, x]] += 1
+
+
+class Contest:
+    """Who holds each pixel of a map.
+
+    Attributes:
+        winner: (H, W), of the map's dtype.
+        added: pixels won by each label, indexed by the label as the map has it.
+        removed: pixels lost.
+        kept: (labels,) bool, those that are not to change, which must be known before their tiles come.
+    """
+
+    def __init__(self, regions: LabelRegions, *, logit: bool) -> None:
+        """`logit`: whether logits were averaged, not probabilities."""
+        self.regions, self._logit = regions, logit
+        self.winner: Labels = regions.map.copy()
+        self.added, self.removed = np.zeros(regions.top + 1, np.int64), np.zeros(regions.top + 1, np.int64)
+        self.kept = np.zeros(regions.top + 1, np.bool_)
+
+    def take(self, done: Settled) -> None:
+        """Decide the pixels of tiles that are complete."""
+        if self._logit:
+            done = _probabilities(done)
+        _contest(
+            done.tiles, done.firsts, done.labels, done.slots, done.sums, done.total,
+            self.kept, self.regions.map, self.winner, self.added, self.removed,
+        )  # fmt: skip
+
+    def averaged(self, done: Settled, index: int, coarse: Mask) -> Averaged:
+        """What the patches of label number `index` say together, where its mask is `coarse` and all of its tiles are
+        `done`.
+        """
+        mine = done.labels == self.regions.numbers[index]
+        tiles = np.repeat(done.tiles, np.diff(done.firsts))[mine]
+        rows, columns = np.divmod(tiles, -(-coarse.width // TILE_PX))
+        x, y = int(columns.min()), int(rows.min())
+        grid = np.full((rows.max() - y + 1, columns.max() - x + 1), -1, np.int32)
+        grid[rows - y, columns - x] = done.slots[mine]
+        corner = min((x + grid.shape[1]) * TILE_PX, coarse.width), min((y + grid.shape[0]) * TILE_PX, coarse.height)
+        known = coarse.window(x * TILE_PX, y * TILE_PX, *corner)
+        return average(x * TILE_PX, y * TILE_PX, grid, done.sums, done.total, known, logit=self._logit)
+
+    def result(self) -> Labels:
+        """The final map, in the dtype given, once all tiles are in."""
+        return self.regions.named(self.winner)
+
+
+def _probabilities(done: Settled) -> Settled:
+    """Sums of logits as probabilities, of weight 1 where there is weight."""
+    sums, total = done.sums[done.slots, :1], done.total[done.slots]
+    with np.errstate(invalid="ignore", divide="ignore"):  # where no patch lies; not read
+        probability = sigmoid((sums / total[:, None]).astype(np.float32))
+    slots = np.arange(done.slots.size, dtype=np.int32)
+    return replace(done, slots=slots, sums=probability.astype(np.float64), total=(total > 0.0).astype(np.float64))
