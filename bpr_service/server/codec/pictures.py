@@ -60,7 +60,11 @@ def read_header(data: bytes, max_pixels: int, allowance: Allowance, what: str = 
     height, width = webp_size(data)  # its decoder has room for the whole picture as soon as it is opened
     images.check_pixels(height, width, max_pixels, what)
     allowance.at_least(PICTURE_BYTES["WEBP"] * height * width)
-    found = images.read_header(io.BytesIO(data), max_pixels=max_pixels, what=what, error=error)
+    try:
+        found = images.read_header(io.BytesIO(data), max_pixels=max_pixels, what=what, error=error)
+    except error:
+        got = f"{len(data)} bytes"
+        raise error(f"the {what} is damaged", expected="a whole file", got=got, fix="send it again") from None
     pixels = found.height * found.width
     if found.pages != 1 and found.kind != "TIFF":  # of a TIFF one page is read
         got = str(found.pages)
