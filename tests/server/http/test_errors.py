@@ -341,9 +341,7 @@ def test_422_an_unknown_preset_lists_the_known(server: Running) -> None:
 
 
 def test_keys_that_are_nested_deeply_and_half_a_surrogate_pair_come_back(server: Running) -> None:
-    deep: Any = 1
-    for _ in range(400):
-        deep = [deep]
+    deep = json.loads("[" * 400 + "]" * 400)
     content = json.dumps(body(masks=[{"segmentation": RLE, "x": deep, "id": 1 << 70, "name": "\ud800"}])).encode()
     response = server.client.post("/v1/refine/instance", content=content, headers={"content-type": "application/json"})
     (mask,) = json.loads(response.content)["masks"]
