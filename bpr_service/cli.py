@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bpr_service import __version__, options
+from bpr_service import __version__, audit_command, options
 from bpr_service.errors import BprError
 from bpr_service.extras import missing
 from bpr_service.jobs import batch_commands, job_commands
@@ -139,6 +139,7 @@ healthcheck.command("server")(server_commands.check_server)
 healthcheck.command("worker")(job_commands.check_worker)
 
 app.add_typer(batch_commands.batch, name="batch", rich_help_panel=_MASKS)
+app.add_typer(audit_command.audit, name="audit", rich_help_panel=_MASKS)
 app.command(rich_help_panel=_SERVICE)(server_commands.serve)
 app.command(rich_help_panel=_SERVICE)(server_commands.keys)
 app.add_typer(job_commands.jobs, name="jobs", rich_help_panel=_SERVICE)

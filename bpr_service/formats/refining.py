@@ -68,16 +68,7 @@ def refine_file_unit(
     Raises:
         BprError: image or predictions cannot be used; the message names the file.
     """
-    if unit.problem:
-        raise FormatError(unit.problem)
-    address = file.image_path(unit)
-    image = _read(address, file, refiner.config.max_pixels)
-    size = (image.pixels.shape[0], image.pixels.shape[1])
-    before = file.read(unit, size)
-    warnings = [f"{unit.image or unit.name}: {line}" for line in image.warnings]
-    if unit.size is not None and unit.size != size:
-        stated = f"{unit.size[0]} x {unit.size[1]}"
-        warnings.append(f"{unit.image}: stated as {stated} (height x width), is {size[0]} x {size[1]}")
+    image, before, warnings = read_unit(file, unit, refiner.config.max_pixels)
     failed: list[str] = []
     simplified: dict[str, float] = {}
     skipped: Counter[str] = Counter()
@@ -85,23 +76,23 @@ def refine_file_unit(
     if isinstance(before, InstancePrediction):
         failed = [item.problem for item in before.instances if item.problem]
         skipped.update(item.skipped for item in before.instances if item.skipped)
-        result = refiner.refine(image.pixels, before.masks) if before.masks else None
+        result = refiner.refine(image, before.masks) if before.masks else None
         reports: Sequence[MaskReport] = result.reports if result else []
         after = before.with_masks(result.masks) if result else before
         if file.options.simplify is not None:
             after, simplified = _simplified(after, file.options.simplify)
     elif isinstance(before, PanopticPrediction):
-        after, reports, more = refine_segments(refiner, image.pixels, before, file.options.crowds)
+        after, reports, more = refine_segments(refiner, image, before, file.options.crowds)
         warnings += [f"{unit.name}: {line}" for line in more]
         skipped["vanished"] += len(more)
     else:
         ignore = before.ignore_label if ignore_label is None else ignore_label
         warnings += before.warnings if ignore_label is None else ()
-        semantic = refiner.refine_semantic(image.pixels, before.label_map, ignore)
+        semantic = refiner.refine_semantic(image, before.label_map, ignore)
         reports, after = semantic.reports, before.with_label_map(semantic.label_map)
     encoded = file.encode(unit, after)
     warnings += encoded.warnings
-    return RefinedUnit(image.pixels, before, after, reports, failed, dict(+skipped), encoded, warnings, simplified)
+    return RefinedUnit(image, before, after, reports, failed, dict(+skipped), encoded, warnings, simplified)
 
 
 def _simplified(after: InstancePrediction, tolerance_px: float) -> tuple[InstancePrediction, dict[str, float]]:
@@ -123,6 +114,24 @@ def _simplified(after: InstancePrediction, tolerance_px: float) -> tuple[Instanc
         "vertices_after": sum(map(corners_of, found)),
         "f_lost_at_1px": round(sum(lost), 6),
     }
+
+
+def read_unit(file: PredictionFormat, unit: Unit, max_pixels: int) -> tuple[NDArray[np.uint8], Prediction, list[str]]:
+    """The image of a unit, (H, W, 3) uint8 RGB, its prediction, and what a person should know of the two.
+
+    Raises:
+        BprError: image or predictions cannot be used; the message names the file.
+    """
+    if unit.problem:
+        raise FormatError(unit.problem)
+    image = _read(file.image_path(unit), file, max_pixels)
+    size = (image.pixels.shape[0], image.pixels.shape[1])
+    before = file.read(unit, size)
+    warnings = [f"{unit.image or unit.name}: {line}" for line in image.warnings]
+    if unit.size is not None and unit.size != size:
+        stated = f"{unit.size[0]} x {unit.size[1]}"
+        warnings.append(f"{unit.image}: stated as {stated} (height x width), is {size[0]} x {size[1]}")
+    return image.pixels, before, warnings
 
 
 def _read(address: str, file: PredictionFormat, max_pixels: int) -> ReadImage:

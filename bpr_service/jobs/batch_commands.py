@@ -173,7 +173,7 @@ def _run_batch(values: dict[str, Any], files: FileOptions, options: dict[str, An
     )
     assert isinstance(request, RefineRequest)
     drive = _drive(options)
-    result = run_batch(request, Batch(**{**options, "part": _share(options["part"])}), drive=drive)
+    result = run_batch(request, Batch(**{**options, "part": share_of(options["part"])}), drive=drive)
     _print_result(result, request.out)
     raise typer.Exit(result.exit_code)
 
@@ -191,7 +191,7 @@ def _drive(options: dict[str, Any]) -> Drive | None:
     return partial(refine_on_ray, address=address, actors=actors, **own)
 
 
-def _share(text: str | None) -> tuple[int, int] | None:
+def share_of(text: str | None) -> tuple[int, int] | None:
     """(I, N) of ``I/N``."""
     from bpr_service.errors import ConfigError
 

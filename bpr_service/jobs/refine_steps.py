@@ -16,7 +16,7 @@ from bpr_service.jobs.refine.plan import Plan, load_plan, make_plan, open_file
 from bpr_service.jobs.refine.report import Report, Totals
 from bpr_service.jobs.refine.results import put_together
 from bpr_service.jobs.refine.unit import Outcome
-from bpr_service.jobs.requests import RefineRequest
+from bpr_service.jobs.requests import RefineRequest, parse_request
 from bpr_service.jobs.roots import Roots
 from bpr_service.jobs.tables import JobRow
 from bpr_service.runtime.model_store import ModelStore
@@ -30,7 +30,7 @@ NAMED = 100
 
 def request_of(context: Context, row: JobRow) -> RefineRequest:
     """The request with its paths resolved, checked against the roots as they are now."""
-    request = Roots(context.settings.roots).confine(RefineRequest(**row.request))
+    request = Roots(context.settings.roots).confine(parse_request(row.request))
     assert isinstance(request, RefineRequest)
     return request
 
@@ -119,11 +119,12 @@ def merge_job(context: Context, row: JobRow) -> None:
     request, place = request_of(context, row), place_of(context, row)
     plan = _plan(place)
     file = open_file(request, _within(context))
+    spec = spec_of(request, plan.model, ModelStore(context.settings.models))
     head = {"job": row.id, "request": row.request, "model": plan.model, "model_sha256": plan.model_sha256}
 
     def once() -> Totals:
         with Report(place.scratch) as report:
-            for header in put_together(request, file, place, plan):
+            for header in put_together(request, file, place, plan, spec):
                 report.add(header)
                 context.alive()
                 context.stopping()

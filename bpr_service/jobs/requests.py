@@ -13,13 +13,13 @@ from bpr_service.config import RefineConfig, Settings, build
 from bpr_service.errors import ConfigError
 from bpr_service.formats.options import FileOptions
 
-Kind = Literal["refine", "train"]
+Kind = Literal["refine", "audit", "train"]
 
 
 class RefineRequest(FileOptions):
     """Refine a prediction file. Paths are local, fsspec addresses, or (in a job) ``ROOT:relative/path``."""
 
-    kind: Literal["refine"] = "refine"
+    kind: Literal["refine", "audit"] = "refine"
     task: Literal["instance", "semantic", "panoptic"]
     images: str
     predictions: str
@@ -49,6 +49,18 @@ class RefineRequest(FileOptions):
     def _known(cls, settings: dict[str, Any]) -> dict[str, Any]:
         build(RefineConfig, settings)
         return settings
+
+
+class AuditRequest(RefineRequest):
+    """Find the wrong masks of an annotation file, which ``predictions`` names; ``out`` is the report, one JSON file."""
+
+    kind: Literal["audit"] = "audit"
+    page_out: str | None = None
+    """Write the page that shows the worst masks here: one HTML file."""
+    page_masks: int = Field(default=1000, ge=1, le=20_000)
+    """Masks of the page."""
+    sample: int = Field(default=0, ge=0, le=100_000)
+    """Masks that are drawn for a person to look at, so that the share of wrong masks can be estimated."""
 
 
 class HeldOut(Settings):
@@ -90,14 +102,18 @@ class TrainRequest(Settings):
     disk_limit_mb: float = Field(default=20_000.0, gt=0)
 
 
-_KINDS: dict[str, type[RefineRequest] | type[TrainRequest]] = {"refine": RefineRequest, "train": TrainRequest}
+_KINDS: dict[str, type[RefineRequest] | type[TrainRequest]] = {
+    "refine": RefineRequest,
+    "audit": AuditRequest,
+    "train": TrainRequest,
+}
 
 
 def parse_request(values: Mapping[str, Any]) -> RefineRequest | TrainRequest:
     """A request from a mapping. Raises ``ConfigError``, or ``UnknownName`` for keys that do not exist."""
     kind = values.get("kind")
     if kind not in _KINDS:
-        raise ConfigError("kind of a job", expected="refine or train", got=repr(kind), fix="set kind")
+        raise ConfigError("kind of a job", expected="refine, audit or train", got=repr(kind), fix="set kind")
     return build(_KINDS[str(kind)], values)
 
 

@@ -43,8 +43,7 @@ class Candidate(Settings):
     patches_per_s: float | None = None
     pixels_equal: float | None = None
     """Share of pixels whose logit has the sign that eager float32 gives it."""
-    missing: str = ""
-    """Why there are no figures: what is not installed, or what went wrong."""
+    missing: str = ""  # why there are no figures: what is not installed, or what went wrong
 
 
 class Chosen(Settings):
@@ -68,8 +67,7 @@ class RuntimeCard(Settings):
 class Int8Card(Settings):
     """The quantised network of a version."""
 
-    calibration: str
-    """What the ranges were measured on."""
+    calibration: str  # what the ranges were measured on
     sha256: dict[str, str] = Field(default_factory=dict)
     """Of each of `INT8_FILES`; written by `save_model`."""
 
@@ -92,6 +90,18 @@ class EstimateCard(Settings):
     """The masks it was fitted on, and the command."""
 
 
+class AuditCard(Settings):
+    """The perceptron that says whether a mask is wrong, its layout told in :mod:`bpr_service.audit.suspicion`."""
+
+    inputs: list[str]
+    kinds: list[str]
+    mean: list[float]
+    scale: list[float]
+    hidden: list[list[float]]
+    out: list[list[float]]
+    fitted_on: str = ""
+
+
 class ModelCard(Settings):
     """What a model version is, where it comes from and how good it is."""
 
@@ -108,6 +118,7 @@ class ModelCard(Settings):
     """Least mean certainty of a mask's changes for them to be taken (:mod:`bpr_service.refine.gate`)."""
     estimate: EstimateCard | None = None
     """What a refinement is worth, and whether it is taken; without it, `gate` decides."""
+    audit: AuditCard | None = None
     normalisation: dict[str, list[float]] = Field(default_factory=dict)
     """``mean`` and ``std`` of RGB; must be those of :mod:`bpr_service.network.normalise`."""
     data: list[dict[str, Any]] = Field(default_factory=list)

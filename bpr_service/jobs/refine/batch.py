@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpr_service import storage
+from bpr_service.audit.suspicion import judge_of
 from bpr_service.config import get_preset
 from bpr_service.errors import ConfigError, ConflictError
 from bpr_service.formats import PredictionFormat
@@ -26,7 +27,6 @@ from bpr_service.jobs.refine.report import Report, Totals, default_trainer, figu
 from bpr_service.jobs.refine.results import put_together
 from bpr_service.jobs.refine.unit import Outcome
 from bpr_service.jobs.requests import RefineRequest
-from bpr_service.network.weights import find_model, read_card
 from bpr_service.runtime.model_store import ModelStore
 
 Drive = Callable[[RefineRequest, Place, range], int]
@@ -124,7 +124,7 @@ def settle_model(
     """The model version of a run and the SHA-256 of its weights; an alias is read once, when the run is planned.
 
     Raises:
-        UnknownName, NotFoundError, ModelError: there is no such model.
+        UnknownName, NotFoundError, ModelError: there is no such model, or it cannot do what is asked.
     """
     model = request.model
     if model and "@" in model:
@@ -132,8 +132,10 @@ def settle_model(
             return known.model, known.model_sha256
         store = store or ModelStore()
         model = store.get(model).ref
-        return model, read_card(find_model(store.fetch(model))).sha256
-    return model, read_card(find_model(model or get_preset(request.preset).model)).sha256
+    card = spec_of(request, model, store).card()
+    if request.kind == "audit":
+        judge_of(card)
+    return model, card.sha256
 
 
 def spec_of(request: RefineRequest, model: str | None, store: ModelStore | None = None) -> RefinerSpec:
@@ -226,7 +228,7 @@ def _merged(
     """Put the parts together and write the report."""
     place.prepare()
     with Report(place.scratch) as report:
-        for header in put_together(request, file, place, plan):
+        for header in put_together(request, file, place, plan, spec_of(request, plan.model)):
             report.add(header)
         result.totals, result.seconds = report.totals, time.perf_counter() - started
         if options.report is not None:

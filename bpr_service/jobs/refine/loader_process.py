@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bpr_service.config import RefineConfig
+from bpr_service.config import RefineConfig, get_preset
 from bpr_service.errors import DeviceError
 from bpr_service.formats import PredictionFormat, Unit, open_predictions
 from bpr_service.jobs.refine.shared_buffer import SharedBuffer
-from bpr_service.jobs.refine.unit import refine_unit
+from bpr_service.jobs.refine.unit import audit_unit, refine_unit
 from bpr_service.network.model import Predict
-from bpr_service.network.weights import ModelCard
+from bpr_service.network.weights import ModelCard, find_model, read_card
 from bpr_service.refine.prepared import Prepared
 from bpr_service.refine.refiner import R, Refiner
 
@@ -39,6 +39,10 @@ class RefinerSpec:
 
     def load(self, device: str = "cpu") -> Refiner:
         return Refiner.load(self.preset, model=self.model, device=device, **self.settings)
+
+    def card(self) -> ModelCard:
+        """What its model is. Raises as `read_card`."""
+        return read_card(find_model(self.model or get_preset(self.preset).model))
 
 
 class Told(NamedTuple):
@@ -163,10 +167,11 @@ class _LoaderThread:
         while True:
             job, unit = self.units.get()
             if opened is None or opened[0] != job:
-                task, name, paths, _ = job
+                task, name, paths = job[:3]
                 opened = (job, open_predictions(task, name, paths))
             try:
-                outcome: Any = refine_unit(self.refiner, opened[1], unit, job[3])
+                do = audit_unit if job[4] else refine_unit
+                outcome: Any = do(self.refiner, opened[1], unit, job[3])
             except (DeviceError, OSError) as error:
                 outcome = error
             self.send(("done", unit.number, outcome))

@@ -28,7 +28,7 @@ from bpr_service.errors import BprError, DeviceError
 from bpr_service.formats import PredictionFormat, Unit
 from bpr_service.jobs.refine.loader_process import THREADS, RefinerSpec, Told, loader_main
 from bpr_service.jobs.refine.shared_buffer import SharedBuffer
-from bpr_service.jobs.refine.unit import Outcome, refine_unit, untouched
+from bpr_service.jobs.refine.unit import Outcome, audit_unit, refine_unit, untouched
 from bpr_service.network.devices import wait_for
 from bpr_service.network.model import Predict, Runs
 from bpr_service.refine.prepared import Prepared
@@ -105,21 +105,24 @@ class RefinerPool:
         units: Iterable[Unit],
         *,
         ignore_label: int | None = None,
+        audit: bool = False,
         stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[Outcome]:
-        """Refine units; outcomes come as they are ready. Ends early, without those under way, once ``stop()``.
+        """Refine units, or `audit` them; outcomes come as they are ready. Ends early, without those under way, once
+        ``stop()``.
 
         Raises:
             DeviceError: the device failed, or loaders die one after the other.
         """
-        job = (file.task, file.name, file.paths, ignore_label)
+        job = (file.task, file.name, file.paths, ignore_label, audit)
         if self.workers:
             yield from self._run(file, job, units, stop)
             return
+        do = audit_unit if audit else refine_unit
         for unit in units:
             if stop():
                 return
-            yield refine_unit(self.refiner, file, unit, ignore_label)
+            yield do(self.refiner, file, unit, ignore_label)
 
     def _run(
         self, file: PredictionFormat, job: Any, units: Iterable[Unit], stop: Callable[[], bool]

@@ -94,7 +94,7 @@ def refine_parts(
                 yield unit
 
     try:
-        for outcome in pool.run(file, todo(), ignore_label=request.ignore_label):
+        for outcome in pool.run(file, todo(), ignore_label=request.ignore_label, audit=request.kind == "audit"):
             writer = owner.pop(outcome.number)
             record(writer, outcome)
             open_writers[writer] -= 1

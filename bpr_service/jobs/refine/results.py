@@ -22,16 +22,26 @@ from typing import Any
 from bpr_service import storage
 from bpr_service.formats import PredictionFormat
 from bpr_service.formats.records.result_parts import MANIFEST
+from bpr_service.jobs.refine.findings import write_audit
+from bpr_service.jobs.refine.loader_process import RefinerSpec
 from bpr_service.jobs.refine.merge import check_parts, frames_of_part, merge
 from bpr_service.jobs.refine.place import Place
 from bpr_service.jobs.refine.plan import Plan, unit_counts
-from bpr_service.jobs.requests import RefineRequest
+from bpr_service.jobs.requests import AuditRequest, RefineRequest
 
 Records = list[tuple[int, bytes]]
 
 
-def put_together(request: RefineRequest, file: PredictionFormat, place: Place, plan: Plan) -> Iterator[dict[str, Any]]:
-    """Write the result of a run as the request asks for it; yields every unit's header. Raises as the writers do."""
+def put_together(
+    request: RefineRequest, file: PredictionFormat, place: Place, plan: Plan, spec: RefinerSpec
+) -> Iterator[dict[str, Any]]:
+    """Write the result of a run as the request asks for it; yields every unit's header. Raises as the writers do.
+
+    Args:
+        spec: the Refiner that the parts were made with.
+    """
+    if isinstance(request, AuditRequest):
+        return write_audit(request, file, place, plan, spec.card())
     if request.result == "file":
         return merge(file, place, plan, request.out)
     return write_results(place, plan, request.out, request.result)

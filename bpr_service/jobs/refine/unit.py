@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from bpr_service.audit.unit import audit_file_unit
 from bpr_service.errors import BprError, DeviceError
 from bpr_service.formats import Encoded, PredictionFormat, Unit
-from bpr_service.formats.refining import RefinedUnit, refine_file_unit
+from bpr_service.formats.refining import refine_file_unit
 
 if TYPE_CHECKING:
     from bpr_service.refine.refiner import Refiner
+
+
+FOUND, MEASURED = "masks.jsonl", "measures.f32"
 
 
 @dataclass(slots=True)
@@ -42,6 +48,9 @@ class Outcome:
         return values
 
 
+Work = Callable[["Refiner", PredictionFormat, Unit, "int | None", Outcome], None]
+
+
 def refine_unit(refiner: Refiner, file: PredictionFormat, unit: Unit, ignore_label: int | None) -> Outcome:
     """Refine one unit. Bad input gives an outcome that says so and the unit as it was.
 
@@ -49,10 +58,19 @@ def refine_unit(refiner: Refiner, file: PredictionFormat, unit: Unit, ignore_lab
         DeviceError: the device failed, which is not the unit's fault.
         OSError: the storage failed (a full disk, a lost connection).
     """
+    return _done(_refine, refiner, file, unit, ignore_label)
+
+
+def audit_unit(refiner: Refiner, file: PredictionFormat, unit: Unit, ignore_label: int | None) -> Outcome:
+    """Audit one unit: the outcome has the files `FOUND` and `MEASURED`. Raises as `refine_unit`."""
+    return _done(_audit, refiner, file, unit, ignore_label)
+
+
+def _done(work: Work, refiner: Refiner, file: PredictionFormat, unit: Unit, ignore_label: int | None) -> Outcome:
     started = time.perf_counter()
     outcome = Outcome(unit.number, unit.image or unit.name)
     try:
-        _note(refine_file_unit(refiner, file, unit, ignore_label), outcome)
+        work(refiner, file, unit, ignore_label, outcome)
     except (DeviceError, OSError):
         raise
     except Exception as error:
@@ -71,7 +89,16 @@ def untouched(file: PredictionFormat, unit: Unit) -> Encoded:
         return Encoded()
 
 
-def _note(refined: RefinedUnit, outcome: Outcome) -> None:
+def _audit(refiner: Refiner, file: PredictionFormat, unit: Unit, ignore_label: int | None, outcome: Outcome) -> None:
+    audited = audit_file_unit(refiner, file, unit, ignore_label)
+    lines = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in audited.rows)
+    outcome.encoded = Encoded(files={FOUND: lines, MEASURED: audited.inputs.tobytes()})
+    outcome.refined, outcome.unchanged = len(audited.rows), audited.skipped
+    outcome.failed, outcome.warnings = audited.failed, audited.warnings
+
+
+def _refine(refiner: Refiner, file: PredictionFormat, unit: Unit, ignore_label: int | None, outcome: Outcome) -> None:
+    refined = refine_file_unit(refiner, file, unit, ignore_label)
     reports = refined.reports
     reasons = Counter(report.reason or "" for report in reports if report.status == "unchanged")
     reasons.update(refined.skipped)

@@ -1,0 +1,89 @@
+"""The masks of one picture through the refiner, with what it saw of each.
+
+Letters: H, W are the picture's size, px; F the number of features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpr_service.masks.mask import Mask
+from bpr_service.refine.assess import Surroundings
+from bpr_service.refine.estimate import Estimator
+from bpr_service.refine.prepared import Prepared
+from bpr_service.refine.reassemble import Accumulator
+from bpr_service.refine.refiner import Refiner
+from bpr_service.refine.tasks import InstanceTask, Run
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """What the refiner saw of a mask.
+
+    Attributes:
+        refined: the refined mask.
+        features: (F,) float32 of `bpr_service.refine.estimate.FEATURES`.
+        accepted: whether the model's card expects the refined mask to be the better one.
+    """
+
+    refined: Mask
+    features: NDArray[np.float32]
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SeenMasks(Run):
+    """What was seen of each mask of a picture; None of one that has no patches: it is empty, or fills the picture."""
+
+    masks: list[Seen | None]
+
+
+class SeeingTask(InstanceTask):
+    """Each mask refined on its own, and nothing refused."""
+
+    def __init__(
+        self, masks: Sequence[Mask], scales: Sequence[float], surroundings: Surroundings, estimator: Estimator | None
+    ) -> None:
+        super().__init__(masks, scales)
+        self.surroundings, self.estimator = surroundings, estimator
+        self._seen: dict[int, Seen] = {}
+
+    def take(self, done: tuple[int, Accumulator]) -> None:
+        index, patches = done
+        coarse = self.masks[index]
+        features = self.surroundings.features(coarse, patches.averaged(coarse), self.scales[index])
+        refined, _ = patches.paste(coarse)
+        accepted = self.estimator is None or self.estimator(features).gain >= self.estimator.least_gain
+        self._seen[index] = Seen(refined, features, accepted)
+
+    def result(self, run: Run) -> Any:
+        seen = [self._seen.get(i) for i in range(len(self.masks))]
+        return SeenMasks(model=run.model, device=run.device, timings_ms=run.timings_ms, masks=seen)
+
+
+def see(
+    refiner: Refiner, image: NDArray[np.uint8], masks: Sequence[Mask], among: Sequence[Mask] | None = None
+) -> list[Seen | None]:
+    """Refine masks of an (H, W, 3) uint8 RGB picture, wherever the refiner's device is, and say what it saw.
+
+    Args:
+        among: all masks of the picture, where `masks` are only some of them.
+
+    Raises:
+        ModelError, DeviceError: as `Refiner.refine`.
+    """
+    card, config = refiner.card, refiner.config
+    surroundings = Surroundings(image, masks if among is None else among)
+    task = SeeingTask(
+        masks, [config.scale] * len(masks), surroundings, Estimator(card.estimate) if card.estimate else None
+    )
+    prepared: Prepared[SeenMasks] = Prepared(
+        image, task, config,
+        model=refiner.model.name, device=refiner.runs_on, outputs=card.outputs, resides=refiner.resides,
+    )  # fmt: skip
+    return refiner.run(prepared).masks
