@@ -14,6 +14,7 @@ from bpr_service.audit.measures import INPUTS
 from bpr_service.audit.ranking import Ranking
 from bpr_service.audit.report import suspects
 from bpr_service.audit.suspicion import Judge, judge_of
+from bpr_service.audit.unit import listed
 from bpr_service.errors import ModelError
 from bpr_service.jobs.refine.batch import Batch, run_batch
 from bpr_service.jobs.refine.loader_process import RefinerSpec
@@ -104,12 +105,15 @@ def test_the_bundled_model_audits() -> None:
 def test_every_format_can_be_audited(kind: tuple[str, str], tmp_path: Path) -> None:
     file = sample(kind, tmp_path)
     refiner = RefinerSpec("balanced", auditing_model(tmp_path / "model"), SETTINGS).load()
+    found = 0
     for unit in file.scan():
         outcome = audit_unit(refiner, file, unit, None)
         assert outcome.failed == []
         rows = [json.loads(line) for line in outcome.encoded.files[FOUND].splitlines()]
-        assert rows
+        assert len(rows) == len(listed(file, file.read(unit), None)[0])
+        found += len(rows)
         assert all(row["key"][0] == unit.number and row["area"] > 0 for row in rows)
+    assert found
 
 
 def test_pictures_that_went_away_stop_nothing(tmp_path: Path) -> None:
