@@ -149,7 +149,7 @@ def test_a_wrong_call_says_why_and_writes_nothing(
 def test_doctor_names_model_and_hash() -> None:
     done = bpr("doctor")
     assert done.returncode == 0, done.stderr
-    assert "balanced@3" in done.stdout
+    assert "balanced@4" in done.stdout
     assert "verified" in done.stdout
 
 
