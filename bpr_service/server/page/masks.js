@@ -100,6 +100,14 @@ export function paint(mask, [r, g, b], alpha, thick) {
   return canvas;
 }
 
+// The whole picture: white where the mask is, black elsewhere.
+export function whole(mask, width, height) {
+  const canvas = canvasOf(width, height), pen = canvas.getContext("2d");
+  pen.fillRect(0, 0, width, height);
+  if (mask.w) pen.drawImage(paint(mask, [255, 255, 255], 255, 0), mask.x, mask.y);
+  return canvas;
+}
+
 // Where two masks differ most: tiles of `size` px by the number of pixels, the most first.
 export function changes(pairs, size) {
   const tiles = new Map();

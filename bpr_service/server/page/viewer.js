@@ -116,12 +116,4 @@ export class Viewer {
     line(this.before, "#f4a83a");
     if (this.after) line(this.after, "#18d4e6");
   }
-
-  // The masks as one gray picture: mask 1 is 1, mask 2 is 2, ...; later ones on top.
-  labels(masks) {
-    const canvas = canvasOf(this.image.width, this.image.height), pen = canvas.getContext("2d");
-    pen.fillRect(0, 0, canvas.width, canvas.height);
-    masks.forEach((m, i) => { if (m.w) pen.drawImage(paint(m, [i + 1, i + 1, i + 1], 255, 0), m.x, m.y); });
-    return canvas;
-  }
 }

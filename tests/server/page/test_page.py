@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from bpr_service.masks.mask import Mask
 from bpr_service.runtime.dummy import DummyModels
 from bpr_service.server.http.auth import ApiKey, Keys, hash_key
 from tests.server.helpers import Running, coarse, picture, png, serving
@@ -134,6 +137,70 @@ def test_own_files_the_slider_and_the_zoom(browser: Any, service: Running) -> No
         assert page.evaluate("document.querySelector('#after').toDataURL()") != before
         assert page.locator("#changes tbody tr").count() == 3
         assert "disc" in page.inner_text("#changes")
+
+
+def data_set() -> dict[str, Any]:
+    """A COCO file of two images; the masks of a.png are those of class disc."""
+    marks = [(1, coarse().to_rle()), (2, coarse(cx=30, cy=30, r=20).to_rle()), (1, [[0, 0, 40, 0, 40, 30, 0, 30]])]
+    return {
+        "info": {"kept": True},
+        "images": [{"id": 1, "file_name": "train/a.png"}, {"id": 2, "file_name": "b.png"}],
+        "annotations": [
+            {"id": i, "image_id": image, "category_id": 7, "segmentation": mark, "area": 1}
+            for i, (image, mark) in enumerate(marks)
+        ],
+        "categories": [{"id": 7, "name": "disc"}],
+    }
+
+
+def choose(page: Any, content: Any, name: str = "a.png") -> None:
+    page.wait_for_selector("#presets input")
+    page.set_input_files("#image-file", {"name": name, "mimeType": "image/png", "buffer": png(picture())})
+    text = json.dumps(content).encode()
+    page.set_input_files("#mask-files", {"name": "set.json", "mimeType": "application/json", "buffer": text})
+
+
+def test_a_data_sets_file_comes_back_with_the_masks_of_the_image_alone_replaced(browser: Any, service: Running) -> None:
+    given = data_set()
+    with Watched(browser, service.url, 1200, 900) as page:
+        choose(page, given)
+        page.wait_for_selector("#go:enabled")
+        assert "2 masks" in page.inner_text("#chosen")
+        assert "disc" in page.inner_text("#changes")
+        page.click("#go")
+        page.wait_for_selector("#downloads:visible")
+        assert page.is_hidden("#stale")
+        page.click("#presets label:has-text('fast')")
+        assert page.is_visible("#stale")
+        with page.expect_download() as download:
+            page.click("#save-json")
+        saved = json.loads(Path(download.value.path()).read_text())
+        with page.expect_download() as download:
+            page.click("#save-png")
+        first = np.asarray(Image.open(download.value.path()).convert("L"))
+    assert download.value.suggested_filename == "a-1.png"
+    assert set(np.unique(first)) == {0, 255}
+    assert saved.keys() == given.keys()
+    assert (saved["info"], saved["images"], saved["categories"]) == tuple(
+        given[k] for k in ("info", "images", "categories")
+    )
+    assert saved["annotations"][1] == given["annotations"][1], "of the other image"
+    changed = saved["annotations"][0]
+    assert changed["segmentation"] != given["annotations"][0]["segmentation"]
+    assert changed["area"] == int(Mask.from_rle(changed["segmentation"]).area)
+    assert {k: changed[k] for k in ("id", "image_id", "category_id")} == {"id": 0, "image_id": 1, "category_id": 7}
+
+
+def test_masks_of_other_images_and_pictures_of_ids_are_refused(browser: Any, service: Running) -> None:
+    with Watched(browser, service.url, 1200, 900) as page:
+        choose(page, data_set(), name="c.png")
+        page.wait_for_selector("#message:visible")
+        assert "masks of 2 images, and none of its images is called c.png" in page.inner_text("#message")
+        assert page.is_disabled("#go")
+        ids = coarse().to_array().copy()
+        ids[:20, :20] = 2
+        page.set_input_files("#mask-files", {"name": "ids.png", "mimeType": "image/png", "buffer": png(ids * 60)})
+        page.wait_for_selector("#message:has-text('more than two values')")
 
 
 def test_by_keyboard_alone(browser: Any, service: Running) -> None:
