@@ -70,12 +70,14 @@ def test_both_answer_metrics_hold_both_and_a_killed_one_is_replaced(tmp_path: Pa
             return {line["process"] for line in lines(log, "request") if line["route"] == "/v1/refine/instance"}
 
         until(lambda: answered() == {0, 1}, "connections are shared")
-        told = [line for line in lines(log, "request") if line["route"] == "/v1/refine/instance"]
-        counted = samples(url, "bpr_requests")
         route = "/v1/refine/instance"
-        for number in ("0", "1"):
-            mine = sum(line["process"] == int(number) for line in told)
-            assert counted[(number, route, "200")] == mine
+
+        def counted_as_told() -> bool:
+            told = [str(line["process"]) for line in lines(log, "request") if line["route"] == route]
+            counted = samples(url, "bpr_requests")
+            return all(counted[(number, route, "200")] == told.count(number) > 0 for number in ("0", "1"))
+
+        until(counted_as_told, "what is counted is what is told")
         assert samples(url, "bpr_process_up") == {("cpu", "0"): 1.0, ("cpu", "1"): 1.0}
 
         first = next(line for line in lines(log, "process started") if line["process"] == 0)
