@@ -164,15 +164,11 @@ def _run(values: dict[str, Any], drive: dict[str, Any], fail_over: float | None)
 
 def _print(result: Result, request: Any) -> None:
     totals = result.totals
-    rate = f", {result.images / result.seconds:.2f} images/s" if result.images and result.seconds else ""
     if totals is None:
-        typer.echo(f"a share of {request.out}: {result.images} images in {result.seconds:.1f} s{rate}")
+        typer.echo(f"a share of {request.out}: {result.images} images {batch.pace(result)}")
         return
     typer.echo(
-        f"{request.out}: {totals.refined} masks of {totals.images} images in {result.seconds:.1f} s{rate}; "
+        f"{request.out}: {totals.refined} masks of {totals.images} images {batch.pace(result)}; "
         f"{totals.failed_count} cannot be read"
     )
-    for line in totals.failed[:10]:
-        typer.echo(f"  cannot be read: {line}", err=True)
-    if totals.failed_count > 10:
-        typer.echo(f"  ... and {totals.failed_count - 10} more: see the report", err=True)
+    batch.print_failed(totals, "cannot be read", "the report")

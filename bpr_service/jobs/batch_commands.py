@@ -15,6 +15,7 @@ from bpr_service import options
 if TYPE_CHECKING:
     from bpr_service.formats import FileOptions
     from bpr_service.jobs.refine.batch import Drive, Result
+    from bpr_service.jobs.refine.report import Totals
 
 batch = typer.Typer(help="Refine a whole prediction file or folder.", no_args_is_help=True)
 
@@ -203,22 +204,32 @@ def share_of(text: str | None) -> tuple[int, int] | None:
     return int(number), int(of)
 
 
+def pace(result: Result) -> str:
+    """How long it took, and images a second where any were done."""
+    rate = f", {result.images / result.seconds:.2f} images/s" if result.images and result.seconds else ""
+    return f"in {result.seconds:.1f} s{rate}"
+
+
+def print_failed(totals: Totals, word: str, where: str) -> None:
+    """The first ten failures, each as a `word`, and `where` the others are."""
+    for line in totals.failed[:10]:
+        typer.echo(f"  {word}: {line}", err=True)
+    if totals.failed_count > 10:
+        typer.echo(f"  ... and {totals.failed_count - 10} more: see {where}", err=True)
+
+
 def _print_result(result: Result, out: str) -> None:
     totals = result.totals
-    rate = f", {result.images / result.seconds:.2f} images/s" if result.images and result.seconds else ""
     if totals is None:
-        typer.echo(f"a share of {out}: {result.images} images in {result.seconds:.1f} s{rate}")
+        typer.echo(f"a share of {out}: {result.images} images {pace(result)}")
         return
     unchanged = sum(totals.unchanged.values())
     typer.echo(
-        f"{out}: {totals.images} images in {result.seconds:.1f} s{rate}; "
+        f"{out}: {totals.images} images {pace(result)}; "
         f"{totals.refined} masks refined, {unchanged} unchanged, {totals.failed_count} failed"
     )
     for reason, count in sorted(totals.unchanged.items()):
         typer.echo(f"  unchanged: {count} ({reason})")
-    for line in totals.failed[:10]:
-        typer.echo(f"  failed: {line}", err=True)
-    if totals.failed_count > 10:
-        typer.echo(f"  ... and {totals.failed_count - 10} more: see --report", err=True)
+    print_failed(totals, "failed", "--report")
     for line in totals.warnings[:10]:
         typer.echo(f"  warning: {line}", err=True)

@@ -41,7 +41,7 @@ def test_shares_put_together_are_the_whole(
     where: str, done: tuple[RefineRequest, bytes], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     whole, expected = done
-    work = str(tmp_path / "work") if where == "folder" else f"{request.getfixturevalue('s3')}/work/run"
+    work = str(tmp_path / "work") if where == "folder" else f"{request.getfixturevalue('s3')}/runs/first"
     again = whole.with_options(out=str(tmp_path / "out.json"))
     assert refine(again, work, (2, 3), (0, 3)) < IMAGES
     with pytest.raises(ConflictError, match=r"expected every part, each image once, got 1 of 4 parts missing: 1"):

@@ -123,5 +123,3 @@ export function changes(pairs, size) {
   }
   return [...tiles.values()].sort((a, b) => b.n - a.n).map((t) => ({ x: Math.round(t.x / t.n), y: Math.round(t.y / t.n), n: t.n }));
 }
-
-export { canvasOf };

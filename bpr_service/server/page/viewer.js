@@ -1,5 +1,5 @@
 // The picture with its masks, before and after, and the zoom on the boundary.
-import { at, canvasOf, changes, paint } from "./masks.js";
+import { at, changes, paint } from "./masks.js";
 
 const $ = (id) => document.getElementById(id);
 export const COLOURS = [[24, 184, 201], [244, 132, 58], [139, 195, 74], [186, 104, 200], [255, 202, 40], [240, 98, 146], [92, 130, 240], [161, 136, 127]];
