@@ -103,7 +103,7 @@ def boundary_map(model: Any, arch: str, image: Tensor, boxes: Tensor) -> Tensor:
 
 def _roi_map(model: Any, image: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """The mask head alone, in training mode, on given boxes: what it says beside the mask, pasted."""
-    from refiner_training.heads.protocol import RoiContext
+    from refiner_training.heads.protocol import RoiBatch
 
     detector = model.detector
     images, targets = detector.transform(
@@ -113,7 +113,7 @@ def _roi_map(model: Any, image: Tensor, boxes: Tensor, size: tuple[int, int]) ->
     inside = [targets[0]["boxes"]]
     labels = targets[0]["labels"]
     model.head.training = True
-    out = model.head(RoiContext(detector.roi_heads._pool(features, inside, images.image_sizes), inside, labels))
+    out = model.head(RoiBatch(detector.roi_heads._pool(features, inside, images.image_sizes), inside, labels))
     model.head.training = False
     if "boundary" in out:
         grids = out["boundary"].float().sigmoid()

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bpr_service.masks.mask import Mask
 
 ROOT = Path(__file__).resolve().parent.parent
-SERVE = "import typer; from bpr_service.server.commands import serve; typer.run(serve)"
+SERVE = "import typer; from bpr_service.server.server_commands import serve; typer.run(serve)"
 
 
 # ---------------------------------------------------------------- scenes

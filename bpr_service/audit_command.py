@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bpr_service import options
+from bpr_service import command_options
 from bpr_service.jobs import batch_commands as batch
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def instance(
     work: batch.Work = None,
     part: batch.Part = None,
     merge: batch.Merge = False,
-    settings: options.Set = None,
+    settings: command_options.Set = None,
 ) -> None:
     """Audit instance masks: coco (default), lvis, cityscapes, yolo, ids, png."""
     values = {"task": "instance", "images": images, "predictions": annotations, "out": out, "dataset": dataset,
@@ -74,7 +74,7 @@ def semantic(
     work: batch.Work = None,
     part: batch.Part = None,
     merge: batch.Merge = False,
-    settings: options.Set = None,
+    settings: command_options.Set = None,
 ) -> None:
     """Audit label maps, each label of an image as a mask: png (default), cityscapes, cityscapes-train-ids, ade, voc."""
     values = {"task": "semantic", "images": images, "predictions": annotations, "out": out, "format": format_,
@@ -103,7 +103,7 @@ def panoptic(
     work: batch.Work = None,
     part: batch.Part = None,
     merge: batch.Merge = False,
-    settings: options.Set = None,
+    settings: command_options.Set = None,
 ) -> None:
     """Audit panoptic segments."""
     values = {"task": "panoptic", "images": images, "predictions": annotations, "out": out, "dataset": dataset,

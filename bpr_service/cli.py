@@ -12,12 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
-from bpr_service import __version__, audit_command, options
+from bpr_service import __version__, audit_command, command_options
 from bpr_service.errors import BprError
 from bpr_service.extras import missing
 from bpr_service.jobs import batch_commands, job_commands
 from bpr_service.runtime import model_commands
-from bpr_service.server import commands as server_commands
+from bpr_service.server import server_commands
 
 app = typer.Typer(
     name="bpr",
@@ -62,7 +62,7 @@ def demo(
 
 
 @app.command(rich_help_panel=_MASKS)
-@options.takes_files("match")
+@command_options.takes_files("match")
 def refine(
     image: Annotated[Path, typer.Argument(help="The photograph; - is standard input.")],
     mask: Annotated[
@@ -87,16 +87,16 @@ def refine(
     segments: Annotated[Path | None, typer.Option(help="Panoptic: JSON with segments_info.")] = None,
     gate: Annotated[bool, typer.Option(help="Do no harm: keep a mask where no gain is expected.")] = True,
     picture: Annotated[Path | None, typer.Option(help="Write a before/after picture here.")] = None,
-    settings: options.Set = None,
+    settings: command_options.Set = None,
     *,
     files: Any,
 ) -> None:
     """Refine the masks of one image."""
-    from bpr_service.refine_command import Call, run_refine
+    from bpr_service.refine_command import Arguments, run_refine
 
-    call = Call(image, mask, out, task, format_, image_id, ignore_label, segments, picture)
+    arguments = Arguments(image, mask, out, task, format_, image_id, ignore_label, segments, picture)
     settings = [*(settings or ()), *([] if gate else ["gate=false"])]
-    run_refine(call, files, preset=preset, model=model, device=device, settings=settings)
+    run_refine(arguments, files, preset=preset, model=model, device=device, settings=settings)
 
 
 @app.command(rich_help_panel=_HERE)

@@ -37,7 +37,7 @@ _SAME_SUFFIX = ({".tif", ".tiff"}, {".jsonl", ".ndjson"}, {".jpg", ".jpeg", ".pn
 
 
 @dataclass(frozen=True)
-class Call:
+class Arguments:
     """What is refined and where the result goes; "-" is standard input or output."""
 
     image: Path
@@ -52,32 +52,38 @@ class Call:
 
 
 def run_refine(
-    call: Call, options: FileOptions, *, preset: str, model: Path | None, device: str, settings: Iterable[str] = ()
+    arguments: Arguments,
+    options: FileOptions,
+    *,
+    preset: str,
+    model: Path | None,
+    device: str,
+    settings: Iterable[str] = (),
 ) -> None:
     """Refine one image's masks and write them as they came; nothing is written when anything is wrong."""
-    if call.task not in TASKS:
-        raise UnknownName("task", call.task, TASKS)
-    if call.image != Path(PIPE) and not call.image.is_file():
-        raise FormatError(str(call.image), expected="an image", got="no such file", fix="check the path")
+    if arguments.task not in TASKS:
+        raise UnknownName("task", arguments.task, TASKS)
+    if arguments.image != Path(PIPE) and not arguments.image.is_file():
+        raise FormatError(str(arguments.image), expected="an image", got="no such file", fix="check the path")
     config = parse_settings(settings)
     build(RefineConfig, config)
-    _check_targets(call)
-    with _piped(call) as (image, mask, out):
-        if call.task == "panoptic":
+    _check_targets(arguments)
+    with _piped(arguments) as (image, mask, out):
+        if arguments.task == "panoptic":
             _panoptic(
-                call, options, image, mask, out, lambda: Refiner.load(preset, model=model, device=device, **config)
+                arguments, options, image, mask, out, lambda: Refiner.load(preset, model=model, device=device, **config)
             )
             return
-        one = open_one(image, mask, call.task, call.format, options, call.image_id)
+        one = open_one(image, mask, arguments.task, arguments.format, options, arguments.image_id)
         refiner = Refiner.load(preset, model=model, device=device, **config)
-        refined = refine_file_unit(refiner, one.file, one.unit, call.ignore_label)
+        refined = refine_file_unit(refiner, one.file, one.unit, arguments.ignore_label)
         if refined.failed:
             raise InputError(refined.failed[0])
         one.write(str(out), refined.encoded)
-    if call.picture is not None:
-        write_picture(str(call.picture), before_after(refined.image, *_pair(refined)))
+    if arguments.picture is not None:
+        write_picture(str(arguments.picture), before_after(refined.image, *_pair(refined)))
     told = [*refined.warnings, *_simplified(refined.simplified)]
-    _tell(refiner, call.out, _named(refined, one), refined.skipped, told)
+    _tell(refiner, arguments.out, _named(refined, one), refined.skipped, told)
 
 
 def _simplified(sums: dict[str, float]) -> list[str]:
@@ -89,34 +95,34 @@ def _simplified(sums: dict[str, float]) -> list[str]:
     return [f"outlines of {before} vertices became {after}; boundary F at 1 px lost: {lost:.4f}"]
 
 
-def _check_targets(call: Call) -> None:
+def _check_targets(arguments: Arguments) -> None:
     """Whether the results can be written, before the work."""
-    if call.picture is not None:
-        storage.check_target(call.picture, "--picture")
-    if call.out == Path(PIPE):
-        if call.task == "panoptic":
+    if arguments.picture is not None:
+        storage.check_target(arguments.picture, "--picture")
+    if arguments.out == Path(PIPE):
+        if arguments.task == "panoptic":
             raise ConfigError("-o -", expected="a file", got="standard output", fix="a panoptic result is two files")
         return
-    storage.check_target(call.out, "-o")
-    given, asked = call.mask.suffix.lower(), call.out.suffix.lower()
+    storage.check_target(arguments.out, "-o")
+    given, asked = arguments.mask.suffix.lower(), arguments.out.suffix.lower()
     fits = given == asked or any({given, asked} <= same for same in _SAME_SUFFIX)
     if given and asked and not fits:
         raise ConfigError(
-            f"-o {call.out}",
-            expected=f"a name that ends with {given}, as {call.mask.name} does",
+            f"-o {arguments.out}",
+            expected=f"a name that ends with {given}, as {arguments.mask.name} does",
             got=asked,
             fix="masks are written in the form in which they came; --encoding chooses another inside JSON",
         )
 
 
 @contextmanager
-def _piped(call: Call) -> Iterator[tuple[Path, Path, Path]]:
+def _piped(arguments: Arguments) -> Iterator[tuple[Path, Path, Path]]:
     """Image, mask and out as files: what comes on standard input, and what goes to standard output, by way of one."""
     with tempfile.TemporaryDirectory(prefix="bpr-") as folder:
-        image, mask = (_from_pipe(path, Path(folder)) for path in (call.image, call.mask))
-        out = Path(folder, "out") if call.out == Path(PIPE) else call.out
+        image, mask = (_from_pipe(path, Path(folder)) for path in (arguments.image, arguments.mask))
+        out = Path(folder, "out") if arguments.out == Path(PIPE) else arguments.out
         yield image, mask, out
-        if call.out == Path(PIPE):
+        if arguments.out == Path(PIPE):
             sys.stdout.buffer.write(out.read_bytes())
             sys.stdout.buffer.flush()
 
@@ -159,9 +165,9 @@ def _as_masks(before: NDArray[Any], after: NDArray[Any]) -> tuple[list[Mask], li
     return [Mask.from_array(before == label) for label in labels], [Mask.from_array(after == label) for label in labels]
 
 
-def _panoptic(call: Call, options: FileOptions, image: Path, mask: Path, out: Path, load: Any) -> None:
+def _panoptic(arguments: Arguments, options: FileOptions, image: Path, mask: Path, out: Path, load: Any) -> None:
     """A panoptic PNG with its segments: two files in, two files out."""
-    infos, document = _segments(call.segments)
+    infos, document = _segments(arguments.segments)
     refiner = load()
     config = refiner.config
     read = open_image(
@@ -175,9 +181,9 @@ def _panoptic(call: Call, options: FileOptions, image: Path, mask: Path, out: Pa
     left = recomputed(after.segment_map, np.zeros_like(ids), after.segments_info)
     new = {**document, "segments_info": left} if isinstance(document, dict) else left
     storage.write_bytes(out.with_suffix(".json"), (json.dumps(new) + "\n").encode())
-    if call.picture is not None:
-        write_picture(str(call.picture), before_after(read.pixels, *_as_masks(ids, after.segment_map)))
-    _tell(refiner, call.out, [(str(report.label), report) for report in reports], {}, [*read.warnings, *lost])
+    if arguments.picture is not None:
+        write_picture(str(arguments.picture), before_after(read.pixels, *_as_masks(ids, after.segment_map)))
+    _tell(refiner, arguments.out, [(str(report.label), report) for report in reports], {}, [*read.warnings, *lost])
 
 
 def _segments(path: Path | None) -> tuple[list[dict[str, Any]], Any]:

@@ -18,7 +18,7 @@ from bpr_service.refine.estimate import Estimator
 from bpr_service.refine.prepared import Prepared
 from bpr_service.refine.reassemble import Accumulator
 from bpr_service.refine.refiner import Refiner
-from bpr_service.refine.tasks import InstanceTask, Run
+from bpr_service.refine.tasks import InstanceTask, Provenance
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +37,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SeenMasks(Run):
+class SeenMasks(Provenance):
     """What was seen of each mask of a picture; None of one that has no patches: it is empty, or fills the picture."""
 
     masks: list[Seen | None]
@@ -61,9 +61,9 @@ class SeeingTask(InstanceTask):
         accepted = self.estimator is None or self.estimator(features).gain >= self.estimator.least_gain
         self._seen[index] = Seen(refined, features, accepted)
 
-    def result(self, run: Run) -> Any:
+    def result(self, provenance: Provenance) -> Any:
         seen = [self._seen.get(i) for i in range(len(self.masks))]
-        return SeenMasks(model=run.model, device=run.device, timings_ms=run.timings_ms, masks=seen)
+        return SeenMasks(model=provenance.model, device=provenance.device, timings_ms=provenance.timings_ms, masks=seen)
 
 
 def see(

@@ -13,12 +13,12 @@ import httpx
 from numpy.typing import NDArray
 
 from bpr_service.client.messages import (
-    Call,
+    Message,
     Refined,
     answer,
-    instance_call,
-    label_call,
-    panoptic_call,
+    instance_message,
+    label_message,
+    panoptic_message,
     retry_after,
     to_refined,
 )
@@ -80,15 +80,15 @@ class Client(_Base):
         RLEs, polygons, PNG bytes, (H, W) arrays or `Mask`. ``options``: preset, encoding, nms_threshold, gate,
         exif, page, window, crowds, timeout_s. Raises the exceptions of `bpr_service.errors`.
         """
-        return to_refined(self._send(instance_call(image, masks, options)))
+        return to_refined(self._send(instance_message(image, masks, options)))
 
     def refine_labels(self, image: Any, id_map: NDArray[Any] | bytes, **options: Any) -> Refined:
         """Refine an (H, W) uint8 or uint16 map of instance ids, 0 is background, or its PNG."""
-        return to_refined(self._send(label_call("instance", image, id_map, options)))
+        return to_refined(self._send(label_message("instance", image, id_map, options)))
 
     def refine_semantic(self, image: Any, label_map: NDArray[Any] | bytes, **options: Any) -> Refined:
         """Refine an (H, W) uint8 or uint16 label map, or its PNG."""
-        return to_refined(self._send(label_call("semantic", image, label_map, options)))
+        return to_refined(self._send(label_message("semantic", image, label_map, options)))
 
     def refine_panoptic(
         self,
@@ -98,7 +98,7 @@ class Client(_Base):
         **options: Any,
     ) -> Refined:
         """Refine an (H, W) map of segment ids, or its COCO panoptic PNG."""
-        return to_refined(self._send(panoptic_call(image, segment_map, segments_info, options)))
+        return to_refined(self._send(panoptic_message(image, segment_map, segments_info, options)))
 
     def get(self, path: str) -> Any:
         """The JSON of a GET route: ``client.get("/v1/models")``."""
@@ -108,10 +108,10 @@ class Client(_Base):
         """The JSON of a POST route that takes JSON: ``client.post("/v1/models/light/activate", {...})``."""
         return self._try(lambda: self._http.post(path, json=dict(body)))
 
-    def _send(self, call: Call) -> Any:
+    def _send(self, message: Message) -> Any:
         def once() -> httpx.Response:
-            with call.files() as files:
-                return self._http.post(f"/v1/refine/{call.task}", files=files)
+            with message.files() as files:
+                return self._http.post(f"/v1/refine/{message.task}", files=files)
 
         return self._try(once)
 
@@ -161,15 +161,15 @@ class AsyncClient(_Base):
 
     async def refine(self, image: Any, masks: Sequence[Any], **options: Any) -> Refined:
         """`Client.refine`."""
-        return to_refined(await self._send(instance_call(image, masks, options)))
+        return to_refined(await self._send(instance_message(image, masks, options)))
 
     async def refine_labels(self, image: Any, id_map: NDArray[Any] | bytes, **options: Any) -> Refined:
         """`Client.refine_labels`."""
-        return to_refined(await self._send(label_call("instance", image, id_map, options)))
+        return to_refined(await self._send(label_message("instance", image, id_map, options)))
 
     async def refine_semantic(self, image: Any, label_map: NDArray[Any] | bytes, **options: Any) -> Refined:
         """`Client.refine_semantic`."""
-        return to_refined(await self._send(label_call("semantic", image, label_map, options)))
+        return to_refined(await self._send(label_message("semantic", image, label_map, options)))
 
     async def refine_panoptic(
         self,
@@ -179,7 +179,7 @@ class AsyncClient(_Base):
         **options: Any,
     ) -> Refined:
         """`Client.refine_panoptic`."""
-        return to_refined(await self._send(panoptic_call(image, segment_map, segments_info, options)))
+        return to_refined(await self._send(panoptic_message(image, segment_map, segments_info, options)))
 
     async def get(self, path: str) -> Any:
         """`Client.get`."""
@@ -189,10 +189,10 @@ class AsyncClient(_Base):
         """`Client.post`."""
         return await self._try(lambda: self._http.post(path, json=dict(body)))
 
-    async def _send(self, call: Call) -> Any:
+    async def _send(self, message: Message) -> Any:
         async def once() -> httpx.Response:
-            with call.files() as files:
-                return await self._http.post(f"/v1/refine/{call.task}", files=files)
+            with message.files() as files:
+                return await self._http.post(f"/v1/refine/{message.task}", files=files)
 
         return await self._try(once)
 

@@ -109,7 +109,7 @@ def _file(raw: Mapping[str, Any], name: str) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class Message:
     """A request that can be sent again: the image is opened afresh each time."""
 
     task: str
@@ -156,23 +156,23 @@ def mask_entry(mask: Any) -> dict[str, Any]:
     return {"segmentation": mask}
 
 
-def instance_call(image: Any, masks: Sequence[Any], options: dict[str, Any]) -> Call:
+def instance_message(image: Any, masks: Sequence[Any], options: dict[str, Any]) -> Message:
     form = [("masks", _json_part([mask_entry(mask) for mask in masks])), ("options", _json_part(options))]
-    return Call("instance", image, form)
+    return Message("instance", image, form)
 
 
-def label_call(task: str, image: Any, label_map: NDArray[Any] | bytes, options: dict[str, Any]) -> Call:
+def label_message(task: str, image: Any, label_map: NDArray[Any] | bytes, options: dict[str, Any]) -> Message:
     """A map of classes (``semantic``) or of instance ids (``instance``)."""
     from bpr_service.masks.label_maps import encode_png
 
     png = label_map if isinstance(label_map, bytes) else encode_png(np.ascontiguousarray(label_map))
     form = [("label_map", ("labels.png", png, "image/png")), ("options", _json_part(options))]
-    return Call(task, image, form)
+    return Message(task, image, form)
 
 
-def panoptic_call(
+def panoptic_message(
     image: Any, segment_map: NDArray[Any] | bytes, segments_info: Sequence[Mapping[str, Any]], options: dict[str, Any]
-) -> Call:
+) -> Message:
     from bpr_service.masks.label_maps import panoptic_png
 
     png = segment_map if isinstance(segment_map, bytes) else panoptic_png(np.asarray(segment_map))
@@ -181,7 +181,7 @@ def panoptic_call(
         ("segments_info", _json_part([dict(info) for info in segments_info])),
         ("options", _json_part(options)),
     ]
-    return Call("panoptic", image, form)
+    return Message("panoptic", image, form)
 
 
 def answer(response: httpx.Response) -> Any:

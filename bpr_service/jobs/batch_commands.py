@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bpr_service import options
+from bpr_service import command_options
 
 if TYPE_CHECKING:
     from bpr_service.formats import FileOptions
@@ -53,7 +53,7 @@ Actors = Annotated[int | None, typer.Option(help="Devices of Ray's cluster; defa
 
 
 @batch.command()
-@options.takes_files()
+@command_options.takes_files()
 def instance(
     images: Images,
     predictions: Annotated[str, typer.Option(help="COCO or LVIS results, or a Cityscapes or YOLO folder.")],
@@ -76,7 +76,7 @@ def instance(
     engine: Engine = EngineName.local,
     address: Address = None,
     actors: Actors = None,
-    settings: options.Set = None,
+    settings: command_options.Set = None,
     *,
     files: Any,
 ) -> None:
@@ -91,7 +91,7 @@ def instance(
 
 
 @batch.command()
-@options.takes_files()
+@command_options.takes_files()
 def semantic(
     images: Images,
     predictions: Annotated[str, typer.Option(help="Folder of one-channel PNGs.")],
@@ -114,7 +114,7 @@ def semantic(
     engine: Engine = EngineName.local,
     address: Address = None,
     actors: Actors = None,
-    settings: options.Set = None,
+    settings: command_options.Set = None,
     *,
     files: Any,
 ) -> None:
@@ -130,7 +130,7 @@ def semantic(
 
 
 @batch.command()
-@options.takes_files()
+@command_options.takes_files()
 def panoptic(
     images: Images,
     predictions: Annotated[str, typer.Option(help="COCO panoptic JSON.")],
@@ -150,7 +150,7 @@ def panoptic(
     engine: Engine = EngineName.local,
     address: Address = None,
     actors: Actors = None,
-    settings: options.Set = None,
+    settings: command_options.Set = None,
     *,
     files: Any,
 ) -> None:

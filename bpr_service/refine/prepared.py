@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from bpr_service.config import RefineConfig
 from bpr_service.errors import ConflictError, ModelError
 from bpr_service.refine.canvas import Canvas
-from bpr_service.refine.tasks import Run, Task
+from bpr_service.refine.tasks import Provenance, Task
 
-R = TypeVar("R", bound=Run)
+R = TypeVar("R", bound=Provenance)
 
 
 class Prepared(Generic[R]):
@@ -131,5 +131,5 @@ class Prepared(Generic[R]):
         with self.timed("reassembly"):
             if self.n_patches:
                 self._take()
-            run = Run(model=self.model, device=self.device, timings_ms=self.timings_ms)
-            return self.task.result(run)
+            provenance = Provenance(model=self.model, device=self.device, timings_ms=self.timings_ms)
+            return self.task.result(provenance)

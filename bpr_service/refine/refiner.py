@@ -33,15 +33,15 @@ from bpr_service.refine.tasks import (
     MaskReport,
     PanopticResult,
     PanopticTask,
+    Provenance,
     RefineResult,
-    Run,
     SemanticResult,
     SemanticTask,
 )
 
 __all__ = ["MaskReport", "PanopticResult", "Prepared", "RefineResult", "Refiner", "SemanticResult"]
 
-R = TypeVar("R", bound=Run)
+R = TypeVar("R", bound=Provenance)
 
 
 class Refiner:

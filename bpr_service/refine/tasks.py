@@ -69,7 +69,7 @@ def changed(index: int, patches: int, added: int, removed: int, label: int | Non
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Provenance:
     """What every result says of how it was made. `timings_ms`: milliseconds of each step."""
 
     model: str
@@ -78,7 +78,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class RefineResult(Run):
+class RefineResult(Provenance):
     """Refined masks, in the order given, and a report for each."""
 
     masks: list[Mask]
@@ -86,7 +86,7 @@ class RefineResult(Run):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SemanticResult(Run):
+class SemanticResult(Provenance):
     """Refined (H, W) label map, of the dtype given; a report a label; labels that no pixel has any more."""
 
     label_map: Labels
@@ -95,7 +95,7 @@ class SemanticResult(Run):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PanopticResult(Run):
+class PanopticResult(Provenance):
     """Refined (H, W) segment map; infos with new area and bbox; infos of segments no pixel has any more."""
 
     segment_map: Labels
@@ -104,7 +104,7 @@ class PanopticResult(Run):
     reports: list[MaskReport]
 
 
-R = TypeVar("R", bound=Run, covariant=True)
+R = TypeVar("R", bound=Provenance, covariant=True)
 
 
 class Task(Protocol[R]):
@@ -119,7 +119,7 @@ class Task(Protocol[R]):
     def take(self, done: Any) -> None:
         """Something of the canvas is complete."""
 
-    def result(self, run: Run) -> R:
+    def result(self, provenance: Provenance) -> R:
         """The result, once every mask was kept or taken."""
 
 
@@ -176,9 +176,9 @@ class InstanceTask:
         assessment = self.assess(coarse, averaged, scale)
         return reason or assessment.reason, round(assessment.confidence, 4)
 
-    def result(self, run: Run) -> RefineResult:
+    def result(self, provenance: Provenance) -> RefineResult:
         done = [self._done[i] for i in range(len(self.masks))]
-        return RefineResult([m for m, _ in done], [r for _, r in done], **_fields(run))
+        return RefineResult([m for m, _ in done], [r for _, r in done], **_fields(provenance))
 
 
 class _LabelTask(Generic[R]):
@@ -243,7 +243,7 @@ class _LabelTask(Generic[R]):
 class SemanticTask(_LabelTask[SemanticResult]):
     """Every label of the map but the ignore label, as a mask against the rest."""
 
-    def result(self, run: Run) -> SemanticResult:
+    def result(self, provenance: Provenance) -> SemanticResult:
         label_map, reports = self._settle()
         areas = self.regions.areas.tolist()
         vanished = [
@@ -251,7 +251,7 @@ class SemanticTask(_LabelTask[SemanticResult]):
             for r, px in zip(reports, areas, strict=True)
             if r.label is not None and px + r.added_px == r.removed_px
         ]
-        return SemanticResult(label_map, reports, vanished, **_fields(run))
+        return SemanticResult(label_map, reports, vanished, **_fields(provenance))
 
 
 class PanopticTask(_LabelTask[PanopticResult]):
@@ -263,7 +263,7 @@ class PanopticTask(_LabelTask[PanopticResult]):
         super().__init__(segment_map, 0, gate, scale)
         self.infos = _check_infos(self.regions, segments_info)
 
-    def result(self, run: Run) -> PanopticResult:
+    def result(self, provenance: Provenance) -> PanopticResult:
         segment_map, reports = self._settle()
         after = LabelRegions(segment_map, 0)
         at = {label: i for i, label in enumerate(after.labels)}
@@ -275,7 +275,7 @@ class PanopticTask(_LabelTask[PanopticResult]):
             i = at[info["id"]]
             x0, y0, x1, y1 = (int(v) for v in after.boxes[i])
             kept.append({**info, "area": int(after.areas[i]), "bbox": [x0, y0, x1 - x0, y1 - y0]})
-        return PanopticResult(segment_map, kept, vanished, reports, **_fields(run))
+        return PanopticResult(segment_map, kept, vanished, reports, **_fields(provenance))
 
 
 def _check_infos(regions: LabelRegions, infos: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -314,6 +314,6 @@ def _why_none(area: int, pixels: int) -> str:
     return "no patch holds both foreground and background"
 
 
-def _fields(run: Run) -> dict[str, Any]:
-    run = replace(run, timings_ms={k: round(v, 3) for k, v in run.timings_ms.items()})
-    return {"model": run.model, "device": run.device, "timings_ms": run.timings_ms}
+def _fields(provenance: Provenance) -> dict[str, Any]:
+    provenance = replace(provenance, timings_ms={k: round(v, 3) for k, v in provenance.timings_ms.items()})
+    return {"model": provenance.model, "device": provenance.device, "timings_ms": provenance.timings_ms}

@@ -36,7 +36,7 @@ def create_app(
 
     ``catalogue`` lists and activates models (by default only what the engine serves), ``keys`` guard the routes (by
     default those of ``config.api_keys_file``), ``job_router`` adds ``/v1/jobs``. Starting, draining and stopping the
-    engine is the caller's: see `bpr_service.server.commands`.
+    engine is the caller's: see `bpr_service.server.server_commands`.
     """
     settings = config or ServerSettings()
     metrics = metrics or Metrics()

@@ -16,7 +16,7 @@ from bpr_service.masks.mask import Mask, as_mask
 from bpr_service.masks.polygons import check_polygons
 from refiner_training.evaluation.common import Failure
 from refiner_training.metrics.change import TripleRow, measure_triple
-from refiner_training.metrics.instance import Cell, Instance, measure_image
+from refiner_training.metrics.instance import Cell, Matchable, measure_image
 from refiner_training.metrics.upper_bound import with_true_band
 
 Entry = dict[str, Any]
@@ -49,8 +49,8 @@ class ImageJob:
 class Measured:
     """What is left of one image when its masks are dropped."""
 
-    truths: list[Instance] = field(default_factory=list)
-    detections: list[list[Instance]] = field(default_factory=list)
+    truths: list[Matchable] = field(default_factory=list)
+    detections: list[list[Matchable]] = field(default_factory=list)
     cells: list[list[Cell]] = field(default_factory=list)
     triples: list[tuple[Triple, TripleRow]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
@@ -89,7 +89,7 @@ def measure(settings: Settings, job: ImageJob) -> Measured:
 
 
 def _measure_bound(
-    settings: Settings, truths: list[tuple[Instance, Mask]], found: dict[int, Mask], distance_px: int, out: Measured
+    settings: Settings, truths: list[tuple[Matchable, Mask]], found: dict[int, Mask], distance_px: int, out: Measured
 ) -> None:
     """Measure the predictions once more, those over IoU 0.5 of an annotation with its pixels along their boundary."""
     masks = {instance.index: mask for instance, mask in truths}
@@ -109,7 +109,7 @@ def _measure_bound(
 
 def _decode(
     job: ImageJob, entries: Sequence[tuple[int, Entry]], file: str, is_truth: bool, out: Measured
-) -> list[tuple[Instance, Mask]]:
+) -> list[tuple[Matchable, Mask]]:
     found = []
     for index, entry in entries:
         try:
@@ -120,7 +120,7 @@ def _decode(
         area = float(entry.get("area", mask.area)) if is_truth else float(mask.area)
         crowd = is_truth and bool(entry.get("iscrowd", 0))
         value = 1.0 if is_truth else float(entry["score"])
-        found.append((Instance(index, job.ordinal, entry["category_id"], area, value, crowd), mask))
+        found.append((Matchable(index, job.ordinal, entry["category_id"], area, value, crowd), mask))
     return found
 
 

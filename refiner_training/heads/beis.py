@@ -23,7 +23,7 @@ from refiner_training.heads.protocol import (
     PYRAMID,
     HeadSpec,
     Pooler,
-    RoiContext,
+    RoiBatch,
     RoiHead,
 )
 
@@ -76,12 +76,12 @@ class BeisHead(RoiHead):
         self.contrasts = [StageContrast(settings, classes, self.random) for _ in widths]
         self.steps, self._computed = 0, False
 
-    def forward(self, context: RoiContext) -> dict[str, Tensor]:
+    def forward(self, rois: RoiBatch) -> dict[str, Tensor]:
         """``mask`` of the last stage; in training ``mask_s`` and ``features_s`` of every stage s as well."""
-        mid = self.fusion(torch.cat([context.pooled[name] for name in self.spec.poolers], dim=1))
+        mid = self.fusion(torch.cat([rois.pooled[name] for name in self.spec.poolers], dim=1))
         out: dict[str, Tensor] = {}
         for index, stage in enumerate(self.stages):
-            enhanced, instance, logits = stage(mid, context.labels)
+            enhanced, instance, logits = stage(mid, rois.labels)
             out["mask"] = logits
             if self.training:
                 out[f"mask_{index}"], out[f"features_{index}"] = logits, enhanced
@@ -91,14 +91,14 @@ class BeisHead(RoiHead):
                 mid = F.interpolate(refined, scale_factor=2, mode="bilinear", align_corners=False)
         return out
 
-    def losses(self, out: dict[str, Tensor], context: RoiContext) -> dict[str, Tensor]:
+    def losses(self, out: dict[str, Tensor], rois: RoiBatch) -> dict[str, Tensor]:
         """Sums over stages (eq. 9); the stages' own values are left in ``values``."""
         self._computed = True
         totals = {name: zero_loss(*out.values()) for name in self.spec.loss_names}
         for index, contrast in enumerate(self.contrasts):
             logits = out[f"mask_{index}"]
             size = logits.shape[-1]
-            masks, contour = context.boundary_targets(size, "context")
+            masks, contour = rois.boundary_targets(size, "context")
             parts = {"loss_mask": bce_loss(logits, masks)}
             if len(logits) and (self.settings.ibdl or self.settings.cbdl):
                 stage = StageInput(
@@ -106,8 +106,8 @@ class BeisHead(RoiHead):
                     masks,
                     contour,
                     torch.sigmoid(logits.detach().float()),
-                    context.labels,
-                    roi_class_maps(context, size),
+                    rois.labels,
+                    roi_class_maps(rois, size),
                 )
                 weight = self._contrast_weight()
                 parts |= {name: weight * value for name, value in contrast.losses(stage).items()}

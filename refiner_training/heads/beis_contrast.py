@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from refiner_training.heads.beis_memory import ConfusionMatrix, FeatureBank, class_weights, weighted_sample
 from refiner_training.heads.losses import contrastive_loss, zero_loss
-from refiner_training.heads.protocol import HeadSettings, OwnRandom, RoiContext
+from refiner_training.heads.protocol import HeadSettings, OwnRandom, RoiBatch
 from refiner_training.heads.targets import boundary_band
 
 
@@ -88,14 +88,14 @@ class _Cells:
     classes: Tensor
 
 
-def roi_class_maps(context: RoiContext, size: int) -> Tensor:
+def roi_class_maps(rois: RoiBatch, size: int) -> Tensor:
     """(N, M, M) int64: the class of the instance under each cell's centre, 0 where there is none.
 
     Smaller instances lie on top of larger ones.
     """
-    assert context.truth is not None
+    assert rois.truth is not None
     maps = []
-    for boxes, masks, labels in zip(context.boxes, context.truth.masks, context.truth.labels, strict=True):
+    for boxes, masks, labels in zip(rois.boxes, rois.truth.masks, rois.truth.labels, strict=True):
         if len(boxes) == 0:
             continue
         height, width = masks.shape[-2:]

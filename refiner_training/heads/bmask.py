@@ -21,7 +21,7 @@ from refiner_training.heads.protocol import (
     HeadSettings,
     HeadSpec,
     Pooler,
-    RoiContext,
+    RoiBatch,
     RoiHead,
 )
 
@@ -77,15 +77,15 @@ class BMaskHead(RoiHead):
             mask = mask + torch.relu(self.boundary_to_mask(boundary))
         return self.fusion(mask), boundary
 
-    def forward(self, context: RoiContext) -> dict[str, Tensor]:
-        mask, boundary = self.features(context.pooled)
-        out = {"mask": self.mask_predictor(mask, context.labels)}
+    def forward(self, rois: RoiBatch) -> dict[str, Tensor]:
+        mask, boundary = self.features(rois.pooled)
+        out = {"mask": self.mask_predictor(mask, rois.labels)}
         if self.training:
-            out["boundary"] = self.boundary_predictor(boundary, context.labels)
+            out["boundary"] = self.boundary_predictor(boundary, rois.labels)
         return out
 
-    def losses(self, out: dict[str, Tensor], context: RoiContext) -> dict[str, Tensor]:
-        masks, boundaries = context.boundary_targets(out["mask"].shape[-1], self.settings.padding)
+    def losses(self, out: dict[str, Tensor], rois: RoiBatch) -> dict[str, Tensor]:
+        masks, boundaries = rois.boundary_targets(out["mask"].shape[-1], self.settings.padding)
         return {
             "loss_mask": bce_loss(out["mask"], masks),
             "loss_boundary": boundary_loss(

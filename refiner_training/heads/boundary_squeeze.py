@@ -19,7 +19,7 @@ from refiner_training.heads.protocol import (
     HeadSettings,
     HeadSpec,
     Pooler,
-    RoiContext,
+    RoiBatch,
     RoiHead,
 )
 from refiner_training.heads.targets import squeeze_targets
@@ -146,14 +146,14 @@ class BoundarySqueezeHead(RoiHead):
         self.squeeze = BoundarySqueezeModule(width, settings.detach_sum, directions)
         self.predictors = nn.ModuleDict({name: MaskPredictor(width, width, classes) for name in self.outputs})
 
-    def forward(self, context: RoiContext) -> dict[str, Tensor]:
-        fine = None if self.downsample is None else self.downsample(context.pooled["fine"])
-        features = self.squeeze(self.mask_tower(context.pooled["mask"]), fine)
+    def forward(self, rois: RoiBatch) -> dict[str, Tensor]:
+        fine = None if self.downsample is None else self.downsample(rois.pooled["fine"])
+        features = self.squeeze(self.mask_tower(rois.pooled["mask"]), fine)
         wanted = self.outputs if self.training else ("mask",)
-        return {name: self.predictors[name](features[name], context.labels) for name in wanted}
+        return {name: self.predictors[name](features[name], rois.labels) for name in wanted}
 
-    def losses(self, out: dict[str, Tensor], context: RoiContext) -> dict[str, Tensor]:
-        masks, boundaries = context.boundary_targets(out["mask"].shape[-1], self.settings.padding)
+    def losses(self, out: dict[str, Tensor], rois: RoiBatch) -> dict[str, Tensor]:
+        masks, boundaries = rois.boundary_targets(out["mask"].shape[-1], self.settings.padding)
         shells = squeeze_targets(masks, boundaries, self.settings.window_px, self.settings.or_boundary)
         squared = self.settings.squared
         losses = {"loss_mask": bce_loss(out["mask"], masks)}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from refiner_training.heads.layers import Init, MaskPredictor, conv_tower
 from refiner_training.heads.losses import bce_loss
-from refiner_training.heads.protocol import PYRAMID, HeadSettings, HeadSpec, Pooler, RoiContext, RoiHead
+from refiner_training.heads.protocol import PYRAMID, HeadSettings, HeadSpec, Pooler, RoiBatch, RoiHead
 
 
 class PlainSettings(HeadSettings):
@@ -37,9 +37,9 @@ class PlainMaskHead(RoiHead):
         self.tower = conv_tower(in_channels, settings.channels, settings.convs)
         self.predictor = MaskPredictor(settings.channels, settings.channels, classes, settings.init)
 
-    def forward(self, context: RoiContext) -> dict[str, Tensor]:
-        return {"mask": self.predictor(self.tower(context.pooled["mask"]), context.labels)}
+    def forward(self, rois: RoiBatch) -> dict[str, Tensor]:
+        return {"mask": self.predictor(self.tower(rois.pooled["mask"]), rois.labels)}
 
-    def losses(self, out: dict[str, Tensor], context: RoiContext) -> dict[str, Tensor]:
-        targets = context.mask_targets(out["mask"].shape[-1], soft=not self.settings.binarise)
+    def losses(self, out: dict[str, Tensor], rois: RoiBatch) -> dict[str, Tensor]:
+        targets = rois.mask_targets(out["mask"].shape[-1], soft=not self.settings.binarise)
         return {"loss_mask": bce_loss(out["mask"], targets)}

@@ -67,7 +67,7 @@ class RoiTruth:
 
 
 @dataclass(frozen=True)
-class RoiContext:
+class RoiBatch:
     """What a RoI head gets for one batch.
 
     Attributes:
@@ -151,11 +151,11 @@ class RoiHead(nn.Module, ABC):
         self.values: dict[str, Tensor] = {}
 
     @abstractmethod
-    def forward(self, context: RoiContext) -> dict[str, Tensor]:
+    def forward(self, rois: RoiBatch) -> dict[str, Tensor]:
         """Logits of the classes ``context.labels``; at least ``mask`` (N, M, M). Auxiliary ones in training only."""
 
     @abstractmethod
-    def losses(self, out: dict[str, Tensor], context: RoiContext) -> dict[str, Tensor]:
+    def losses(self, out: dict[str, Tensor], rois: RoiBatch) -> dict[str, Tensor]:
         """Losses, keyed as ``spec.loss_names``; finite zeros on the graph when N is 0."""
 
     def predict(self, out: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor | None]:

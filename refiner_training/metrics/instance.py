@@ -42,7 +42,7 @@ _LOWEST = 0.5 - 1e-9  # below the lowest threshold a pair can never match
 
 
 @dataclass(frozen=True, slots=True)
-class Instance:
+class Matchable:
     """One annotation or one detection, without its mask: what matching needs to know."""
 
     index: int  # in its file
@@ -59,8 +59,8 @@ class Cell:
 
     image: int
     category: int
-    detections: list[Instance]
-    truths: list[Instance]
+    detections: list[Matchable]
+    truths: list[Matchable]
     iou: NDArray[np.float64]  # (D, G); a crowd's is intersection over the detection's area
     boundary_iou: NDArray[np.float64]  # (D, G) min(mask IoU, boundary IoU) where IoU >= 0.5, else mask IoU
     match: NDArray[np.int64]  # (D,) column matched at IoU 0.5, else -1
@@ -109,8 +109,8 @@ class InstanceScores:
 
 
 def measure_image(
-    truths: Sequence[tuple[Instance, Mask]],
-    detections: Sequence[tuple[Instance, Mask]],
+    truths: Sequence[tuple[Matchable, Mask]],
+    detections: Sequence[tuple[Matchable, Mask]],
     *,
     boundary_ratio: float = 0.02,
     max_detections: int = 100,
@@ -127,8 +127,8 @@ def measure_image(
 
 def _measure_cell(
     category: int,
-    columns: Sequence[tuple[Instance, Mask]],
-    rows: Sequence[tuple[Instance, Mask]],
+    columns: Sequence[tuple[Matchable, Mask]],
+    rows: Sequence[tuple[Matchable, Mask]],
     boundary_ratio: float,
 ) -> Cell:
     iou = np.zeros((len(rows), len(columns)))
@@ -158,8 +158,8 @@ def _measure_cell(
 
 def score(
     cells: Sequence[Cell],
-    truths: Sequence[Instance],
-    detections: Sequence[Instance],
+    truths: Sequence[Matchable],
+    detections: Sequence[Matchable],
     *,
     images: Sequence[dict[str, Any]],
     categories: Sequence[dict[str, Any]],
@@ -189,7 +189,7 @@ def score(
     return InstanceScores(ids, precision, boundary_precision, af, per_category, pairs)
 
 
-def _ranks(instances: Sequence[Instance]) -> Callable[[int, int], int]:
+def _ranks(instances: Sequence[Matchable]) -> Callable[[int, int], int]:
     """Number the images of each category from 0, in their order.
 
     AP never looks across categories, so each may count its own images: the evaluator's time goes with images
@@ -206,7 +206,7 @@ def _ranks(instances: Sequence[Instance]) -> Callable[[int, int], int]:
 
 
 def _coco(
-    instances: Sequence[Instance], images: Sequence[dict[str, Any]], categories: Any, place: Callable[[int, int], int]
+    instances: Sequence[Matchable], images: Sequence[dict[str, Any]], categories: Any, place: Callable[[int, int], int]
 ) -> Any:
     """Build the index faster-coco-eval reads, with ids from 1 in file order and without any mask."""
     from faster_coco_eval.core.coco import COCO

@@ -21,7 +21,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import MultiScaleRoIAlign
 
 from bpr_service.config import Settings
-from refiner_training.heads.protocol import PYRAMID, RoiContext, RoiHead, RoiTruth
+from refiner_training.heads.protocol import PYRAMID, RoiBatch, RoiHead, RoiTruth
 from refiner_training.segmenters.backbone import FeaturePyramid
 from refiner_training.segmenters.base import Detections, Segmenter, Target, clean_targets
 
@@ -136,8 +136,8 @@ class BoundaryRoIHeads(RoIHeads):  # type: ignore[misc]
         logits, deltas = self.box_predictor(box_features)
         boxes, scores, labels = self.postprocess_detections(logits.float(), deltas.float(), proposals, image_shapes)
         every = torch.cat(labels)
-        context = RoiContext(self._pool(features, boxes, image_shapes), boxes, every)
-        masks, factor = self.head.predict(self.head(context), every)
+        rois = RoiBatch(self._pool(features, boxes, image_shapes), boxes, every)
+        masks, factor = self.head.predict(self.head(rois), every)
         counts = [len(b) for b in boxes]
         factors = torch.ones(len(every), device=every.device) if factor is None else factor
         return [
@@ -167,9 +167,9 @@ class BoundaryRoIHeads(RoIHeads):  # type: ignore[misc]
             [m[i] for m, i in zip(matched, chosen, strict=True)],
         )
         every = torch.cat([each[i] for each, i in zip(labels, chosen, strict=True)])
-        context = RoiContext(self._pool(features, boxes, image_shapes), boxes, every, truth)
+        rois = RoiBatch(self._pool(features, boxes, image_shapes), boxes, every, truth)
         losses = {"loss_classifier": loss_classifier, "loss_box_reg": loss_box_reg}
-        return losses | self.head.losses(self.head(context), context)
+        return losses | self.head.losses(self.head(rois), rois)
 
     def _positives(self, labels: Tensor) -> Tensor:
         positive = torch.where(labels > 0)[0]

@@ -89,7 +89,7 @@ class LabelCanvas:
             raise not_finite()
         stop = start + logits.shape[0]
         new = ledger.open(start, stop)
-        self._sums, self._total = grow(self._sums, ledger.slots.size), grow(self._total, ledger.slots.size)
+        self._sums, self._total = grow(self._sums, ledger.rooms.size), grow(self._total, ledger.rooms.size)
         self._sums[new], self._total[new] = 0.0, 0.0
         place = (ledger.height, ledger.width, 0, 0, self._index, self._sums, self._total)
         for first, end in ledger.runs(start, stop, self._index):

@@ -48,7 +48,7 @@ def _contest(
     tiles: NDArray[np.int64],
     firsts: NDArray[np.int64],
     labels: NDArray[np.int32],
-    slots: NDArray[np.int32],
+    rooms: NDArray[np.int32],
     sums: F64,
     total: F64,
     kept: NDArray[np.bool_],
@@ -70,11 +70,11 @@ def _contest(
         for e in range(firsts[i], firsts[i + 1]):
             for r in range(rows if not kept[labels[e]] else 0):
                 before, row = coarse[top + r, left:right], best[r, : right - left]
-                _own(sums[slots[e], 0, r], total[slots[e], r], labels[e], before, row)
+                _own(sums[rooms[e], 0, r], total[rooms[e], r], labels[e], before, row)
         for e in range(firsts[i], firsts[i + 1]):
             for r in range(rows if not kept[labels[e]] else 0):
                 before, after, row = coarse[top + r, left:right], winner[top + r, left:right], best[r, : right - left]
-                _claim(sums[slots[e], 0, r], total[slots[e], r], labels[e], before, after, row)
+                _claim(sums[rooms[e], 0, r], total[rooms[e], r], labels[e], before, after, row)
         for y in range(top, top + rows):
             for x in range(left, right):
                 if winner[y, x] != coarse[y, x]:
@@ -104,7 +104,7 @@ class Contest:
         if self._logit:
             done = _probabilities(done)
         _contest(
-            done.tiles, done.firsts, done.labels, done.slots, done.sums, done.total,
+            done.tiles, done.firsts, done.labels, done.rooms, done.sums, done.total,
             self.kept, self.regions.map, self.winner, self.added, self.removed,
         )  # fmt: skip
 
@@ -117,7 +117,7 @@ class Contest:
         rows, columns = np.divmod(tiles, -(-coarse.width // TILE_PX))
         x, y = int(columns.min()), int(rows.min())
         grid = np.full((rows.max() - y + 1, columns.max() - x + 1), -1, np.int32)
-        grid[rows - y, columns - x] = done.slots[mine]
+        grid[rows - y, columns - x] = done.rooms[mine]
         corner = min((x + grid.shape[1]) * TILE_PX, coarse.width), min((y + grid.shape[0]) * TILE_PX, coarse.height)
         known = coarse.window(x * TILE_PX, y * TILE_PX, *corner)
         return average(x * TILE_PX, y * TILE_PX, grid, done.sums, done.total, known, logit=self._logit)
@@ -129,8 +129,8 @@ class Contest:
 
 def _probabilities(done: Settled) -> Settled:
     """Sums of logits as probabilities, of weight 1 where there is weight."""
-    sums, total = done.sums[done.slots, :1], done.total[done.slots]
+    sums, total = done.sums[done.rooms, :1], done.total[done.rooms]
     with np.errstate(invalid="ignore", divide="ignore"):  # where no patch lies; not read
         probability = sigmoid((sums / total[:, None]).astype(np.float32))
-    slots = np.arange(done.slots.size, dtype=np.int32)
-    return replace(done, slots=slots, sums=probability.astype(np.float64), total=(total > 0.0).astype(np.float64))
+    rooms = np.arange(done.rooms.size, dtype=np.int32)
+    return replace(done, rooms=rooms, sums=probability.astype(np.float64), total=(total > 0.0).astype(np.float64))

@@ -62,7 +62,7 @@ class LabelDeviceCanvas(DevicePatches):
         self._wrong += (~torch.isfinite(logits)).any()
         ledger, n = self._ledger, logits.shape[0]
         new = ledger.open(start, start + n)
-        if (more := ledger.slots.size - self._sums.shape[1]) > 0:
+        if (more := ledger.rooms.size - self._sums.shape[1]) > 0:
             room = self._sums.new_empty((self._sums.shape[0], more, TILE_PX * TILE_PX))
             self._sums = torch.cat([self._sums, room], 1)
         if new.size:
@@ -81,8 +81,8 @@ class LabelDeviceCanvas(DevicePatches):
         """Start to copy the averages of complete tiles back, and let their sums go."""
         if (settled := self._ledger.settled()) is None:
             return
-        tiles, firsts, labels, slots = settled
-        part = self._sums[:, upload(slots.astype(np.int64), self.device)]
+        tiles, firsts, labels, rooms = settled
+        part = self._sums[:, upload(rooms.astype(np.int64), self.device)]
         averages = (part[:-1].double() / part[-1]).float().transpose(0, 1).contiguous()
         self._done.append((tiles, np.diff(firsts), labels, self._to_host(averages)))
 
@@ -98,6 +98,6 @@ class LabelDeviceCanvas(DevicePatches):
         found = np.concatenate([some.numpy() for some in averages]).astype(np.float64)
         found = found.reshape(*found.shape[:2], TILE_PX, TILE_PX)
         seen = ~np.isnan(found[:, 0])
-        slots = np.arange(len(found), dtype=np.int32)
+        rooms = np.arange(len(found), dtype=np.int32)
         sums = np.where(seen[:, None], found, 0.0)
-        yield Settled(np.concatenate(tiles), firsts, np.concatenate(labels), slots, sums, seen.astype(np.float64))
+        yield Settled(np.concatenate(tiles), firsts, np.concatenate(labels), rooms, sums, seen.astype(np.float64))

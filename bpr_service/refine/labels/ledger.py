@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpr_service.kernel import kernel
-from bpr_service.refine.labels.slots import Slots
+from bpr_service.refine.labels.free_list import FreeList
 from bpr_service.refine.patches import Boxes
 from bpr_service.refine.tiles import F64, TILE_PX
 
@@ -29,7 +29,7 @@ BLOCK_PX = 512
 
 I32 = NDArray[np.int32]
 
-_FOUND = -2  # in place of a slot: of an entry that is to have one
+_FOUND = -2  # in place of a room: of an entry that is to have one
 
 
 def in_blocks(boxes: Sequence[Boxes], height: int, width: int) -> NDArray[np.int64]:
@@ -79,9 +79,9 @@ def _entry(starts: NDArray[np.int64], labels: I32, tile: int, label: int) -> int
 
 @kernel
 def _without_room(
-    boxes: Boxes, owners: I32, height: int, width: int, starts: NDArray[np.int64], labels: I32, slots: I32
+    boxes: Boxes, owners: I32, height: int, width: int, starts: NDArray[np.int64], labels: I32, rooms: I32
 ) -> NDArray[np.int64]:
-    """The entries that patches touch and that have no slot."""
+    """The entries that patches touch and that have no room."""
     columns = (width + TILE_PX - 1) // TILE_PX
     found = np.empty(64, np.int64)
     n = 0
@@ -90,9 +90,9 @@ def _without_room(
         for ty in range(boxes[i, 1] // TILE_PX, bottom // TILE_PX + 1):
             for tile in range(ty * columns + boxes[i, 0] // TILE_PX, ty * columns + right // TILE_PX + 1):
                 entry = _entry(starts, labels, tile, owners[i])
-                if slots[entry] >= 0 or slots[entry] == _FOUND:
+                if rooms[entry] >= 0 or rooms[entry] == _FOUND:
                     continue
-                slots[entry] = _FOUND
+                rooms[entry] = _FOUND
                 if n == found.size:
                     found = np.concatenate((found, found))
                 found[n] = entry
@@ -102,20 +102,20 @@ def _without_room(
 
 @kernel
 def _look_up(
-    boxes: Boxes, label: int, height: int, width: int, starts: NDArray[np.int64], labels: I32, slots: I32, index: I32
+    boxes: Boxes, label: int, height: int, width: int, starts: NDArray[np.int64], labels: I32, rooms: I32, index: I32
 ) -> None:
-    """Write the slots of a label's tiles under its patches into `index`, a grid of the map's tiles."""
+    """Write the rooms of a label's tiles under its patches into `index`, a grid of the map's tiles."""
     columns = (width + TILE_PX - 1) // TILE_PX
     for i in range(boxes.shape[0]):
         bottom, right = min(boxes[i, 3], height) - 1, min(boxes[i, 2], width) - 1
         for ty in range(boxes[i, 1] // TILE_PX, bottom // TILE_PX + 1):
             for tx in range(boxes[i, 0] // TILE_PX, right // TILE_PX + 1):
-                index[ty, tx] = slots[_entry(starts, labels, ty * columns + tx, label)]
+                index[ty, tx] = rooms[_entry(starts, labels, ty * columns + tx, label)]
 
 
 @kernel
 def _grids(
-    boxes: Boxes, owners: I32, height: int, width: int, starts: NDArray[np.int64], labels: I32, slots: I32, out: I32
+    boxes: Boxes, owners: I32, height: int, width: int, starts: NDArray[np.int64], labels: I32, rooms: I32, out: I32
 ) -> None:
     """As `_look_up`, into a grid for each patch that begins at the tile of its left top."""
     columns = (width + TILE_PX - 1) // TILE_PX
@@ -124,7 +124,7 @@ def _grids(
         bottom, right = min(boxes[i, 3], height) - 1, min(boxes[i, 2], width) - 1
         for ty in range(y, bottom // TILE_PX + 1):
             for tx in range(x, right // TILE_PX + 1):
-                out[i, ty - y, tx - x] = slots[_entry(starts, labels, ty * columns + tx, owners[i])]
+                out[i, ty - y, tx - x] = rooms[_entry(starts, labels, ty * columns + tx, owners[i])]
 
 
 @kernel
@@ -167,15 +167,15 @@ class Settled:
         tiles: (K,) int64, tiles of the map, numbered row by row.
         firsts: (K + 1,) int64, where the entries of each begin.
         labels: (E,) int32, the label of each entry as the map has it; rising within a tile.
-        slots: (E,) int32, where it lies in `sums` and `total`.
-        sums: (slots, C, T, T) float64.
-        total: (slots, T, T) float64, the weight of the sums; 0 where no patch lies.
+        rooms: (E,) int32, where it lies in `sums` and `total`.
+        sums: (rooms, C, T, T) float64.
+        total: (rooms, T, T) float64, the weight of the sums; 0 where no patch lies.
     """
 
     tiles: NDArray[np.int64]
     firsts: NDArray[np.int64]
     labels: I32
-    slots: I32
+    rooms: I32
     sums: F64
     total: F64
 
@@ -186,7 +186,7 @@ class Ledger:
     Attributes:
         boxes: (P, 4) int32.
         owners: (P,) int32, the label of each as the map has it.
-        slots: which room for a tile's sums is lent.
+        rooms: which place for a tile's sums is lent.
     """
 
     def __init__(self, boxes: Sequence[Boxes], numbers: Sequence[int], height: int, width: int) -> None:
@@ -202,46 +202,46 @@ class Ledger:
         self._starts = np.concatenate([np.zeros(1, np.int64), counts.cumsum()])
         self._labels = np.empty(self._starts[-1], np.int32)
         _enter(*patches, self._starts[:-1].copy(), nowhere, self._labels)
-        self._slots = np.full(self._labels.size, -1, np.int32)
+        self._rooms = np.full(self._labels.size, -1, np.int32)
         order = in_blocks(boxes, height, width)
         self.boxes, self.owners = every[order], owners[order]
-        self.slots = Slots()
+        self.rooms = FreeList()
         self._done: list[NDArray[np.int64]] = []
 
     def __len__(self) -> int:
         return self.owners.size
 
     def open(self, start: int, stop: int) -> I32:
-        """Lend room for the sums of patches `start` to `stop` (exclusive); the slots that are lent now, and need to be
+        """Lend room for the sums of patches `start` to `stop` (exclusive); the rooms that are lent now, and need to be
         cleared.
         """
         place = (self.boxes[start:stop], self.owners[start:stop], self.height, self.width)
-        entries = (self._starts, self._labels, self._slots)
+        entries = (self._starts, self._labels, self._rooms)
         new = _without_room(*place, *entries)
-        lent = self.slots.lend(new.size)
-        self._slots[new] = lent
+        lent = self.rooms.lend(new.size)
+        self._rooms[new] = lent
         return lent
 
     def runs(self, start: int, stop: int, index: I32) -> Iterator[tuple[int, int]]:
-        """Patches `start` to `stop` label by label: the first and the end of its own; the slots of the tiles that they
+        """Patches `start` to `stop` label by label: the first and the end of its own; the rooms of the tiles that they
         touch are in `index`, a grid of the map's tiles.
         """
         changes = np.flatnonzero(np.diff(self.owners[start:stop])) + start + 1
         edges = [start, *changes.tolist(), stop]
         for first, end in pairwise(edges):
             place = (self.boxes[first:end], self.owners[first], self.height, self.width)
-            _look_up(*place, self._starts, self._labels, self._slots, index)
+            _look_up(*place, self._starts, self._labels, self._rooms, index)
             yield first, end
 
     def grids(self, start: int, stop: int) -> I32:
-        """(n, k, k) int32: the slots of the tiles under patches `start` to `stop` (exclusive), all of one size, from
+        """(n, k, k) int32: the rooms of the tiles under patches `start` to `stop` (exclusive), all of one size, from
         the tile of their left top on; 0 beyond.
         """
         boxes = self.boxes[start:stop]
         k = (int(boxes[0, 2] - boxes[0, 0]) + TILE_PX - 2) // TILE_PX + 1
         out = np.zeros((stop - start, k, k), np.int32)
         place = (boxes, self.owners[start:stop], self.height, self.width)
-        _grids(*place, self._starts, self._labels, self._slots, out)
+        _grids(*place, self._starts, self._labels, self._rooms, out)
         return out
 
     def close(self, start: int, stop: int) -> None:
@@ -251,17 +251,17 @@ class Ledger:
             self._done.append(done)
 
     def settled(self) -> tuple[NDArray[np.int64], NDArray[np.int64], I32, I32] | None:
-        """Tiles that became complete since the last call: `tiles`, `firsts`, `labels` and `slots` of `Settled`; the
-        slots may be lent again from the next call of `open`.
+        """Tiles that became complete since the last call: `tiles`, `firsts`, `labels` and `rooms` of `Settled`; the
+        rooms may be lent again from the next call of `open`.
         """
         if not self._done:
             return None
         tiles = np.concatenate(self._done)
         self._done = []
         firsts, entries = _entries(tiles, self._starts)
-        slots = self._slots[entries]
-        self.slots.give_back(slots)
-        return tiles, firsts, self._labels[entries], slots
+        rooms = self._rooms[entries]
+        self.rooms.give_back(rooms)
+        return tiles, firsts, self._labels[entries], rooms
 
 
 def grow(array: NDArray[Any], length: int) -> NDArray[Any]:

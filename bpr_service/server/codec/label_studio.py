@@ -18,7 +18,7 @@ from bpr_service.server.codec.bodies import decode_base64, json_text, load_json
 from bpr_service.server.codec.faults import located, validated
 from bpr_service.server.codec.memory import MASK_BYTES, VALUE_BYTES, Allowance
 from bpr_service.server.codec.parse import Limits, check_number, decode_image
-from bpr_service.server.codec.schemas import Options
+from bpr_service.server.codec.schemas import RequestOptions
 from bpr_service.server.codec.shared import Block, pack_array, pack_masks, pack_meta, unpack_masks, unpack_meta
 from bpr_service.server.codec.write import Writer
 
@@ -102,7 +102,7 @@ def read(message: dict[str, Any], block: Block, allowance: Allowance) -> tuple[d
     limits, index = Limits(**message["limits"]), message["index"]
     task = load_json(block.view(*message["piece"]), allowance)
     check_number(len(task["regions"]), limits)
-    options = Options(exif="apply")  # what an annotator draws on is upright
+    options = RequestOptions(exif="apply")  # what an annotator draws on is upright
     try:
         data = _image_bytes(task["data"], message["media_dir"], limits, allowance)
         image = decode_image(data, options, limits, allowance).pixels

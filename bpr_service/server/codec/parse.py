@@ -22,9 +22,9 @@ from bpr_service.server.codec.schemas import (
     EncodedFile,
     InstanceRequest,
     MaskIn,
-    Options,
     PanopticRequest,
     PngMask,
+    RequestOptions,
     Rle,
     SegmentInfo,
     SemanticRequest,
@@ -62,7 +62,7 @@ class Asked:
     task: Task
     image: bytes
     masks: list[MaskIn] | None
-    options: Options
+    options: RequestOptions
     map: bytes | None = None
     """The label map or panoptic PNG."""
     segments_info: list[SegmentInfo] | None = None
@@ -149,7 +149,7 @@ def _from_parts(parts: list[Part], task: Task, limits: Limits, allowance: Allowa
         task,
         image,
         masks,
-        validated(Options, options),
+        validated(RequestOptions, options),
         pngs[0] if pngs and (is_map or task != "instance") else None,
         _list_of(SegmentInfo, segments, "segments_info"),
         None if given is None else keep(given),
@@ -177,7 +177,7 @@ def _list_of(kind: type[_M], value: Any, name: str) -> list[_M] | None:
 # ---------------------------------------------------------------- pictures and masks
 
 
-def decode_image(data: bytes, options: Options, limits: Limits, allowance: Allowance) -> ReadImage:
+def decode_image(data: bytes, options: RequestOptions, limits: Limits, allowance: Allowance) -> ReadImage:
     """The image as the options have it. The header is checked and the memory taken before anything is decoded."""
     try:
         header = read_header(data, limits.max_pixels, allowance)

@@ -98,7 +98,7 @@ class MaskIn(BaseModel):
     segmentation: Annotated[Segmentation | None, BeforeValidator(_nothing)]
 
 
-class Options(_Strict):
+class RequestOptions(_Strict):
     """How to refine, and how to answer."""
 
     preset: Annotated[str, Field(max_length=64)] | None = Field(
@@ -134,7 +134,7 @@ class InstanceRequest(_Strict):
     label_map: EncodedFile | None = Field(
         default=None, description="instead of masks: a PNG of instance ids, 0 is background"
     )
-    options: Options = Options()
+    options: RequestOptions = RequestOptions()
 
 
 class SemanticRequest(_Strict):
@@ -146,7 +146,7 @@ class SemanticRequest(_Strict):
         default=None,
         description="instead of label_map; `category_id` is the label; the rest is answered as ignore_label",
     )
-    options: Options = Options()
+    options: RequestOptions = RequestOptions()
 
 
 class SegmentInfo(BaseModel):
@@ -165,7 +165,7 @@ class PanopticRequest(_Strict):
     segment_map: EncodedFile | None = Field(default=None, description="an RGB PNG, id = R + 256 G + 65536 B, 0 is void")
     segments_info: Annotated[list[SegmentInfo], Field(fail_fast=True)] | None = None
     masks: Annotated[list[MaskIn], Field(fail_fast=True)] | None = None
-    options: Options = Options()
+    options: RequestOptions = RequestOptions()
 
 
 class MaskOut(BaseModel):

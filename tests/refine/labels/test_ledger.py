@@ -110,9 +110,9 @@ def test_what_is_held_is_a_strip_of_the_map(kind: type[Model], monkeypatch: pyte
     prepared = refiner(kind=kind).prepare_semantic(photo(*labels.shape), labels)
     book: Ledger = prepared.task.ledger
     run(prepared, "forward")
-    assert 0 < book.slots.size < book._labels.size / 3
+    assert 0 < book.rooms.size < book._labels.size / 3
     assert book._labels.size > labels.size / TILE_PX**2
-    assert book.slots._free.size == book.slots.size
+    assert book.rooms._free.size == book.rooms.size
     assert not book._waiting.any()
 
 

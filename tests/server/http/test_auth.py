@@ -13,10 +13,10 @@ import typer
 from typer.testing import CliRunner
 
 from bpr_service.errors import AuthError, BusyError, ConfigError, ForbiddenError
-from bpr_service.server.commands import keys as keys_command
-from bpr_service.server.commands import serve
 from bpr_service.server.http import auth
 from bpr_service.server.http.auth import ApiKey, Bucket, Keys, hash_key, new_key, read_keys
+from bpr_service.server.server_commands import keys as keys_command
+from bpr_service.server.server_commands import serve
 
 
 def test_a_new_key_is_kept_as_a_hash_only() -> None:

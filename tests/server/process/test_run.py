@@ -28,7 +28,7 @@ from bpr_service.server.process.run import check_free, ready_lines, run
 from bpr_service.server.settings import ServerSettings
 from tests.server.helpers import body
 
-SERVE = "import typer; from bpr_service.server.commands import serve; typer.run(serve)"
+SERVE = "import typer; from bpr_service.server.server_commands import serve; typer.run(serve)"
 
 
 def free_port() -> int:

@@ -13,13 +13,13 @@ from bpr_service.errors import ConfigError
 from refiner_training.heads.beis import BeisHead, BeisSettings
 from refiner_training.heads.beis_contrast import StageContrast, StageInput, roi_class_maps
 from refiner_training.heads.beis_memory import ConfusionMatrix, FeatureBank, class_weights, weighted_sample
-from refiner_training.heads.protocol import OwnRandom, RoiContext, RoiTruth
+from refiner_training.heads.protocol import OwnRandom, RoiBatch, RoiTruth
 from refiner_training.heads.targets import laplace_boundary
 
 TINY: dict[str, Any] = {"channels": (8, 8, 4, 4), "bank_size": 64, "bank_warmup": 4}
 
 
-def make_context(count: int = 4, channels: int = 6, seed: int = 0) -> RoiContext:
+def make_rois(count: int = 4, channels: int = 6, seed: int = 0) -> RoiBatch:
     """RoIs of two neighbouring instances of classes 1 and 2 on one image."""
     generator = torch.Generator().manual_seed(seed)
     masks = torch.zeros(2, 96, 96, dtype=torch.uint8)
@@ -30,7 +30,7 @@ def make_context(count: int = 4, channels: int = 6, seed: int = 0) -> RoiContext
     boxes[:, 2:] += 12
     labels = matched + 1
     pooled = {name: torch.randn(count, channels, 14, 14, generator=generator) for name in ("mask", "fine")}
-    return RoiContext(pooled, [boxes], labels, RoiTruth([masks], [torch.tensor([1, 2])], [matched]))
+    return RoiBatch(pooled, [boxes], labels, RoiTruth([masks], [torch.tensor([1, 2])], [matched]))
 
 
 def make_head(**settings: Any) -> BeisHead:
@@ -38,8 +38,8 @@ def make_head(**settings: Any) -> BeisHead:
     return BeisHead(6, 4, BeisSettings(**{**TINY, **settings}))
 
 
-def step(head: BeisHead, context: RoiContext) -> dict[str, torch.Tensor]:
-    losses = head.losses(head(context), context)
+def step(head: BeisHead, rois: RoiBatch) -> dict[str, torch.Tensor]:
+    losses = head.losses(head(rois), rois)
     head.after_step()
     return losses
 
@@ -189,10 +189,10 @@ def test_positives_of_the_same_class_only_when_asked() -> None:
 
 
 def test_class_maps_show_who_covers_a_cell() -> None:
-    context = make_context(1)
+    rois = make_rois(1)
     boxes = torch.tensor([[10.0, 30, 80, 70]])
-    context = RoiContext({}, [boxes], context.labels, context.truth)
-    maps = roi_class_maps(context, 14)
+    rois = RoiBatch({}, [boxes], rois.labels, rois.truth)
+    maps = roi_class_maps(rois, 14)
     assert maps[0, 5].tolist() == [1] * 7 + [2] * 7
 
 
@@ -201,7 +201,7 @@ def test_class_maps_show_who_covers_a_cell() -> None:
 
 def test_stages_go_from_14_to_112() -> None:
     head = make_head()
-    out = head(make_context(2))
+    out = head(make_rois(2))
     assert [out[f"mask_{s}"].shape[-1] for s in range(4)] == [14, 28, 56, 112]
     assert [tuple(out[f"features_{s}"].shape[1:]) for s in range(4)] == [
         (8, 14, 14),
@@ -209,13 +209,13 @@ def test_stages_go_from_14_to_112() -> None:
         (4, 56, 56),
         (4, 112, 112),
     ]
-    assert head.eval()(make_context(2))["mask"].shape == (2, 112, 112)
-    assert head.predict(head(make_context(2)), torch.tensor([1, 2]))[0].shape == (2, 1, 112, 112)
+    assert head.eval()(make_rois(2))["mask"].shape == (2, 112, 112)
+    assert head.predict(head(make_rois(2)), torch.tensor([1, 2]))[0].shape == (2, 1, 112, 112)
 
 
 def test_two_channels_keep_14_and_28() -> None:
     head = make_head(channels=(8, 8))
-    assert head(make_context(2))["mask"].shape[-1] == 28
+    assert head(make_rois(2))["mask"].shape[-1] == 28
 
 
 @pytest.mark.parametrize(
@@ -230,37 +230,37 @@ def test_two_channels_keep_14_and_28() -> None:
 def test_each_loss_can_be_off(ibdl: bool, cbdl: bool, names: tuple[str, ...]) -> None:
     head = make_head(ibdl=ibdl, cbdl=cbdl)
     assert head.spec.loss_names == names
-    assert tuple(step(head, make_context())) == names
+    assert tuple(step(head, make_rois())) == names
 
 
 def test_the_contrast_losses_have_a_weight() -> None:
-    whole, half = (step(make_head(contrast_weight=weight, cbdl=False), make_context()) for weight in (1.0, 0.5))
+    whole, half = (step(make_head(contrast_weight=weight, cbdl=False), make_rois()) for weight in (1.0, 0.5))
     assert float(half["loss_ibdl"].detach()) == pytest.approx(0.5 * float(whole["loss_ibdl"].detach()), rel=1e-4)
     assert float(half["loss_mask"].detach()) == pytest.approx(float(whole["loss_mask"].detach()), rel=1e-4)
 
 
 def test_losses_are_sums_over_stages() -> None:
     head = make_head()
-    losses = step(head, make_context())
+    losses = step(head, make_rois())
     stages = [float(head.values[f"loss_mask_{size}"]) for size in (14, 28, 56, 112)]
     assert float(losses["loss_mask"].detach()) == pytest.approx(sum(stages), rel=1e-5)
 
 
 def test_the_bank_is_written_after_the_loss() -> None:
     head = make_head()
-    context = make_context()
-    head.losses(head(context), context)
+    rois = make_rois()
+    head.losses(head(rois), rois)
     assert [len(bank) for bank in head.contrasts[0].banks] == [0, 0]
     head.after_step()
     assert [len(bank) for bank in head.contrasts[0].banks] == [4, 4]
     head.after_step()
     assert [len(bank) for bank in head.contrasts[0].banks] == [4, 4]
-    assert float(step(head, context)["loss_cbdl"].detach()) > 0
+    assert float(step(head, rois)["loss_cbdl"].detach()) > 0
 
 
 def test_neighbours_enter_the_confusion_matrix_and_the_background_has_a_column() -> None:
     head = make_head()
-    step(head, make_context())
+    step(head, make_rois())
     changed = head.contrasts[1].confusion.values != 0.1
     assert changed[1, 2]
     assert changed[1, 0]
@@ -271,10 +271,10 @@ def test_neighbours_enter_the_confusion_matrix_and_the_background_has_a_column()
 
 def test_evaluation_leaves_bank_and_matrix_alone() -> None:
     head = make_head()
-    step(head, make_context())
+    step(head, make_rois())
     before = (head.contrasts[0].banks[0].features.clone(), head.contrasts[0].confusion.values.clone())
     head.eval()
-    head(make_context(seed=1))
+    head(make_rois(seed=1))
     head.after_step()
     torch.testing.assert_close(head.contrasts[0].banks[0].features, before[0])
     torch.testing.assert_close(head.contrasts[0].confusion.values, before[1])
@@ -282,20 +282,20 @@ def test_evaluation_leaves_bank_and_matrix_alone() -> None:
 
 def test_banks_are_in_the_training_state_not_in_the_state_dict() -> None:
     head = make_head()
-    step(head, make_context())
+    step(head, make_rois())
     assert not [name for name in head.state_dict() if "bank" in name or "confusion" in name]
     other = make_head()
     other.load_training_state(head.training_state())
     torch.testing.assert_close(other.contrasts[2].banks[1].features, head.contrasts[2].banks[1].features)
     head.random.reseed(5)
     other.random.reseed(5)
-    torch.testing.assert_close(step(other, make_context()), step(head, make_context()))
+    torch.testing.assert_close(step(other, make_rois()), step(head, make_rois()))
 
 
 def test_own_random_numbers_do_not_touch_the_detectors() -> None:
     head = make_head()
     torch.manual_seed(3)
-    step(head, make_context())
+    step(head, make_rois())
     after = torch.rand(1)
     torch.manual_seed(3)
     assert torch.equal(torch.rand(1), after)
@@ -311,23 +311,23 @@ def test_a_fresh_head_s_contrast_pulls_no_harder_than_its_masks() -> None:
 
     def pull(normalize: bool) -> float:
         head = make_head(normalize=normalize, bank_warmup=1)
-        context = make_context()
-        for pooled in context.pooled.values():
+        rois = make_rois()
+        for pooled in rois.pooled.values():
             pooled.mul_(100).requires_grad_()
-        step(head, context)
-        losses = head.losses(head(context), context)
+        step(head, rois)
+        losses = head.losses(head(rois), rois)
         (losses["loss_ibdl"] + losses["loss_cbdl"]).backward()
-        return float(sum(p.grad.abs().sum() for p in context.pooled.values() if p.grad is not None))
+        return float(sum(p.grad.abs().sum() for p in rois.pooled.values() if p.grad is not None))
 
     assert pull(True) < pull(False) / 10
 
 
 def test_the_contrast_rises_from_nothing() -> None:
-    head, context = make_head(contrast_ramp=2), make_context()
+    head, rois = make_head(contrast_ramp=2), make_rois()
     weights = []
     for _ in range(4):
         weights.append(head._contrast_weight())
-        step(head, context)
+        step(head, rois)
         head.after_step()  # again, as before a checkpoint: the step counts once
     assert weights == [0, 0.5, 1, 1]
     other = make_head(contrast_ramp=2)

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.heads.test_beis import make_context, make_head, step
+from tests.training.heads.test_beis import make_head, make_rois, step
 
 
 @pytest.mark.parametrize("sources", ["pyramid", "finest"])
 def test_one_source_of_features(sources: Any) -> None:
-    head, context = make_head(sources=sources), make_context()
+    head, rois = make_head(sources=sources), make_rois()
     assert len(head.spec.poolers) == 1
-    losses = step(head, context)
+    losses = step(head, rois)
     assert all(torch.isfinite(value) for value in losses.values())
 
 

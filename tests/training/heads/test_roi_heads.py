@@ -10,10 +10,10 @@ import torch
 from refiner_training.heads.bmask import BMaskHead, BMaskSettings
 from refiner_training.heads.boundary_squeeze import BoundarySqueezeHead, SqueezeSettings, warp
 from refiner_training.heads.plain import PlainMaskHead, PlainSettings
-from refiner_training.heads.protocol import RoiContext, RoiTruth
+from refiner_training.heads.protocol import RoiBatch, RoiTruth
 
 
-def context_of(count: int, channels: int = 8, *, pooled: dict[str, int] | None = None, seed: int = 0) -> RoiContext:
+def rois_of(count: int, channels: int = 8, *, pooled: dict[str, int] | None = None, seed: int = 0) -> RoiBatch:
     """Random features of ``count`` RoIs on one image with one round instance."""
     generator = torch.Generator().manual_seed(seed)
     sizes = pooled or {"mask": 14, "boundary": 28, "fine": 28}
@@ -24,7 +24,7 @@ def context_of(count: int, channels: int = 8, *, pooled: dict[str, int] | None =
     boxes = torch.cat([corner + 5, corner + 44], dim=1)
     labels = torch.ones(count, dtype=torch.int64)
     truth = RoiTruth([mask], [torch.ones(1, dtype=torch.int64)], [torch.zeros(count, dtype=torch.int64)])
-    return RoiContext(features, [boxes], labels, truth)
+    return RoiBatch(features, [boxes], labels, truth)
 
 
 def parameters(module: torch.nn.Module) -> int:
@@ -63,22 +63,22 @@ def bmask() -> BMaskHead:
 
 
 def test_bmask_logits_of_all_classes(bmask: BMaskHead) -> None:
-    mask, boundary = bmask.features(context_of(3).pooled)
+    mask, boundary = bmask.features(rois_of(3).pooled)
     assert bmask.mask_predictor(mask).shape == bmask.boundary_predictor(boundary).shape == (3, 5, 28, 28)
 
 
 def test_one_class_is_that_row_of_all_classes(bmask: BMaskHead) -> None:
-    mask, _ = bmask.features(context_of(3).pooled)
+    mask, _ = bmask.features(rois_of(3).pooled)
     labels = torch.tensor([1, 4, 2])
     chosen = bmask.mask_predictor(mask)[torch.arange(3), labels]
     torch.testing.assert_close(bmask.mask_predictor(mask, labels), chosen, atol=1e-4, rtol=1e-4)
 
 
 def test_bmask_without_rois(bmask: BMaskHead) -> None:
-    context = context_of(0)
-    mask, _ = bmask.features(context.pooled)
+    rois = rois_of(0)
+    mask, _ = bmask.features(rois.pooled)
     assert bmask.mask_predictor(mask).shape == (0, 5, 28, 28)
-    losses = bmask.losses(bmask(context), context)
+    losses = bmask.losses(bmask(rois), rois)
     assert {name: float(value.detach()) for name, value in losses.items()} == {"loss_mask": 0, "loss_boundary": 0}
     sum(losses.values(), torch.zeros(())).backward()  # attached to the graph
     assert all(p.grad is not None for p in bmask.parameters())
@@ -101,12 +101,12 @@ def test_bmask_reads_the_finest_level_at_28(bmask: BMaskHead) -> None:
 
 def test_bmask_mask_depends_on_the_boundary_through_b2m_alone(bmask: BMaskHead) -> None:
     bmask.eval()
-    one, other = context_of(2).pooled, context_of(2).pooled
+    one, other = rois_of(2).pooled, rois_of(2).pooled
     other["boundary"] = other["boundary"] + 1
     labels = torch.tensor([1, 2])
 
     def logits(pooled: dict[str, torch.Tensor]) -> torch.Tensor:
-        return bmask(RoiContext(pooled, [], labels))["mask"]
+        return bmask(RoiBatch(pooled, [], labels))["mask"]
 
     assert not torch.allclose(logits(one), logits(other))
     torch.nn.init.zeros_(bmask.boundary_to_mask.weight)
@@ -114,8 +114,8 @@ def test_bmask_mask_depends_on_the_boundary_through_b2m_alone(bmask: BMaskHead) 
 
 
 def test_bmask_boundary_gradient_reaches_the_mask_tower(bmask: BMaskHead) -> None:
-    context = context_of(2)
-    bmask.losses(bmask(context), context)["loss_boundary"].backward()
+    rois = rois_of(2)
+    bmask.losses(bmask(rois), rois)["loss_boundary"].backward()
     first = bmask.mask_tower[0].weight.grad
     assert first is not None
     assert first.abs().sum() > 0
@@ -123,14 +123,14 @@ def test_bmask_boundary_gradient_reaches_the_mask_tower(bmask: BMaskHead) -> Non
 
 def test_bmask_eval_skips_the_boundary_predictor_not_its_features(bmask: BMaskHead) -> None:
     bmask.eval()
-    context = context_of(2)
-    before = bmask(context)
+    rois = rois_of(2)
+    before = bmask(rois)
     assert set(before) == {"mask"}
     torch.nn.init.ones_(bmask.boundary_predictor.logits.weight)
-    torch.testing.assert_close(bmask(context)["mask"], before["mask"])
+    torch.testing.assert_close(bmask(rois)["mask"], before["mask"])
     with torch.no_grad():
         bmask.boundary_tower[0].weight.add_(1)
-    assert not torch.allclose(bmask(context)["mask"], before["mask"])
+    assert not torch.allclose(bmask(rois)["mask"], before["mask"])
 
 
 # ---- BoundarySqueeze ---------------------------------------------------------------------------------------------
@@ -168,22 +168,22 @@ def squeeze() -> BoundarySqueezeHead:
 
 
 def test_squeeze_has_four_outputs_in_training_and_one_in_evaluation(squeeze: BoundarySqueezeHead) -> None:
-    context = context_of(3)
-    out = squeeze(context)
+    rois = rois_of(3)
+    out = squeeze(rois)
     assert {name: tuple(value.shape) for name, value in out.items()} == dict.fromkeys(
         ("mask", "boundary", "contraction", "expansion"), (3, 28, 28)
     )
     features = squeeze.squeeze(torch.zeros(3, 8, 14, 14), torch.zeros(3, 8, 14, 14))
     assert squeeze.predictors["mask"](features["mask"]).shape == (3, 5, 28, 28)
-    assert set(squeeze.eval()(context)) == {"mask"}
+    assert set(squeeze.eval()(rois)) == {"mask"}
 
 
 def test_squeeze_flows_start_at_zero_and_learn(squeeze: BoundarySqueezeHead) -> None:
     flow = squeeze.squeeze.directions["contraction"].flow
     assert not flow.weight.any()
     torch.nn.init.normal_(squeeze.predictors["contraction"].logits.weight)
-    context = context_of(2)
-    squeeze.losses(squeeze(context), context)["loss_contraction"].backward()
+    rois = rois_of(2)
+    squeeze.losses(squeeze(rois), rois)["loss_contraction"].backward()
     assert flow.weight.grad is not None
     assert flow.weight.grad.abs().sum() > 0
 
@@ -220,9 +220,9 @@ ABLATIONS: list[tuple[Any, set[str]]] = [
 def test_ablations_of_the_papers_train_every_parameter(settings: Any, outputs: set[str]) -> None:
     makers: dict[type, Any] = {BMaskSettings: BMaskHead, SqueezeSettings: BoundarySqueezeHead}
     head = makers.get(type(settings), PlainMaskHead)(8, 5, settings)
-    context = context_of(2)
-    out = head(context)
-    losses = head.losses(out, context)
+    rois = rois_of(2)
+    out = head(rois)
+    losses = head.losses(out, rois)
     assert set(out) == outputs
     assert tuple(losses) == head.spec.loss_names
     sum(losses.values(), torch.zeros(())).backward()
@@ -252,6 +252,6 @@ def test_or_boundary_changes_the_contraction_target() -> None:
     for flag in (False, True):
         torch.manual_seed(0)
         head = BoundarySqueezeHead(8, 5, SqueezeSettings(channels=8, or_boundary=flag))
-        context = context_of(2)
-        values[flag] = float(head.losses(head(context), context)["loss_contraction"].detach())
+        rois = rois_of(2)
+        values[flag] = float(head.losses(head(rois), rois)["loss_contraction"].detach())
     assert values[False] != values[True]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bpr_service.errors import ConfigError
-from refiner_training.heads.protocol import RoiContext, RoiTruth
+from refiner_training.heads.protocol import RoiBatch, RoiTruth
 from refiner_training.heads.targets import (
     binarise,
     boundary_band,
@@ -56,25 +56,25 @@ def test_raw_responses_are_3_on_edges_and_5_on_corners() -> None:
     assert laplacian(square(4, 8)).unique().tolist() == [0, 3, 5]
 
 
-def context_of(mask: torch.Tensor, box: list[float]) -> RoiContext:
+def rois_of(mask: torch.Tensor, box: list[float]) -> RoiBatch:
     boxes = torch.tensor([box])
     labels = torch.ones(1, dtype=torch.int64)
     truth = RoiTruth([mask[None]], [labels], [torch.zeros(1, dtype=torch.int64)])
-    return RoiContext({}, [boxes], labels, truth)
+    return RoiBatch({}, [boxes], labels, truth)
 
 
 @pytest.mark.parametrize(("padding", "count"), [("zero", 108), ("context", 0)])
 def test_roi_inside_a_larger_object(padding: str, count: int) -> None:
-    context = context_of(torch.ones(128, 128), [40.0, 40.0, 68.0, 68.0])
-    masks, boundary = context.boundary_targets(28, padding)  # type: ignore[arg-type]
+    rois = rois_of(torch.ones(128, 128), [40.0, 40.0, 68.0, 68.0])
+    masks, boundary = rois.boundary_targets(28, padding)  # type: ignore[arg-type]
     assert masks.min() == 1
     assert boundary.sum() == count
 
 
 @pytest.mark.parametrize("padding", ["zero", "context"])
 def test_roi_tight_on_a_square(padding: str) -> None:
-    context = context_of(square(56, 128, at=36), [36.0, 36.0, 92.0, 92.0])
-    assert context.boundary_targets(28, padding)[1].sum() == 108  # type: ignore[arg-type]
+    rois = rois_of(square(56, 128, at=36), [36.0, 36.0, 92.0, 92.0])
+    assert rois.boundary_targets(28, padding)[1].sum() == 108  # type: ignore[arg-type]
 
 
 def test_context_keeps_the_cells_where_they_were() -> None:

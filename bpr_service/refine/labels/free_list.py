@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Slots:
+class FreeList:
     """Places that are lent by number; those given back are lent first, so that few more exist than are in use.
 
     Attributes:
