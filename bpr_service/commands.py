@@ -19,7 +19,7 @@ from bpr_service.examples import NAMES, load_example
 from bpr_service.masks.mask import Mask
 from bpr_service.masks.picture import before_after, write_picture
 from bpr_service.refine.refiner import Refiner
-from bpr_service.refine.tasks import MaskReport
+from bpr_service.results import MaskReport
 
 PACKAGES = (
     "torch",

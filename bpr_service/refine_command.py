@@ -29,7 +29,7 @@ from bpr_service.masks.label_maps import panoptic_png, read_panoptic_png
 from bpr_service.masks.mask import Mask
 from bpr_service.masks.picture import before_after, write_picture
 from bpr_service.refine.refiner import Refiner
-from bpr_service.refine.tasks import MaskReport
+from bpr_service.results import MaskReport
 
 TASKS = (*PICTURE_FORMATS, "panoptic")
 PIPE = "-"

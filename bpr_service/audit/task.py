@@ -18,7 +18,8 @@ from bpr_service.refine.estimate import Estimator
 from bpr_service.refine.prepared import Prepared
 from bpr_service.refine.reassemble import Accumulator
 from bpr_service.refine.refiner import Refiner
-from bpr_service.refine.tasks import InstanceTask, Provenance
+from bpr_service.refine.tasks import InstanceTask
+from bpr_service.results import Provenance
 
 
 @dataclass(frozen=True, slots=True, eq=False)

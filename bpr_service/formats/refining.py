@@ -28,7 +28,7 @@ from bpr_service.masks.images import ReadImage, open_image
 
 if TYPE_CHECKING:
     from bpr_service.refine.refiner import Refiner
-    from bpr_service.refine.tasks import MaskReport
+    from bpr_service.results import MaskReport
 
 
 @dataclass(slots=True)

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from bpr_service.config import RefineConfig
 from bpr_service.errors import ConflictError, ModelError
 from bpr_service.refine.canvas import Canvas
-from bpr_service.refine.tasks import Provenance, Task
+from bpr_service.refine.tasks import Task
+from bpr_service.results import Provenance
 
 R = TypeVar("R", bound=Provenance)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,16 +29,8 @@ from bpr_service.refine.estimate import Estimator
 from bpr_service.refine.gate import CertaintyGate
 from bpr_service.refine.prepared import Prepared
 from bpr_service.refine.reassemble import Gate
-from bpr_service.refine.tasks import (
-    InstanceTask,
-    MaskReport,
-    PanopticResult,
-    PanopticTask,
-    Provenance,
-    RefineResult,
-    SemanticResult,
-    SemanticTask,
-)
+from bpr_service.refine.tasks import InstanceTask, PanopticTask, SemanticTask
+from bpr_service.results import MaskReport, PanopticResult, Provenance, RefineResult, SemanticResult
 
 __all__ = ["MaskReport", "PanopticResult", "Prepared", "RefineResult", "Refiner", "SemanticResult"]
 
@@ -148,7 +141,8 @@ class Refiner:
 
         Raises :class:`ImageError`, :class:`MaskError` (with the mask's number), :class:`LimitError`.
         """
-        return self.run(self.prepare(image, masks, scales, exif=exif))
+        prepared = self.prepare(image, masks, scales, exif=exif)
+        return replace(self.run(prepared), image=prepared.image)
 
     def refine_labels(self, image: Any, id_map: Any, *, exif: Exif = "ignore") -> SemanticResult:
         """Refine every instance of an (H, W) map of their ids; 0 is background, and no id is ignored."""

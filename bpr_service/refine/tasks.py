@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,77 +33,9 @@ from bpr_service.refine.labels.ledger import Ledger, Settled
 from bpr_service.refine.labels.regions import LabelRegions
 from bpr_service.refine.patches import Boxes, drop_full, place_along, place_patches
 from bpr_service.refine.reassemble import Accumulator, Gate
+from bpr_service.results import MaskReport, PanopticResult, Provenance, RefineResult, SemanticResult, changed, unchanged
 
 Labels = NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class MaskReport:
-    """What became of one mask; `label` is its label or segment id in a semantic or panoptic task; `confidence` the
-    expected boundary F at 2 px of the mask given back, 0 to 1, where the model estimates it; `scale` what its patches
-    measured in the image over what the model was trained at, where it had patches of its own.
-    """
-
-    index: int
-    status: Literal["refined", "unchanged"]
-    reason: str | None
-    patches: int
-    changed_px: int
-    added_px: int
-    removed_px: int
-    label: int | None = None
-    confidence: float | None = None
-    scale: float | None = None
-
-
-def unchanged(index: int, reason: str, patches: int = 0, label: int | None = None) -> MaskReport:
-    """The report of a mask that was left as it is."""
-    return MaskReport(index, "unchanged", reason, patches, 0, 0, 0, label)
-
-
-def changed(index: int, patches: int, added: int, removed: int, label: int | None = None) -> MaskReport:
-    """The report of a mask that went through the network; unchanged when no pixel differs."""
-    if added + removed == 0:
-        return unchanged(index, "no pixel changed", patches, label)
-    return MaskReport(index, "refined", None, patches, added + removed, added, removed, label)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Provenance:
-    """What every result says of how it was made. `timings_ms`: milliseconds of each step."""
-
-    model: str
-    device: str
-    timings_ms: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RefineResult(Provenance):
-    """Refined masks, in the order given, and a report for each."""
-
-    masks: list[Mask]
-    reports: list[MaskReport]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SemanticResult(Provenance):
-    """Refined (H, W) label map, of the dtype given; a report a label; labels that no pixel has any more."""
-
-    label_map: Labels
-    reports: list[MaskReport]
-    vanished: list[int]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PanopticResult(Provenance):
-    """Refined (H, W) segment map; infos with new area and bbox; infos of segments no pixel has any more."""
-
-    segment_map: Labels
-    segments_info: list[dict[str, Any]]
-    vanished: list[dict[str, Any]]
-    reports: list[MaskReport]
-
-
 R = TypeVar("R", bound=Provenance, covariant=True)
 
 
@@ -178,7 +110,7 @@ class InstanceTask:
 
     def result(self, provenance: Provenance) -> RefineResult:
         done = [self._done[i] for i in range(len(self.masks))]
-        return RefineResult([m for m, _ in done], [r for _, r in done], **_fields(provenance))
+        return RefineResult([m for m, _ in done], [r for _, r in done], coarse=list(self.masks), **_fields(provenance))
 
 
 class _LabelTask(Generic[R]):

@@ -11,7 +11,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from bpr_service.masks.mask import Mask
-from bpr_service.refine.tasks import unchanged
+from bpr_service.results import unchanged
 from bpr_service.runtime.engine import Engine
 from bpr_service.runtime.work import Hold, Lane, Slot, Stages, Work
 from bpr_service.server.codec.parse import JSON, MULTIPART, Limits, nothing
