@@ -15,7 +15,6 @@ LINES, MODULES = 350, 14
 LONG = {
     "benchmarks/heads.py": 377,
     "benchmarks/serve.py": 548,
-    "refiner_training/predict.py": 397,
     "tests/runtime/test_engine.py": 463,
     "tests/server/http/test_errors.py": 518,
 }

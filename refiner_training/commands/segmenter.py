@@ -52,10 +52,19 @@ def predict(
     min_score: Annotated[float, typer.Option(help="Leave out instances that score less.")] = 0.0,
     panoptic_score: Annotated[float, typer.Option(help="Likewise for panoptic segments of instances.")] = 0.5,
     scores: Annotated[Path | None, typer.Option(help="A folder for confidence PNGs of label maps.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    size: Annotated[int | None, typer.Option(help="Shorter side of the input in px (YOLACT: its side).")] = None,
+    max_size: Annotated[int | None, typer.Option(help="The longer side is never over this.")] = None,
+    score_threshold: Annotated[float | None, typer.Option(help="The detector's own, before its NMS.")] = None,
+    detections: Annotated[int | None, typer.Option(help="Most instances of an image.")] = None,
+    batch: Annotated[int, typer.Option(help="Images that go through the network together.")] = 1,
+    precision: Annotated[str, typer.Option(help="32, bf16 or 16.")] = "32",
+    flip: Annotated[bool, typer.Option("--flip", help="Also predict the mirrored image, and merge.")] = False,
+    scales: Annotated[str, typer.Option(help="Also at other sizes, merged: 0.75,1,1.25.")] = "1",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; several share the work: cuda:0,cuda:1.")] = "cpu",
     resume: Annotated[bool, typer.Option(help="Skip images that are done.")] = True,
 ) -> None:
     """Write a segmenter's predictions, ready for `bpr batch` and `bpr-train patches`."""
+    from bpr_service.config import build
     from bpr_service.errors import UnknownName
     from refiner_training.predict import Options
     from refiner_training.predict import predict as run
@@ -63,7 +72,12 @@ def predict(
     known: Any = form
     if form not in (None, "coco", "labels", "panoptic"):
         raise UnknownName("format", form, ("coco", "labels", "panoptic"))
-    options = Options(min_score, panoptic_score, scores, device, resume)
+    values = {
+        "min_score": min_score, "panoptic_score": panoptic_score, "size_px": size, "max_size_px": max_size,
+        "score_threshold": score_threshold, "detections": detections, "batch": batch, "precision": precision,
+        "flip": flip, "scales": scales.split(","), "scores": scores, "devices": device.split(","), "resume": resume,
+    }  # fmt: skip
+    options = build(Options, values)
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import Progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,14 @@ class SegmenterModule(TrainingModule):
         self.network.load_training_state(checkpoint["training_state"])
 
 
-def load_segmenter(checkpoint: Path, device: str = "cpu") -> tuple[Segmenter, dict[str, Any]]:
+def load_segmenter(
+    checkpoint: Path, changed: Callable[[str, SegmenterConfig], SegmenterConfig] | None = None
+) -> tuple[Segmenter, dict[str, Any]]:
     """The model of a checkpoint in evaluation mode, and its record (arch, head, config, class names and ids).
+
+    Args:
+        changed: gives the configuration to build for an architecture, of the one that was trained; it may change what
+            no weight depends on.
 
     Raises:
         ModelError: no checkpoint of a segmenter.
@@ -96,6 +103,8 @@ def load_segmenter(checkpoint: Path, device: str = "cpu") -> tuple[Segmenter, di
     content = read_checkpoint(checkpoint, "segmenter")
     record = content["trained"]
     config = build(SegmenterConfig, record["config"])
+    if changed is not None:
+        config = changed(record["arch"], config)
     backbone = config.model.backbone.with_options(pretrained=False)
     model = build_segmenter(
         record["arch"], record["head"], config.with_options(model=config.model.with_options(backbone=backbone))
@@ -107,7 +116,7 @@ def load_segmenter(checkpoint: Path, device: str = "cpu") -> tuple[Segmenter, di
         raise ModelError(
             str(checkpoint), expected="the weights of its configuration", got=got, fix="train again"
         ) from None
-    return model.to(device).eval(), record
+    return model.eval(), record
 
 
 def train_segmenter(

@@ -112,10 +112,13 @@ class Segmenter(nn.Module, ABC):
         loss_names: keys of the losses, in order.
         score_keys: keys of the scores; the last one ranks masks.
         random: the model's own random numbers (key sampling, caps on RoIs).
+        nms_threshold, most: the NMS of its detections, and how many there are at most.
     """
 
     loss_names: tuple[str, ...]
     score_keys: tuple[str, ...] = ("scores",)
+    nms_threshold: float = 0.5
+    most: int = 100
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,6 +127,10 @@ class Segmenter(nn.Module, ABC):
     @abstractmethod
     def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> Any:
         """See the class."""
+
+    @abstractmethod
+    def set_scale(self, scale: float) -> None:
+        """From now on predict at ``scale`` times the configured size of the input."""
 
     def reseed(self, seed: int) -> None:
         """Start the model's own random numbers anew."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image, roi_align
 
 from refiner_training.heads.b2inst import (
@@ -32,7 +32,7 @@ from refiner_training.heads.targets import binarise, holistic_boundary, project_
 from refiner_training.segmenters.backbone import FeaturePyramid
 from refiner_training.segmenters.base import Detections, Segmenter, Target, clean_targets
 from refiner_training.segmenters.blendmask_layers import AttentionHead, BasisModule, BlendMaskConfig, blend
-from refiner_training.segmenters.mask_rcnn import InputConfig
+from refiner_training.segmenters.mask_rcnn import GridTransform, InputConfig
 
 BASIS_STRIDE = 4
 
@@ -75,9 +75,8 @@ class BlendMask(Segmenter):
             detections_per_img=config.detections,
             topk_candidates=config.candidates,
         )
-        self.detector.transform = GeneralizedRCNNTransform(
-            list(inputs.min_size), inputs.max_size, list(inputs.mean), list(inputs.std)
-        )
+        self.detector.transform = GridTransform(inputs)
+        self.nms_threshold, self.most = config.nms_threshold, config.detections
         self.basis = BasisModule(width, self.kernels, classes, config)
         names = ["classification", "bbox_regression", "bbox_ctrness", "loss_mask", "loss_semantic"]
         self.scoring: MaskScoring | None = None
@@ -86,6 +85,9 @@ class BlendMask(Segmenter):
             self.score_pool = MultiScaleRoIAlign(["0", "1", "2"], MaskScoring.roi_size, sampling_ratio=2)
             self.score_keys = ("scores", "mask_scores")
         self.loss_names = (*names, *head_losses(b2inst))
+
+    def set_scale(self, scale: float) -> None:
+        self.detector.transform.set_scale(scale)
 
     def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> Any:
         if self.training:

@@ -59,8 +59,8 @@ class SemanticData(Settings):
     train_labels: Path
     val_images: Path | None = None
     val_labels: Path | None = None
-    num_classes: int = Field(ge=1)
-    ignore_label: int = 255
+    num_classes: int = Field(ge=1, le=256)
+    ignore_label: int = Field(default=255, ge=0, le=255)
     things: tuple[int, ...] = ()
     image_suffix: str = ""
     label_suffix: str = ""

@@ -41,12 +41,17 @@ class DeepLabConfig(Settings):
         decoder_channels: width of ASPP, decoder and squeeze modules.
         atrous_rates: of ASPP.
         dropout: of ASPP's projection.
+        test_size_px: the shorter side of an image in evaluation; None leaves it as it is.
+        test_crop_px: height and width of the windows that an image is seen through in evaluation, at least a third of
+            each shared with its neighbours, probabilities averaged; None sees it whole.
     """
 
     output_stride: int = Field(default=8, ge=8, le=16, multiple_of=8)
     decoder_channels: int = 256
     atrous_rates: tuple[int, int, int] = (12, 24, 36)
     dropout: float = Field(default=0.5, ge=0, lt=1)
+    test_size_px: int | None = Field(default=None, ge=32)
+    test_crop_px: tuple[int, int] | None = None
 
 
 class SqueezeDecoder(DeepLabV3PlusDecoder):  # type: ignore[misc]
@@ -83,7 +88,7 @@ class DeepLab(Segmenter):
     ) -> None:
         super().__init__()
         self.classes, self.ignore_label, self.settings = classes, ignore_label, squeeze
-        self.inputs = inputs
+        self.inputs, self.config, self.scale = inputs, config, 1.0
         if backbone.norm != "batch":
             raise ConfigError(
                 "norm of the backbone", expected="batch (all that smp's decoder knows)", got=backbone.norm,
@@ -150,10 +155,31 @@ class DeepLab(Segmenter):
             return zero_loss(logits)
         return F.cross_entropy(logits, labels, ignore_index=self.ignore_label, reduction="sum") / count
 
+    def set_scale(self, scale: float) -> None:
+        self.scale = scale
+
     def _probabilities(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
-        logits = self.logits(_pad(self._normalise(image[None])))["mask"]
-        return logits[0, :, :height, :width].float().softmax(dim=0)
+        scale = self.scale * (self.config.test_size_px or min(height, width)) / min(height, width)
+        if scale == 1:
+            return self._through_windows(image)
+        seen = (max(round(height * scale), 1), max(round(width * scale), 1))
+        scaled = F.interpolate(image[None], seen, mode="bilinear", align_corners=False, antialias=scale < 1)[0]
+        found = self._through_windows(scaled)[None]
+        return F.interpolate(found, (height, width), mode="bilinear", align_corners=False)[0]
+
+    def _through_windows(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        rows, columns = self.config.test_crop_px or (height, width)
+        total, counts = image.new_zeros((self.classes, height, width)), image.new_zeros((height, width))
+        for y in _starts(height, rows):
+            for x in _starts(width, columns):
+                window = image[:, y : y + rows, x : x + columns]
+                own = window.shape[-2:]
+                logits = self.logits(_pad(self._normalise(window[None])))["mask"][0, :, : own[0], : own[1]]
+                total[:, y : y + rows, x : x + columns] += logits.float().softmax(dim=0)
+                counts[y : y + rows, x : x + columns] += 1
+        return total / counts
 
     def _checked(self, labels: Tensor) -> Tensor:
         valid = labels[labels != self.ignore_label]
@@ -165,6 +191,12 @@ class DeepLab(Segmenter):
                 fix="set data.num_classes to the number of classes of the data",
             )
         return labels
+
+
+def _starts(length: int, window: int) -> list[int]:
+    """Where windows begin that cover ``length`` evenly, a third or more of each shared with the next."""
+    count = 1 if window >= length else 1 + -(-3 * (length - window) // (2 * window))
+    return [round(index * (length - window) / max(count - 1, 1)) for index in range(count)] if count > 1 else [0]
 
 
 def _pad(batch: Tensor, value: float = 0.0) -> Tensor:

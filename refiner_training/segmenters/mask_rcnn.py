@@ -76,6 +76,15 @@ class FloatRPNHead(RPNHead):  # type: ignore[misc]
 class GridTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
     """torchvision's transform that leaves masks on their RoI grids: they are pasted one by one, later."""
 
+    def __init__(self, inputs: InputConfig) -> None:
+        super().__init__(list(inputs.min_size), inputs.max_size, list(inputs.mean), list(inputs.std))
+        self.inputs = inputs
+
+    def set_scale(self, scale: float) -> None:
+        """Resize to ``scale`` times the configured sizes from now on."""
+        self.min_size = tuple(max(round(side * scale), 1) for side in self.inputs.min_size)
+        self.max_size = max(round(self.inputs.max_size * scale), 1)
+
     def postprocess(
         self,
         result: list[dict[str, Tensor]],
@@ -190,6 +199,10 @@ class MaskRcnn(Segmenter):
         self.head: RoiHead = detector.roi_heads.head
         self.random = self.head.random
         self.loss_names = (*DETECTOR_LOSSES[:2], *self.head.spec.loss_names, *DETECTOR_LOSSES[2:])
+        self.nms_threshold, self.most = detector.roi_heads.nms_thresh, detector.roi_heads.detections_per_img
+
+    def set_scale(self, scale: float) -> None:
+        self.detector.transform.set_scale(scale)
 
     def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> Any:
         if self.training:
@@ -238,5 +251,5 @@ def build_detector(pyramid: FeaturePyramid, classes: int, config: MaskRcnnConfig
         box_nms_thresh=config.nms_threshold,
         box_detections_per_img=config.detections,
     )
-    detector.transform = GridTransform(list(inputs.min_size), inputs.max_size, list(inputs.mean), list(inputs.std))
+    detector.transform = GridTransform(inputs)
     return detector

@@ -63,14 +63,12 @@ class Yolact(Segmenter):
         boundary = b2inst is not None and b2inst.basis
         self.kernels = config.prototypes + boundary
         self.pyramid = pyramid
+        self.nms_threshold, self.most = config.nms_threshold, config.detections
+        side = config.size_px
         self.transform = GeneralizedRCNNTransform(
-            config.size_px,
-            config.size_px,
-            list(inputs.mean),
-            list(inputs.std),
-            size_divisible=1,
-            fixed_size=(config.size_px, config.size_px),
+            side, side, list(inputs.mean), list(inputs.std), size_divisible=1, fixed_size=(side, side)
         )
+        self.set_scale(1.0)
         self.prediction = PredictionHead(width, classes, self.kernels, config.channels)
         self.prototype_net = PrototypeNet(width, config, boundary)
         self.semantic = predictor(width, classes - 1)
@@ -83,6 +81,10 @@ class Yolact(Segmenter):
             self.score_pool = MultiScaleRoIAlign(["0", "1", "2"], MaskScoring.roi_size, sampling_ratio=2)
             self.score_keys = ("scores", "mask_scores")
         self.loss_names = (*names, *head_losses(b2inst))
+
+    def set_scale(self, scale: float) -> None:
+        self.side_px = max(round(self.config.size_px * scale), 32)
+        self.transform.fixed_size = self._corner
 
     def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> Any:
         if self.training:
@@ -98,12 +100,12 @@ class Yolact(Segmenter):
     def _run(self, images: Tensor) -> _Pass:
         levels = list(self.pyramid(images).values())
         shapes = [(int(level.shape[-2]), int(level.shape[-1])) for level in levels]
-        anchors = make_anchors(shapes, self.config.anchor_sizes, self.config.size_px).to(images.device)
+        anchors = make_anchors(shapes, self.config.anchor_sizes, self.side_px).to(images.device)
         return _Pass(levels, self.prediction(levels), anchors, *self.prototype_net(levels[0]))
 
     @property
     def _corner(self) -> tuple[int, int]:
-        return self.config.size_px, self.config.size_px
+        return self.side_px, self.side_px
 
     # ---- training ------------------------------------------------------------------------------------------
 
@@ -173,7 +175,7 @@ class Yolact(Segmenter):
         height, width = prototypes.shape[-2:]
         logits = torch.einsum("nk,khw->nhw", run.outputs["coefficients"][index][rows], prototypes)
         small = self._shrink(target["masks"], (height, width))
-        cells = target["boxes"] * (width / self.config.size_px)
+        cells = target["boxes"] * (width / self.side_px)
         inside = crop_mask(cells, height, width)
         each = F.binary_cross_entropy_with_logits(logits, small[own], reduction="none") * inside[own]
         masks["loss"].append(each.sum(dim=(1, 2)) / inside[own].sum(dim=(1, 2)).clamp(min=1))
@@ -245,12 +247,12 @@ class Yolact(Segmenter):
         masks = torch.einsum("nk,khw->nhw", run.outputs["coefficients"][index][rows], run.prototypes[index]).sigmoid()
         mask_scores = best
         if self.scoring is not None:
-            cells = boxes * (masks.shape[-1] / config.size_px)
+            cells = boxes * (masks.shape[-1] / self.side_px)
             grids = self._roi_masks(masks * crop_mask(cells, *masks.shape[-2:]), cells)
             levels = [level[index : index + 1] for level in run.levels]
             one = _Pass(levels, {}, run.anchors, run.prototypes, None)
             mask_scores = rescore(best, self.scoring(grids, self._score_features(one, [boxes]), labels))
         height, width = original
-        scale = boxes.new_tensor([width, height, width, height]) / config.size_px
+        scale = boxes.new_tensor([width, height, width, height]) / self.side_px
         rects = boxes.new_tensor([0, 0, width, height]).expand(len(boxes), 4)
         return Detections(boxes * scale, labels, best, mask_scores, masks, rects)
