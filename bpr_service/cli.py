@@ -28,10 +28,6 @@ app = typer.Typer(
 )
 _MASKS, _SERVICE, _HERE = "Refine", "Serve and run jobs", "This machine"
 
-Preset = Annotated[str, typer.Option(help="fast, lean, balanced or best.")]
-Model = Annotated[Path | None, typer.Option(help="A model version's folder, instead of the preset's model.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
-
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -51,9 +47,9 @@ def _root(
 @app.command(rich_help_panel=_MASKS)
 def demo(
     out: Annotated[Path, typer.Option(help="Where the JSON and the pictures go.")] = Path("demo"),
-    preset: Preset = "balanced",
-    model: Model = None,
-    device: Device = "cpu",
+    preset: command_options.Preset = "balanced",
+    model: command_options.ModelFolder = None,
+    device: command_options.Device = "cpu",
 ) -> None:
     """Refine the bundled example and show what changed; needs nothing else."""
     from bpr_service.commands import run_demo
@@ -62,25 +58,32 @@ def demo(
 
 
 @app.command(rich_help_panel=_MASKS)
-@command_options.takes_files("match")
+@command_options.takes_files()
 def refine(
-    image: Annotated[Path, typer.Argument(help="The photograph; - is standard input.")],
+    image: Annotated[
+        Path,
+        typer.Argument(
+            help="The photograph, or a folder of them; - is standard input.", callback=command_options.there("an image")
+        ),
+    ],
     mask: Annotated[
-        Path, typer.Argument(help="Its coarse masks: a picture, or the file of any format of bpr batch; - as above.")
+        Path,
+        typer.Argument(
+            help="Its coarse masks: a picture, the file of any format of bpr batch, or a folder; - as above.",
+            callback=command_options.there("a mask file"),
+        ),
     ],
     out: Annotated[
         Path, typer.Option("-o", "--out", help="Where they go, in the form they came in; - is standard output.")
     ],
-    task: Annotated[
-        str, typer.Option(help="instance, semantic, panoptic; labels: a picture of instance ids; soft: probabilities.")
-    ] = "instance",
+    task: command_options.Task = "instance",
     format_: Annotated[
         str | None, typer.Option("--format", help="Format of the masks; default: looks into the file.")
     ] = None,
     image_id: Annotated[str | None, typer.Option(help="Which image of a data set's file the photograph is.")] = None,
-    preset: Preset = "balanced",
-    model: Model = None,
-    device: Device = "cpu",
+    preset: command_options.Preset = "balanced",
+    model: command_options.ModelFolder = None,
+    device: command_options.Device = "cpu",
     ignore_label: Annotated[
         int | None, typer.Option(help="Semantic: a label that is never rewritten; default 255.")
     ] = None,
@@ -91,7 +94,10 @@ def refine(
     *,
     files: Any,
 ) -> None:
-    """Refine the masks of one image."""
+    """Refine the masks of one image, or of a folder of images.
+
+    Examples: bpr refine photo.jpg masks.json -o refined.json, and bpr refine photos/ masks/ -o refined/
+    """
     from bpr_service.refine_command import Arguments, run_refine
 
     arguments = Arguments(image, mask, out, task, format_, image_id, ignore_label, segments, picture)
@@ -101,9 +107,9 @@ def refine(
 
 @app.command(rich_help_panel=_HERE)
 def bench(
-    preset: Preset = "balanced",
-    model: Model = None,
-    device: Device = "cpu",
+    preset: command_options.Preset = "balanced",
+    model: command_options.ModelFolder = None,
+    device: command_options.Device = "cpu",
     data: Annotated[
         Path | None, typer.Option(help="The boundary corpus; the bundled photographs where it is left out.")
     ] = None,
@@ -127,7 +133,7 @@ def bench(
 
 
 @app.command(rich_help_panel=_HERE)
-def doctor(model: Model = None) -> None:
+def doctor(model: command_options.ModelFolder = None) -> None:
     """Versions, devices, the models and their hashes."""
     from bpr_service.commands import run_doctor
 

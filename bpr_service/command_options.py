@@ -1,15 +1,101 @@
-"""Options that several commands share: what ``--help`` says of each, once. Nothing heavy is imported."""
+"""Options that several commands share: what ``--help`` says of each, once. Nothing heavy is imported.
+
+What can be wrong with a name or a path is found while the command line is read, before anything heavy is imported.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-Set = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE instead of the preset's, as backend=eager.")]
+
+def _preset(name: str) -> str:
+    from bpr_service.config import get_preset
+
+    return get_preset(name).name
+
+
+def _model(path: Any) -> Any:
+    if path is not None and "@" not in str(path):  # NAME@... is the model store's
+        from bpr_service.network.weights import find_model
+
+        find_model(path)
+    return path
+
+
+def _device(name: str) -> str:
+    if not name.startswith("cuda"):  # whether that is there, torch knows
+        from bpr_service.network.devices import resolve_device
+
+        resolve_device(name)
+    return name
+
+
+def _settings(pairs: list[str] | None) -> list[str] | None:
+    from bpr_service.config import RefineConfig, build, parse_settings
+
+    build(RefineConfig, parse_settings(pairs or ()))
+    return pairs
+
+
+def _task(name: str) -> str:
+    from bpr_service.errors import UnknownName
+
+    if name not in TASKS:
+        raise UnknownName("task", name, TASKS)
+    return name
+
+
+def _presets() -> list[str]:
+    from bpr_service.config import PRESETS
+
+    return list(PRESETS)
+
+
+def there(what: str) -> Callable[[Any], Any]:
+    """A callback for a path of this machine that must exist; "-" and addresses of object storage pass.
+
+    Raises:
+        FormatError: it does not.
+    """
+
+    def check(path: Any) -> Any:
+        from bpr_service.errors import FormatError
+
+        if path is not None and str(path) != "-" and "://" not in str(path) and not Path(path).exists():
+            raise FormatError(str(path), expected=what, got="no such file or folder", fix="check the path")
+        return path
+
+    return check
+
+
+TASKS = ("instance", "labels", "soft", "semantic", "panoptic")
+"""What ``bpr refine`` can be told that masks are."""
+Task = Annotated[
+    str,
+    typer.Option(
+        help="instance, semantic, panoptic; labels: a picture of instance ids; soft: probabilities.",
+        callback=_task,
+        autocompletion=lambda: list(TASKS),
+    ),
+]
+Preset = Annotated[str, typer.Option(help="fast, lean, balanced or best.", callback=_preset, autocompletion=_presets)]
+Model = Annotated[
+    str | None, typer.Option(help="A model version's folder, or NAME@... of the model store.", callback=_model)
+]
+ModelFolder = Annotated[
+    Path | None, typer.Option(help="A model version's folder, instead of the preset's model.", callback=_model)
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", callback=_device)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="NAME=VALUE instead of the preset's, as backend=eager.", callback=_settings),
+]
 
 _TEXT, _YES = str | None, bool
 _FILES: dict[str, tuple[Any, Any, typer.models.OptionInfo]] = {

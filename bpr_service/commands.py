@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,28 @@ PACKAGES = (
 )
 
 
+@contextmanager
+def working(what: str) -> Iterator[Callable[[str], None]]:
+    """Where standard error is a terminal: `what` is being done, and for how long; call it to say what is next."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as shown:
+        task = shown.add_task(what)
+        yield lambda text: shown.update(task, description=text)
+
+
 def run_demo(out: Path, *, preset: str, model: Path | None, device: str) -> None:
     """Refine the bundled photographs; one JSON and one picture each, and a table of what changed."""
-    refiner = Refiner.load(preset, model=model, device=device)
+    console = Console()
+    with working("reading the model") as say:
+        table, line = _demo(out, Refiner.load(preset, model=model, device=device), say)
+    console.print(table)
+    console.print(line)
+
+
+def _demo(out: Path, refiner: Refiner, say: Callable[[str], None]) -> tuple[Table, str]:
     try:
         examples = [load_example(name) for name in NAMES]
     except ImportError:
@@ -52,6 +72,7 @@ def run_demo(out: Path, *, preset: str, model: Path | None, device: str) -> None
     )
     started = time.perf_counter()
     for example in examples:
+        say(f"refining {example.name}")
         coarse = [Mask.from_rle(instance["segmentation"]) for instance in example.instances]
         result = refiner.refine(example.image, coarse)
         instances = [
@@ -64,9 +85,7 @@ def run_demo(out: Path, *, preset: str, model: Path | None, device: str) -> None
         for instance, report in zip(example.instances, result.reports, strict=True):
             add_row(table, (example.name, instance["label"]), report)
     seconds = time.perf_counter() - started
-    console = Console()
-    console.print(table)
-    console.print(f"model {refiner.model.name} on {refiner.runs_on}, {seconds:.1f} s; pictures and JSON in {out}/")
+    return table, f"model {refiner.model.name} on {refiner.runs_on}, {seconds:.1f} s; pictures and JSON in {out}/"
 
 
 def run_doctor(model: Path | None) -> None:

@@ -30,9 +30,13 @@ Every message says what was expected, what came, and what to do.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, ClassVar
+
+_COMMAND = re.compile(r"(bpr|bpr-train|pip|make|uv) ")
+"""A fix that is typed as it stands."""
 
 
 class BprError(Exception):
@@ -50,7 +54,7 @@ class BprError(Exception):
         if got:
             text += f"{', ' if expected else ': ' if text else ''}got {got}"
         if fix:
-            text += f". {fix[0].upper()}{fix[1:]}"
+            text += f". {fix if _COMMAND.match(fix) else fix[0].upper() + fix[1:]}"
         super().__init__(printable(text))
 
 

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from bpr_service import storage
-from bpr_service.commands import add_row, table_of
+from bpr_service.commands import add_row, table_of, working
 from bpr_service.config import RefineConfig, build, parse_settings
-from bpr_service.errors import ConfigError, FormatError, InputError, UnknownName
+from bpr_service.errors import ConfigError, FormatError, InputError
 from bpr_service.formats import FileOptions, InstancePrediction, PanopticPrediction, SemanticPrediction
-from bpr_service.formats.one_image import PICTURE_FORMATS, OneImage, open_one
+from bpr_service.formats.one_image import OneImage, folder_format, open_one
 from bpr_service.formats.records.coco_panoptic import recomputed
 from bpr_service.formats.records.record_file import plain_id
 from bpr_service.formats.refining import RefinedUnit, refine_file_unit, refine_segments
@@ -31,7 +31,6 @@ from bpr_service.masks.picture import before_after, write_picture
 from bpr_service.refine.refiner import Refiner
 from bpr_service.results import MaskReport
 
-TASKS = (*PICTURE_FORMATS, "panoptic")
 PIPE = "-"
 _SAME_SUFFIX = ({".tif", ".tiff"}, {".jsonl", ".ndjson"}, {".jpg", ".jpeg", ".png"})
 
@@ -60,15 +59,16 @@ def run_refine(
     device: str,
     settings: Iterable[str] = (),
 ) -> None:
-    """Refine one image's masks and write them as they came; nothing is written when anything is wrong."""
-    if arguments.task not in TASKS:
-        raise UnknownName("task", arguments.task, TASKS)
-    if arguments.image != Path(PIPE) and not arguments.image.is_file():
-        raise FormatError(str(arguments.image), expected="an image", got="no such file", fix="check the path")
+    """Refine masks and write them as they came. Of one image: nothing is written when anything is wrong; folders go to
+    the driver of ``bpr batch``.
+    """
     config = parse_settings(settings)
     build(RefineConfig, config)
+    if arguments.image.is_dir() or arguments.mask.is_dir():
+        _folder(arguments, options, preset=preset, model=model, device=device, settings=config)
+        return
     _check_targets(arguments)
-    with _piped(arguments) as (image, mask, out):
+    with working(f"refining {arguments.image.name}"), _piped(arguments) as (image, mask, out):
         if arguments.task == "panoptic":
             _panoptic(
                 arguments, options, image, mask, out, lambda: Refiner.load(preset, model=model, device=device, **config)
@@ -84,6 +84,40 @@ def run_refine(
         write_picture(str(arguments.picture), before_after(refined.image, *_pair(refined)))
     told = [*refined.warnings, *_simplified(refined.simplified)]
     _tell(refiner, arguments.out, _named(refined, one), refined.skipped, told)
+
+
+def _folder(
+    arguments: Arguments,
+    options: FileOptions,
+    *,
+    preset: str,
+    model: Path | None,
+    device: str,
+    settings: dict[str, Any],
+) -> None:
+    """A folder of images and one of masks: the simplest batch."""
+    from bpr_service.jobs.batch_commands import print_result
+    from bpr_service.jobs.refine.batch import Batch, run_batch
+    from bpr_service.jobs.requests import RefineRequest
+
+    if not (arguments.image.is_dir() and arguments.mask.is_dir()):
+        got = f"a folder ({arguments.image if arguments.image.is_dir() else arguments.mask}) and a file"
+        fix = "a data set's file is for bpr batch instance --images DIR --predictions FILE"
+        raise ConfigError("bpr refine", expected="two files or two folders", got=got, fix=fix)
+    of_one = {"--picture": arguments.picture, "--image-id": arguments.image_id, "--segments": arguments.segments}
+    for option, value in of_one.items():
+        if value is not None:
+            raise ConfigError(option, expected="one image", got="a folder", fix="leave it out")
+    if arguments.task == "panoptic":
+        raise ConfigError("--task panoptic", expected="one image", got="a folder", fix="use bpr batch panoptic")
+    task, found = folder_format(arguments.mask, arguments.task)
+    values = {"task": task, "format": arguments.format or found, "images": str(arguments.image), "preset": preset,
+              "predictions": str(arguments.mask), "out": str(arguments.out), "ignore_label": arguments.ignore_label,
+              "model": None if model is None else str(model), "settings": settings}  # fmt: skip
+    result = run_batch(build(RefineRequest, {**options.model_dump(), **values}), Batch(device=device))
+    print_result(result, str(arguments.out))
+    if result.exit_code:
+        raise SystemExit(result.exit_code)
 
 
 def _simplified(sums: dict[str, float]) -> list[str]:

@@ -183,7 +183,7 @@ def test_it_gives_up() -> None:
     assert caught.value.retry_after_s == 20, "a wait that would outlast the call is not begun"
     handler, seen = scripted(*[httpx.ConnectError("no")] * 2)
     with Client(retries=1, transport=httpx.MockTransport(handler)) as client:
-        with pytest.raises(errors.NotReadyError, match="cannot be reached"):
+        with pytest.raises(errors.NotReadyError, match=r"http://127\.0\.0\.1:8000 cannot be reached.*got no\."):
             client.get("/v1/models")
 
 
@@ -228,3 +228,9 @@ def test_detections_there_and_back(server: Running) -> None:
         to_detections(refined, detections[:2])
     with pytest.raises(errors.InputError, match="without masks"):
         from_detections(supervision.Detections(xyxy=np.zeros((1, 4))))
+
+
+def test_a_fix_that_is_a_command_stays_as_it_is_typed() -> None:
+    assert str(errors.NotFoundError("job", fix="bpr jobs list")) == "job. bpr jobs list"
+    assert str(errors.NotFoundError("job", fix="see the list")) == "job. See the list"
+    assert "one of balanced, fast," in str(errors.UnknownName("model", "x", ["fast", "balanced", "fast"]))

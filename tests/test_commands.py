@@ -11,7 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
+from bpr_service.command_options import TASKS
 from bpr_service.examples import load_example
+from bpr_service.formats.one_image import PICTURE_FORMATS, folder_format
 from bpr_service.masks.label_maps import read_panoptic_png, write_panoptic_png
 from bpr_service.masks.mask import Mask
 from tests.calls import call_bpr
@@ -119,6 +121,10 @@ def test_png_semantic_and_panoptic(coffee: Path, tmp_path: Path) -> None:
         (["image.png", "broken.json"], ["broken.json", "JSON", "byte 2"]),
         (["image.png", "number.json"], ["number.json", "'[' or '{'"]),
         (["image.png", "small.png"], ["small.png"]),
+        (["image.png", "photo.json", "--format", "coco"], ["photo.json", "a JPEG picture", "expected JSON"]),
+        (["image.png", "mask.jpg"], ["mask.jpg", "JPEG smears", "PNG"]),
+        (["image.png", "."], ["two files or two folders", "bpr batch instance"]),
+        (["image.png", "mask.png", "--device", "gpu"], ["unknown device", "'gpu'"]),
         (["truncated.png", "mask.png"], ["truncated.png"]),
         (["image.png", "runs.json"], ["runs.json", "mask 0"]),
         (["image.png", "ids.png", "--task", "panoptic"], ["--segments"]),
@@ -133,6 +139,8 @@ def test_a_wrong_call_says_why_and_writes_nothing(
     (coffee / "broken.json").write_text("[{")
     (coffee / "number.json").write_text("3")
     cv2.imwrite(str(coffee / "small.png"), np.ones((4, 4), np.uint8))
+    cv2.imwrite(str(coffee / "mask.jpg"), cv2.imread(str(coffee / "mask.png"), cv2.IMREAD_UNCHANGED))
+    (coffee / "photo.json").write_bytes((coffee / "mask.jpg").read_bytes())
     data = (coffee / "image.png").read_bytes()
     (coffee / "truncated.png").write_bytes(data[: len(data) // 2])
     (coffee / "runs.json").write_text(json.dumps([{"size": [400, 600], "counts": [5, 5]}]))
@@ -146,11 +154,85 @@ def test_a_wrong_call_says_why_and_writes_nothing(
     assert not out.exists()
 
 
+def test_a_folder_of_pictures_and_one_of_masks(coffee: Path, tmp_path: Path) -> None:
+    for kind, source in (("photos", "image.png"), ("masks", "mask.png"), ("maps", "labels.png")):
+        for name in ("a", "b"):
+            (tmp_path / kind / name).with_suffix(".png").parent.mkdir(exist_ok=True)
+            (tmp_path / kind / f"{name}.png").write_bytes((coffee / source).read_bytes())
+    call = ("refine", tmp_path / "photos", tmp_path / "masks", "--preset", "fast")
+    done = bpr(*call, "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "2 images" in done.stdout
+    one = bpr("refine", coffee / "image.png", coffee / "mask.png", "-o", tmp_path / "one.png", "--preset", "fast")
+    assert one.returncode == 0
+    alone = cv2.imread(str(tmp_path / "one.png"), cv2.IMREAD_UNCHANGED)
+    for name in ("a.png", "b.png"):
+        assert np.array_equal(cv2.imread(str(tmp_path / "out" / name), cv2.IMREAD_UNCHANGED), alone)
+    done = bpr(
+        "refine", tmp_path / "photos", tmp_path / "maps", "--task", "semantic", "-o", tmp_path / "l", "--preset", "fast"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (cv2.imread(str(tmp_path / "l" / "a.png"), cv2.IMREAD_UNCHANGED)[:5] == 255).all()
+    wrong = bpr(*call, "-o", tmp_path / "no", "--picture", tmp_path / "p.png")
+    assert (wrong.returncode, "--picture" in wrong.stderr) == (2, True)
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "task", "found"),
+    [
+        (".png", "instance", ("instance", "png")),
+        (".png", "labels", ("instance", "ids")),
+        (".png", "semantic", ("semantic", "png")),
+        (".npy", "soft", ("instance", "soft")),
+        (".json", "instance", ("instance", "labelme")),
+        (".txt", "instance", ("instance", "yolo")),
+    ],
+)
+def test_what_a_folder_of_masks_holds(tmp_path: Path, suffix: str, task: str, found: tuple[str, str]) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / f"a{suffix}").touch()
+    assert folder_format(tmp_path, task) == found
+
+
+def test_the_tasks_that_are_offered_can_be_read() -> None:
+    assert set(TASKS) == {*PICTURE_FORMATS, "panoptic"}
+
+
 def test_doctor_names_model_and_hash() -> None:
     done = bpr("doctor")
     assert done.returncode == 0, done.stderr
     assert "balanced@4" in done.stdout
     assert "verified" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("refine", "image.png", "mask.png", "-o", "o.png", "--preset", "balancd"),
+        ("refine", "image.png", "mask.png", "-o", "o.png", "--task", "instances"),
+        ("refine", "image.png", "mask.png", "-o", "o.png", "--device", "gpu"),
+        ("refine", "image.png", "mask.png", "-o", "o.png", "--model", "nowhere"),
+        ("refine", "image.png", "mask.png", "-o", "o.png", "--set", "nms_threshold=9"),
+        ("refine", "image.png", "nowhere.png", "-o", "o.png"),
+        ("demo", "--preset", "balancd"),
+        ("batch", "instance", "--images", "nowhere", "--predictions", "mask.png", "--out", "o"),
+        ("batch", "semantic", "--images", ".", "--predictions", "nowhere", "--out", "o"),
+        ("audit", "instance", "--images", "nowhere", "--annotations", "mask.png", "--out", "o"),
+    ],
+    ids=" ".join,
+)
+def test_what_is_wrong_with_a_name_is_said_before_anything_heavy_is_imported(
+    coffee: Path, wrong: tuple[str, ...]
+) -> None:
+    probe = (
+        "import sys\nfrom bpr_service.cli import main\n"
+        "try: main()\nexcept SystemExit as end: print(end.code, "
+        "[m for m in ('torch', 'numba', 'cv2', 'openvino', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", probe, *wrong], capture_output=True, text=True, cwd=coffee)
+    assert done.stdout.strip() == "2 []", done.stdout + done.stderr
+    assert done.stderr.startswith("bpr: ")
 
 
 def test_importing_the_commands_loads_nothing_heavy() -> None:

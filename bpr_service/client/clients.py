@@ -126,7 +126,7 @@ class Client(_Base):
                 failure = error
             delay_s = self._delay(attempt, response, until)
             if delay_s is None:
-                return _end(response, failure)
+                return _end(response, failure, self._url)
             time.sleep(delay_s)
         raise AssertionError("unreachable")
 
@@ -207,14 +207,17 @@ class AsyncClient(_Base):
                 failure = error
             delay_s = self._delay(attempt, response, until)
             if delay_s is None:
-                return _end(response, failure)
+                return _end(response, failure, self._url)
             await asyncio.sleep(delay_s)
         raise AssertionError("unreachable")
 
 
-def _end(response: httpx.Response | None, failure: httpx.TransportError | None) -> Any:
+def _end(response: httpx.Response | None, failure: httpx.TransportError | None, url: str) -> Any:
     if response is not None:
         return answer(response)
     raise NotReadyError(
-        "the service cannot be reached", expected="an answer", got=type(failure).__name__, fix="check the address"
+        f"{url} cannot be reached",
+        expected="an answer of bpr serve",
+        got=str(failure) or type(failure).__name__,
+        fix="check the address, and that the server runs",
     ) from failure

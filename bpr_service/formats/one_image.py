@@ -21,7 +21,8 @@ PICTURE_FORMATS = {
     "semantic": ("semantic", "png"),
 }
 """How a picture of masks is read, by what it is said to be."""
-_PNG = b"\x89PNG\r\n\x1a\n"
+_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+"""How pictures begin, whatever their files are called."""
 _HEAD_BYTES = 1 << 16
 
 
@@ -111,12 +112,22 @@ def _common_tail(one: list[str], other: list[str]) -> int:
     return same
 
 
+def folder_format(folder: Path, task: str) -> tuple[str, str]:
+    """Task and format of a folder of mask files, by their suffixes: pictures, else LabelMe's JSON, else YOLO's text."""
+    suffixes = {path.suffix.lower() for path in folder.rglob("*") if path.is_file()}
+    if task == "instance" and not suffixes & {*PICTURES, ".npy", ".npz"}:
+        for suffix, name in ((".json", "labelme"), (".txt", "yolo")):
+            if suffix in suffixes:
+                return "instance", name
+    return PICTURE_FORMATS[task]
+
+
 def _detect(path: Path, task: str) -> tuple[str, str]:
     """Task and format of a file of masks, by its beginning and its suffix."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     suffix = path.suffix.lower()
-    if head.startswith(_PNG) or suffix in PICTURES:
+    if head.startswith(_MAGIC) or suffix in PICTURES:
         return PICTURE_FORMATS[task]
     if is_array(head):
         if task not in ("instance", "soft"):

@@ -35,15 +35,23 @@ class ResultKind(StrEnum):
     parquet = "parquet"
 
 
-Images = Annotated[str, typer.Option(help="Folder of the images; a path or an address (s3://...).")]
+Images = Annotated[
+    str,
+    typer.Option(
+        help="Folder of the images; a path or an address (s3://...).",
+        callback=command_options.there("a folder of images"),
+    ),
+]
 Format = Annotated[str | None, typer.Option("--format", help="Format of the predictions.")]
-Preset = Annotated[str, typer.Option(help="fast, lean, balanced or best.")]
-Model = Annotated[str | None, typer.Option(help="A model's folder, or NAME@... of the model store.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Workers = Annotated[int, typer.Option(help="Loader processes that feed the device; 0: none.", min=0, max=64)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an earlier call was stopped.")]
 Report = Annotated[str | None, typer.Option(help="Write a JSON report here.")]
-Truth = Annotated[str | None, typer.Option(help="Ground truth; the report then has figures before and after.")]
+Truth = Annotated[
+    str | None,
+    typer.Option(
+        help="Ground truth; the report then has figures before and after.", callback=command_options.there("a truth")
+    ),
+]
 Work = Annotated[str | None, typer.Option(help="Folder or address for unfinished work; default OUT.bpr-work.")]
 Part = Annotated[str | None, typer.Option(metavar="I/N", help="Only share I of N, from 0; needs --work.")]
 Merge = Annotated[bool, typer.Option("--merge", help="Only put the shares together; needs --work.")]
@@ -51,22 +59,27 @@ Engine = Annotated[EngineName, typer.Option(help="local, or ray: the actors of a
 Address = Annotated[str | None, typer.Option(help="Ray's cluster; default: RAY_ADDRESS, else one started here.")]
 Actors = Annotated[int | None, typer.Option(help="Devices of Ray's cluster; default: all it has.", min=1)]
 
+_predictions = command_options.there("predictions")
+
 
 @batch.command()
 @command_options.takes_files()
 def instance(
     images: Images,
-    predictions: Annotated[str, typer.Option(help="COCO or LVIS results, or a Cityscapes or YOLO folder.")],
+    predictions: Annotated[
+        str,
+        typer.Option(help="COCO or LVIS results, or a Cityscapes or YOLO folder.", callback=_predictions),
+    ],
     out: Annotated[str, typer.Option(help="The refined predictions, in the same format.")],
     dataset: Annotated[str | None, typer.Option(help="Annotation file with the 'images' of the data set.")] = None,
     format_: Format = None,
-    preset: Preset = "balanced",
-    model: Model = None,
-    device: Device = "cpu",
+    preset: command_options.Preset = "balanced",
+    model: command_options.Model = None,
+    device: command_options.Device = "cpu",
     workers: Workers = 2,
     resume: Resume = False,
     report: Report = None,
-    ground_truth: Truth = None,
+    truth: Truth = None,
     work: Work = None,
     part: Part = None,
     merge: Merge = False,
@@ -85,7 +98,7 @@ def instance(
               "format": format_, "result": result.value, "preset": preset, "model": model,
               "settings": settings}  # fmt: skip
     drive = {"device": device, "workers": workers, "resume": resume, "report": report,
-               "ground_truth": ground_truth, "work": work, "part": part, "merge": merge, "engine": engine,
+               "ground_truth": truth, "work": work, "part": part, "merge": merge, "engine": engine,
                "address": address, "actors": actors}  # fmt: skip
     _run_batch(values, files, drive)
 
@@ -94,19 +107,19 @@ def instance(
 @command_options.takes_files()
 def semantic(
     images: Images,
-    predictions: Annotated[str, typer.Option(help="Folder of one-channel PNGs.")],
+    predictions: Annotated[str, typer.Option(help="Folder of one-channel PNGs.", callback=_predictions)],
     out: Annotated[str, typer.Option(help="Folder of the refined PNGs.")],
     ignore_label: Annotated[
         int | None, typer.Option(help="The label that is never rewritten; default: the format's.")
     ] = None,
     format_: Format = None,
-    preset: Preset = "balanced",
-    model: Model = None,
-    device: Device = "cpu",
+    preset: command_options.Preset = "balanced",
+    model: command_options.Model = None,
+    device: command_options.Device = "cpu",
     workers: Workers = 2,
     resume: Resume = False,
     report: Report = None,
-    ground_truth: Truth = None,
+    truth: Truth = None,
     classes: Annotated[int | None, typer.Option(help="Number of classes, for the figures.")] = None,
     work: Work = None,
     part: Part = None,
@@ -123,7 +136,7 @@ def semantic(
               "ignore_label": ignore_label, "preset": preset, "model": model,
               "settings": settings}  # fmt: skip
     drive = {"device": device, "workers": workers, "resume": resume, "report": report,
-               "ground_truth": ground_truth, "classes": classes,
+               "ground_truth": truth, "classes": classes,
                "work": work, "part": part, "merge": merge, "engine": engine,
                "address": address, "actors": actors}  # fmt: skip
     _run_batch(values, files, drive)
@@ -133,17 +146,17 @@ def semantic(
 @command_options.takes_files()
 def panoptic(
     images: Images,
-    predictions: Annotated[str, typer.Option(help="COCO panoptic JSON.")],
+    predictions: Annotated[str, typer.Option(help="COCO panoptic JSON.", callback=_predictions)],
     panoptic_dir: Annotated[str, typer.Option(help="Folder of its PNGs.")],
     out: Annotated[str, typer.Option(help="Folder of the refined PNGs and panoptic.json.")],
     dataset: Annotated[str | None, typer.Option(help="File with the 'images' of the data set.")] = None,
-    preset: Preset = "balanced",
-    model: Model = None,
-    device: Device = "cpu",
+    preset: command_options.Preset = "balanced",
+    model: command_options.Model = None,
+    device: command_options.Device = "cpu",
     workers: Workers = 2,
     resume: Resume = False,
     report: Report = None,
-    ground_truth: Truth = None,
+    truth: Truth = None,
     work: Work = None,
     part: Part = None,
     merge: Merge = False,
@@ -159,7 +172,7 @@ def panoptic(
               "panoptic_dir": panoptic_dir, "preset": preset, "model": model,
               "settings": settings}  # fmt: skip
     drive = {"device": device, "workers": workers, "resume": resume, "report": report,
-               "ground_truth": ground_truth, "work": work, "part": part, "merge": merge, "engine": engine,
+               "ground_truth": truth, "work": work, "part": part, "merge": merge, "engine": engine,
                "address": address, "actors": actors}  # fmt: skip
     _run_batch(values, files, drive)
 
@@ -175,7 +188,7 @@ def _run_batch(values: dict[str, Any], files: FileOptions, options: dict[str, An
     assert isinstance(request, RefineRequest)
     drive = _drive(options)
     result = run_batch(request, Batch(**{**options, "part": share_of(options["part"])}), drive=drive)
-    _print_result(result, request.out)
+    print_result(result, request.out)
     raise typer.Exit(result.exit_code)
 
 
@@ -218,7 +231,7 @@ def print_failed(totals: Totals, word: str, where: str) -> None:
         typer.echo(f"  ... and {totals.failed_count - 10} more: see {where}", err=True)
 
 
-def _print_result(result: Result, out: str) -> None:
+def print_result(result: Result, out: str) -> None:
     totals = result.totals
     if totals is None:
         typer.echo(f"a share of {out}: {result.images} images {pace(result)}")

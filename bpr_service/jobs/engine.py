@@ -265,7 +265,7 @@ class JobEngine:
         row = self.database.job(job_id)
         if row is None:
             raise NotFoundError(
-                f"job {job_id!r}", expected="the id of a job", got="none of that id", fix="bpr jobs list"
+                f"job {job_id!r}", expected="the id of a job", got="none of that id", fix="see bpr jobs list"
             )
         return row
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bpr_service.jobs.batch_commands import Device
+from bpr_service.command_options import Device
 
 if TYPE_CHECKING:
     from bpr_service.jobs.engine import Job, JobEngine

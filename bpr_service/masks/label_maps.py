@@ -186,7 +186,8 @@ def two_values(picture: Any) -> tuple[NDArray[np.bool_], Any, Any]:
         return others, np.full_like(value, 1 if picture.mode in ("1", "P") else _top(array)), value
     at = int(others.argmax())
     if not np.array_equal(others, pixels == pixels.flat[at]):
-        raise more_values(f"a picture of mode {picture.mode} with more")
+        jpeg = " (JPEG smears the values of a mask: keep masks as PNG)" if picture.format == "JPEG" else ""
+        raise more_values(f"a picture of mode {picture.mode} with more{jpeg}")
     here, there = _pixel(array, 0), _pixel(array, at)
     if _strength(here, picture.mode) > _strength(there, picture.mode):
         return ~others, here, there

@@ -29,7 +29,9 @@ Ratio = Annotated[
 
 @app.command()
 def instance(
-    dataset: Annotated[Path, typer.Option(metavar="ANN.json", help="Ground truth: COCO or LVIS.")],
+    dataset: Annotated[
+        Path, typer.Option("--truth", "--dataset", metavar="ANN.json", help="Ground truth: COCO or LVIS.")
+    ],
     predictions: Annotated[Path, typer.Option(metavar="PRED.json", help="Results in COCO's format.")],
     before: Annotated[Path | None, typer.Option(metavar="PRED.json", help="The coarse results.")] = None,
     boundary_ratio: Ratio = 0.02,
@@ -58,7 +60,7 @@ def instance(
 
 @app.command()
 def semantic(
-    labels: Annotated[Path, typer.Option(metavar="DIR", help="Label PNGs of the ground truth.")],
+    labels: Annotated[Path, typer.Option("--truth", "--labels", metavar="DIR", help="Label PNGs of the ground truth.")],
     predictions: Annotated[Path, typer.Option(metavar="DIR", help="Label PNGs of the same names.")],
     classes: Annotated[int, typer.Option(min=1, max=65535, help="Labels are 0 to CLASSES - 1.")],
     before: Annotated[Path | None, typer.Option(metavar="DIR", help="The coarse label PNGs.")] = None,
@@ -87,7 +89,9 @@ def semantic(
 
 @app.command()
 def panoptic(
-    dataset: Annotated[Path, typer.Option(metavar="PAN_GT.json", help="Ground truth: COCO panoptic.")],
+    dataset: Annotated[
+        Path, typer.Option("--truth", "--dataset", metavar="PAN_GT.json", help="Ground truth: COCO panoptic.")
+    ],
     panoptic_dir: Annotated[Path, typer.Option(metavar="DIR", help="Its PNGs.")],
     predictions: Annotated[Path, typer.Option(metavar="PAN.json", help="Predictions: COCO panoptic.")],
     predictions_dir: Annotated[Path, typer.Option(metavar="DIR", help="Their PNGs.")],

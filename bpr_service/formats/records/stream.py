@@ -24,6 +24,8 @@ _DRESSES = (
     (b"\xfd7zXZ", "xz-compressed", "unpack it: unxz FILE.xz"),
     (b"\x28\xb5\x2f\xfd", "zstd-compressed", "unpack it: unzstd FILE.zst"),
     (b"PK\x03\x04", "a ZIP archive", "unpack it"),
+    (b"\xff\xd8\xff", "a JPEG picture", "masks in pictures have another --format; a mask is best kept as PNG"),
+    (b"\x89PNG", "a PNG picture", "masks in pictures have another --format, as png"),
     (b"\xff\xfe", "UTF-16", "convert it: iconv -f UTF-16 -t UTF-8"),
     (b"\xfe\xff", "UTF-16", "convert it: iconv -f UTF-16 -t UTF-8"),
     (b"\0", "UTF-16 without a byte order mark", "convert it: iconv -f UTF-16BE -t UTF-8"),

@@ -147,7 +147,7 @@ def spec_of(request: RefineRequest, model: str | None, store: ModelStore | None 
 
 def _place(request: RefineRequest, options: Batch) -> Place:
     if options.ground_truth and request.task == "semantic" and not options.classes:
-        raise ConfigError("figures", expected="--classes N with --ground-truth", got="none", fix="pass --classes")
+        raise ConfigError("figures", expected="--classes N with --truth", got="none", fix="pass --classes")
     if options.merge and options.part:
         raise ConfigError("--merge", expected="--part or --merge", got="both", fix="merge when all parts are done")
     shared = options.part is not None or options.merge
