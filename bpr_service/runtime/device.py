@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from bpr_service.errors import FatalDeviceError
+from bpr_service.errors import FatalDeviceError, NotReadyError
 
 T = TypeVar("T")
 
@@ -63,17 +63,23 @@ class DeviceOwner:
     def __init__(self, name: str = "device") -> None:
         self._inbox: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._lock = threading.Lock()
+        self._stopped = False
         self.failure: BaseException | None = None
 
     def start(self) -> None:
         self._thread.start()
 
     def call(self, function: Callable[[], T]) -> Future[T]:
-        """Queue ``function`` for the device thread. After a fatal error every call fails with
-        `DeviceError`.
+        """Queue ``function`` for the device thread. After a fatal error every call fails with `DeviceError`, after
+        `stop` with `NotReadyError`.
         """
         future: Future[T] = Future()
-        self._inbox.put((function, future))
+        with self._lock:
+            if self._stopped:
+                future.set_exception(NotReadyError("the server is stopping", fix="try another one"))
+            else:
+                self._inbox.put((function, future))
         return future
 
     @property
@@ -83,7 +89,9 @@ class DeviceOwner:
 
     def stop(self, timeout_s: float | None = None) -> None:
         """Let the thread end after what is queued."""
-        self._inbox.put(None)
+        with self._lock:
+            self._stopped = True
+            self._inbox.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 

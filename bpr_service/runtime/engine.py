@@ -91,7 +91,9 @@ class Engine:
         try:
             self._lanes.open()
         except BaseException:
-            self.state = "failed"
+            with self._changed:
+                if self.state != "stopped":
+                    self.state = "failed"
             raise
         with self._changed:
             if self.state == "starting":

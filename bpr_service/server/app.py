@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -32,20 +38,26 @@ def create_app(
     job_router: APIRouter | None = None,
     pool: Pool | None = None,
 ) -> FastAPI:
-    """The service around a running (or starting) ``engine``.
+    """The service around an ``engine``, which starts and stops with it: see `lifespan`.
 
-    ``catalogue`` lists and activates models (by default only what the engine serves), ``keys`` guard the routes (by
-    default those of ``config.api_keys_file``), ``job_router`` adds ``/v1/jobs``. Starting, draining and stopping the
-    engine is the caller's: see `bpr_service.server.server_commands`.
+    Args:
+        engine: not started yet.
+        config: by default that of the environment.
+        catalogue: lists and activates models; by default only what the engine serves.
+        keys: guard the routes; by default those of ``config.api_keys_file``.
+        metrics: what ``/metrics`` shows.
+        job_router: adds ``/v1/jobs``.
+        pool: processes that read and write, started and stopped by the caller; by default the service's own.
     """
     settings = config or ServerSettings()
     metrics = metrics or Metrics()
     metrics.watch(engine)
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, responses=problems(422))
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, responses=problems(422), lifespan=lifespan)
     if keys is None:
         keys = Keys(path=settings.api_keys_file)
     app.state.engine, app.state.settings, app.state.metrics = engine, settings, metrics
-    app.state.pool = pool or Pool(2 * settings.cpu_workers)
+    app.state.pool, app.state.owns_pool = pool or Pool(2 * settings.cpu_workers), pool is None
+    app.state.started = Future()
     app.state.fleet_text = None  # the metrics of all processes, where this one is of a fleet
     app.state.catalogue = catalogue or ServedModels()
     for router in (health.router, routes.router, label_studio.router, page.router):
@@ -61,6 +73,37 @@ def create_app(
 
         instrument(app)
     return app
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Start the engine beside the first answers, which say that it is not ready, and stop it after the last.
+
+    ``app.state.started`` is done when the engine is ready, or has the error for which it did not start. To let
+    requests in flight end first, drain the engine before the server is stopped, as `bpr serve` does.
+    """
+    engine: Engine = app.state.engine
+    pool: Pool = app.state.pool
+    started: Future[None] = app.state.started
+    started.set_running_or_notify_cancel()  # who waits for it and gives up does not cancel it
+
+    def start() -> None:
+        try:
+            if app.state.owns_pool:
+                pool.start()
+            engine.start()
+        except BaseException as error:
+            started.set_exception(error)
+        else:
+            started.set_result(None)
+
+    threading.Thread(target=start, name="start", daemon=True).start()  # a server that leaves does not wait for it
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(engine.stop)
+        if app.state.owns_pool:
+            pool.stop()
 
 
 async def _problem(request: Request, error: Exception) -> Response:

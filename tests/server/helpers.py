@@ -56,8 +56,6 @@ def serving(
     config = ServerSettings(**(settings or {}))
     metrics = Metrics()
     engine = Engine(models or DummyModels(), config, warm=warm_stages, events=metrics)
-    if start:
-        engine.start()
     app = create_app(engine, config, metrics=metrics, **{"pool": pool(), **parts})
     with socket.socket() as door:
         door.bind(("127.0.0.1", 0))
@@ -67,7 +65,7 @@ def serving(
             app,
             port=port,
             log_config=None,
-            lifespan="off",
+            lifespan="on" if start else "off",
             access_log=False,
             server_header=False,
             http=guarded(config.max_connections, config.header_s),
@@ -78,6 +76,8 @@ def serving(
     until = time.monotonic() + 10
     while not server.started and time.monotonic() < until:
         time.sleep(0.005)
+    if start:
+        app.state.started.result(60)
     url = f"http://127.0.0.1:{port}"
     try:
         with httpx.Client(base_url=url, timeout=30) as client:
@@ -87,7 +87,8 @@ def serving(
         assert engine.wait_idle(10), "a slot was never released"
         server.should_exit = True
         thread.join(10)
-        engine.stop()
+        if not start:
+            engine.stop()
         assert engine.memory.used_bytes == 0, "reserved memory was never freed"
 
 

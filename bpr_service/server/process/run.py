@@ -8,12 +8,12 @@ import logging
 import os
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from bpr_service.errors import BprError, ConfigError, FatalDeviceError
 from bpr_service.runtime.engine import Engine
@@ -94,15 +94,9 @@ def ready_lines(engine: Engine, settings: ServerSettings) -> dict[str, Any]:
     return {"fields": {"models": [f"{preset}: {model}" for preset, model in models.items()]}, "lines": lines}
 
 
-async def serve(
-    app: Any, engine: Engine, settings: ServerSettings, doors: Callable[[], list[socket.socket]] | None = None
-) -> int:
-    """Listen at once (not ready), warm up beside, and on a signal drain: refuse, finish what is in flight, leave.
-
-    With ``doors``, of a fleet, listen only once ready, so that requests go to processes that are; and leave where the
-    device fails for good, so that another process takes its place.
-    """
-    config = uvicorn.Config(
+def uvicorn_config(app: FastAPI, settings: ServerSettings, *, shared: bool) -> uvicorn.Config:
+    """uvicorn as every server here runs it; ``shared``: its socket is a fleet's."""
+    return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -110,25 +104,34 @@ async def serve(
         access_log=False,
         server_header=False,
         http=guarded(room_for_connections(settings.max_connections), settings.header_s),
-        lifespan="off",
+        lifespan="off",  # `serve` enters it
         timeout_keep_alive=30,
         timeout_graceful_shutdown=5,
-        backlog=1 if doors else BACKLOG,  # asyncio takes so many connections at a time
+        backlog=1 if shared else BACKLOG,  # asyncio takes so many connections at a time
     )
-    server = Server(config)
-    loop = asyncio.get_running_loop()
-    stop, ready = asyncio.Event(), asyncio.Event()
-    failure: list[BaseException] = []
 
-    def start() -> None:
-        try:
-            app.state.pool.start()
-            engine.start()
-            log.info("ready", extra=ready_lines(engine, settings))
-            loop.call_soon_threadsafe(ready.set)
-        except BaseException as error:
-            failure.append(error)
-            loop.call_soon_threadsafe(stop.set)
+
+async def serve(
+    app: FastAPI, engine: Engine, settings: ServerSettings, doors: Callable[[], list[socket.socket]] | None = None
+) -> int:
+    """Listen at once (not ready), warm up beside, and on a signal drain: refuse, finish what is in flight, leave.
+
+    With ``doors``, of a fleet, listen only once ready, so that requests go to processes that are; and leave where the
+    device fails for good, so that another process takes its place.
+    """
+    async with app.router.lifespan_context(app):
+        code = await _serve(app, engine, settings, doors)
+    log.info("stopped")
+    return code
+
+
+async def _serve(
+    app: FastAPI, engine: Engine, settings: ServerSettings, doors: Callable[[], list[socket.socket]] | None
+) -> int:
+    """`serve`, while the engine lives."""
+    server = Server(uvicorn_config(app, settings, shared=doors is not None))
+    stop = asyncio.Event()
+    started = asyncio.wrap_future(app.state.started)
 
     def on_signal() -> None:
         if stop.is_set():  # a second signal: leave now
@@ -137,20 +140,32 @@ async def serve(
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
 
     async def listen() -> None:
-        if doors is not None:
-            await ready.wait()
-        await server.serve(doors() if doors else None)
+        if doors is None:
+            await server.serve()
+            return
+        await asyncio.wait({started})
+        if started.exception() is None:
+            await server.serve(doors())
 
-    serving = asyncio.create_task(listen())
-    threading.Thread(target=start, name="start", daemon=True).start()
+    async def failure() -> BaseException:
+        """Why the engine cannot go on, once it cannot."""
+        await asyncio.wait({started})
+        if (error := started.exception()) is not None:
+            return error
+        log.info("ready", extra=ready_lines(engine, settings))
+        while engine.alive or not doors:
+            await asyncio.sleep(FAILED_LOOK_S)
+        return FatalDeviceError("the device has failed")
+
+    serving, failing = asyncio.create_task(listen()), asyncio.create_task(failure())
     stopped = asyncio.create_task(stop.wait())
-    watching = asyncio.create_task(leave_when_failed(engine, failure, stop)) if doors else None
-    await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({serving, failing, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    failed = failing.result() if failing.done() else None
     clean = True
-    if not serving.done() and not failure:
+    if not serving.done() and failed is None:
         log.info("draining", extra={"fields": {"requests": engine.requests}})
         clean = await asyncio.to_thread(engine.wait_idle, settings.drain_s)
     if not clean:
@@ -159,32 +174,20 @@ async def serve(
         engine.abandon()
         server.config.timeout_graceful_shutdown = LAST_ANSWERS_S
     server.should_exit = True
-    never = doors is not None and not ready.is_set()
+    ready = started.done() and started.exception() is None
+    never = doors is not None and not ready
     if never:
         serving.cancel()
     with contextlib.suppress(SystemExit, asyncio.CancelledError):
         await serving
     stopped.cancel()
-    if watching:
-        watching.cancel()
+    failing.cancel()
     if not clean:  # threads that are still at work would be waited for
         log.info("stopped")
         logging.shutdown()
         os._exit(1)
-    await asyncio.to_thread(engine.stop)
-    app.state.pool.stop()
-    for error in failure:
-        reason = str(error) if isinstance(error, BprError) else repr(error)
-        log.error(
-            "the engine failed" if ready.is_set() else "the engine did not start", extra={"fields": {"reason": reason}}
-        )
-    log.info("stopped")
-    return 1 if failure or not (server.started or never) else 0
-
-
-async def leave_when_failed(engine: Engine, failure: list[BaseException], stop: asyncio.Event) -> None:
-    """Stop once the device has failed for good."""
-    while engine.alive:
-        await asyncio.sleep(FAILED_LOOK_S)
-    failure.append(FatalDeviceError("the device has failed"))
-    stop.set()
+    if failed is not None:
+        reason = str(failed) if isinstance(failed, BprError) else repr(failed)
+        said = "the engine failed" if ready else "the engine did not start"
+        log.error(said, extra={"fields": {"reason": reason}})
+    return 1 if failed or not (server.started or never) else 0
