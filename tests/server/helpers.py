@@ -7,7 +7,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -51,12 +51,17 @@ def pool() -> Pool:
 
 @contextlib.contextmanager
 def serving(
-    settings: dict[str, Any] | None = None, models: Any = None, start: bool = True, **parts: Any
+    settings: dict[str, Any] | None = None,
+    models: Any = None,
+    start: bool = True,
+    prepare: Callable[[FastAPI], None] = lambda app: None,
+    **parts: Any,
 ) -> Iterator[Running]:
     config = ServerSettings(**(settings or {}))
     metrics = Metrics()
     engine = Engine(models or DummyModels(), config, warm=warm_stages, events=metrics)
     app = create_app(engine, config, metrics=metrics, **{"pool": pool(), **parts})
+    prepare(app)
     with socket.socket() as door:
         door.bind(("127.0.0.1", 0))
         port = door.getsockname()[1]

@@ -15,8 +15,7 @@ def test_a_span_has_the_steps_and_probes_have_none() -> None:
     memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
     pytest.importorskip("opentelemetry.instrumentation.fastapi")
     exporter = memory.InMemorySpanExporter()
-    with serving() as server:
-        instrument(server.app, exporter)
+    with serving(prepare=lambda app: instrument(app, exporter)) as server:
         assert server.client.get("/livez").status_code == 200
         assert server.client.post("/v1/refine/instance", json=body()).status_code == 200
         spans: list[Any] = []

@@ -150,17 +150,10 @@ async def _serve(
         if started.exception() is None:
             await server.serve(doors())
 
-    async def failure() -> BaseException:
-        """Why the engine cannot go on, once it cannot."""
-        await asyncio.wait({started})
-        if (error := started.exception()) is not None:
-            return error
-        log.info("ready", extra=ready_lines(engine, settings))
-        while engine.alive or not doors:
-            await asyncio.sleep(FAILED_LOOK_S)
-        return FatalDeviceError("the device has failed")
-
-    serving, failing = asyncio.create_task(listen()), asyncio.create_task(failure())
+    serving, failing = (
+        asyncio.create_task(listen()),
+        asyncio.create_task(failure(started, engine, settings, replaced=doors is not None)),
+    )
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait({serving, failing, stopped}, return_when=asyncio.FIRST_COMPLETED)
     failed = failing.result() if failing.done() else None
@@ -191,3 +184,18 @@ async def _serve(
         said = "the engine failed" if ready else "the engine did not start"
         log.error(said, extra={"fields": {"reason": reason}})
     return 1 if failed or not (server.started or never) else 0
+
+
+async def failure(
+    started: asyncio.Future[None], engine: Engine, settings: ServerSettings, *, replaced: bool
+) -> BaseException:
+    """Why the engine cannot go on, once it cannot: it did not start, or, in a process that is ``replaced`` when it
+    ends, the device has failed for good.
+    """
+    await asyncio.wait({started})
+    if (error := started.exception()) is not None:
+        return error
+    log.info("ready", extra=ready_lines(engine, settings))
+    while engine.alive or not replaced:
+        await asyncio.sleep(FAILED_LOOK_S)
+    return FatalDeviceError("the device has failed")

@@ -25,7 +25,7 @@ from bpr_service.network.weights import ModelCard, NetworkCard, save_model
 from bpr_service.runtime.model_store import ModelStore
 from bpr_service.server.process.fleet import share_of_cores
 from bpr_service.server.process.fleet_metrics import merge
-from bpr_service.server.process.run import leave_when_failed
+from bpr_service.server.process.run import failure
 from bpr_service.server.settings import ServerSettings
 from tests.server.helpers import body
 from tests.server.process.test_run import ask, keep_asking, process
@@ -155,10 +155,14 @@ def test_a_process_that_never_gets_ready_ends_the_start(tmp_path: Path) -> None:
 
 
 def test_a_process_whose_device_failed_leaves() -> None:
-    engine, failure, stop = SimpleNamespace(alive=False), list[BaseException](), asyncio.Event()
-    asyncio.run(asyncio.wait_for(leave_when_failed(engine, failure, stop), 30))  # type: ignore[arg-type]
-    assert stop.is_set()
-    assert "failed" in str(failure[0])
+    engine = SimpleNamespace(alive=False, lanes=list, device="cpu")
+
+    async def ends() -> BaseException:
+        started = asyncio.get_running_loop().create_future()
+        started.set_result(None)
+        return await asyncio.wait_for(failure(started, engine, ServerSettings(), replaced=True), 30)  # type: ignore[arg-type]
+
+    assert "the device has failed" in str(asyncio.run(ends()))
 
 
 @pytest.mark.parametrize("devices", [("gpu",), ("cpu", "cuda:x"), ("auto",)])
