@@ -20,6 +20,9 @@ def segmenter(
     arch: Arch = "mask_rcnn",
     head: Head = "plain",
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME_ARCH_HEAD when left out.")] = None,
+    init_from: Annotated[
+        Path | None, typer.Option(help="Start from these weights: another run's folder, or a file (model.weights).")
+    ] = None,
     settings: Set = None,
     resume: Annotated[bool, typer.Option(help="Go on from the folder's last checkpoint.")] = True,
     json_progress: Annotated[bool, typer.Option(help="JSON lines on stdout instead of a bar.")] = False,
@@ -37,7 +40,8 @@ def segmenter(
     from refiner_training.run.segmenter import train_segmenter
     from refiner_training.segmenters.config import load_segmenter_config
 
-    loaded = load_segmenter_config(config, parse_settings(settings or ()))
+    changed = parse_settings(settings or ()) | ({"model.weights": str(init_from)} if init_from else {})
+    loaded = load_segmenter_config(config, changed)
     folder = out or Path("runs") / f"{loaded.name}_{arch}_{head}"
     progress: Any = "json" if json_progress else "bar"
     typer.echo(train_segmenter(arch, head, loaded, folder, resume=resume, progress=progress))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from refiner_training.run.module import TrainingModule
 from refiner_training.run.streams import processes
 from refiner_training.run.trainer import Progress, begin, fit
 from refiner_training.run.validation import SegmenterScore
+from refiner_training.run.weights import load_weights
 from refiner_training.segmenters.base import Segmenter, Target
 from refiner_training.segmenters.config import SegmenterConfig
 from refiner_training.segmenters.data import ClassMap, StreamSampler, make_loader, open_data, val_loader
@@ -134,7 +136,7 @@ def train_segmenter(
 
     Raises:
         UnknownName, ConfigError, FormatError: see :func:`build_segmenter` and the data sets.
-        ModelError: ``last.ckpt`` is damaged or of another layout.
+        ModelError: ``last.ckpt`` is damaged or of another layout; ``model.weights`` cannot be used.
     """
     run = config.run
     rank, world = processes()
@@ -148,6 +150,17 @@ def train_segmenter(
     first = resume_step(last, "segmenter", record, SAME) if resume and last.is_file() else 0
     if first >= run.steps:
         return last
+    if first == 0 and config.model.weights is not None:
+        report = load_weights(
+            module.network,
+            config.model.weights,
+            arch,
+            std=config.model.inputs.std,
+            class_ids=dataset.classes.ids,
+        )
+        if rank == 0:
+            report.write(folder / "weights.json")
+            print(report, file=sys.stderr)
     sampler = StreamSampler(len(dataset), seed=run.seed, first=first * run.batch_size, rank=rank, world=world)
     training = make_loader(dataset, sampler, run.batch_size // world, run.workers)
     validation = None

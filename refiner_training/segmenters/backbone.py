@@ -5,11 +5,13 @@ Letters: B images, H and W the network input's height and width in pixels, D cha
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from functools import partial
 from typing import Any, Literal
 
 import timm
+from pydantic import Field
 from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import (
@@ -32,12 +34,17 @@ class BackboneConfig(Settings):
         pretrained: fetch timm's weights; off, everything is trained from scratch.
         norm: ``batch``; ``group`` (small batches from scratch); ``frozen`` batch norm (the papers' fine-tuning).
         fpn_channels: D.
+        stride_in_1x1: put a bottleneck's stride into its first 1x1 convolution, as detectron2's default ResNets have
+            it; timm's and torchvision's have it in the 3x3.
+        frozen_stages: parts that are not trained: 1 the stem, 2 the stem and the first stage (detectron2), and so on.
     """
 
     name: str = "resnet50"
     pretrained: bool = False
     norm: Norm = "batch"
     fpn_channels: int = 256
+    stride_in_1x1: bool = False
+    frozen_stages: int = Field(default=0, ge=0, le=5)
 
 
 def group_norm(channels: int, **_: Any) -> nn.Module:
@@ -97,4 +104,40 @@ def create_body(config: BackboneConfig, strides: list[int]) -> Any:
             got=str(error),
             fix="choose another backbone or norm",
         ) from None
+    if config.stride_in_1x1:
+        stride_first(body, config.name)
+    freeze(body, config)
     return freeze_batch_norm_2d(body) if config.norm == "frozen" else body  # type: ignore[no-untyped-call]
+
+
+def stride_first(body: nn.Module, name: str) -> None:
+    """Move the stride of each bottleneck from its 3x3 to its first 1x1 convolution."""
+    blocks = [block for block in body.modules() if hasattr(block, "conv3") and hasattr(block, "conv2")]
+    if not blocks:
+        fix = "leave model.backbone.stride_in_1x1 false"
+        raise ConfigError(f"backbone {name}", expected="a ResNet of bottlenecks", got="none", fix=fix)
+    block: Any
+    for block in blocks:
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+
+
+def freeze(body: nn.Module, config: BackboneConfig) -> None:
+    """Take the first stages out of the training: their weights, and what their norms learn.
+
+    The stem is what comes before the first stage, as timm names both.
+    """
+    if config.frozen_stages == 0:
+        return
+    stages = [name for name, _ in body.named_children() if re.fullmatch(r"(layer|stages?_?|blocks_?|res)\d", name)]
+    if len(stages) < config.frozen_stages - 1 or not stages:
+        raise ConfigError(
+            f"backbone {config.name}",
+            expected=f"{max(config.frozen_stages - 1, 1)} stages that can be frozen",
+            got=", ".join(stages) or "none that timm names so",
+            fix="lower model.backbone.frozen_stages, or use a ResNet",
+        )
+    left = set(stages[config.frozen_stages - 1 :])
+    for name, part in body.named_children():
+        if name not in left:
+            part = freeze_batch_norm_2d(part)  # type: ignore[no-untyped-call]
+            setattr(body, name, part.requires_grad_(False))

@@ -81,8 +81,13 @@ class HeadsConfig(Settings):
 
 
 class ModelConfig(Settings):
-    """The backbone, the sizes of the input, and each architecture's own settings."""
+    """The backbone, the sizes of the input, and each architecture's own settings.
 
+    Attributes:
+        weights: a file of weights, or another run's folder, to start from; see `refiner_training.run.weights`.
+    """
+
+    weights: Path | None = None
     backbone: BackboneConfig = BackboneConfig()
     inputs: InputConfig = InputConfig()
     mask_rcnn: MaskRcnnConfig = MaskRcnnConfig()

@@ -26,7 +26,7 @@ from refiner_training.heads.boundary_squeeze_dense import (
 )
 from refiner_training.heads.layers import conv, predictor, small_start
 from refiner_training.heads.losses import zero_loss
-from refiner_training.segmenters.backbone import BackboneConfig
+from refiner_training.segmenters.backbone import BackboneConfig, freeze
 from refiner_training.segmenters.base import Segmenter, Target
 from refiner_training.segmenters.mask_rcnn import InputConfig
 
@@ -89,11 +89,10 @@ class DeepLab(Segmenter):
         super().__init__()
         self.classes, self.ignore_label, self.settings = classes, ignore_label, squeeze
         self.inputs, self.config, self.scale = inputs, config, 1.0
-        if backbone.norm != "batch":
-            raise ConfigError(
-                "norm of the backbone", expected="batch (all that smp's decoder knows)", got=backbone.norm,
-                fix="set model.backbone.norm to batch",
-            )  # fmt: skip
+        if backbone.norm != "batch" or backbone.stride_in_1x1:
+            got = f"norm {backbone.norm}, stride_in_1x1 {backbone.stride_in_1x1}"
+            expected, fix = "norm batch, the stride in the 3x3", "set model.backbone.norm and stride_in_1x1 so"
+            raise ConfigError("the backbone of a deeplabv3plus", expected=expected, got=got, fix=fix)
         self.model = smp.DeepLabV3Plus(
             f"tu-{backbone.name}",
             encoder_weights="imagenet" if backbone.pretrained else None,
@@ -103,6 +102,7 @@ class DeepLab(Segmenter):
             decoder_aspp_dropout=config.dropout,
             classes=classes,
         )
+        freeze(self.model.encoder.model, backbone)
         small_start(self.model.segmentation_head[0])
         self.loss_names: tuple[str, ...] = ("loss_ce",)
         if squeeze is not None:
