@@ -1,10 +1,14 @@
-"""Kills and what is left of them: kill -9 of a worker at random moments, on SQLite and on PostgreSQL.
+"""Kills and what is left of them: kill -9 of a worker, of one of Ray's nodes, of a merge, at random moments.
 
     python -m benchmarks.faults refine [--kills 20] [--images 200] [--database sqlite|postgres|both] [--json OUT]
+    python -m benchmarks.faults ray    [--kills 20] [--images 200] [--json OUT]
+    python -m benchmarks.faults merge  [--kills 20] [--images 100000] [--json OUT]
     python -m benchmarks.faults train  [--kills 20] [--database sqlite|postgres|both] [--json OUT]
     python -m benchmarks.faults disk   [--images 60] [--database sqlite|postgres|both] [--json OUT]
 
-Refine: the result must be byte-identical to an undisturbed run's, no image lost or refined more than twice.
+Refine: the result must be byte-identical to an undisturbed run's, no image lost or refined more than twice. Ray: the
+same of a cluster of three nodes on this machine, one of which is lost at each kill and replaced. Merge: no result is
+there until the merge that is left alone, whose result is byte-identical.
 Train: it goes on from its checkpoint and registers exactly one version. Disk: jobs and results (and SQLite) lie on a
 small file system, which is filled to the last byte for a while; this mounts a tmpfs and so needs root.
 Exit code 1 where one of these does not hold.
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import random
 import signal
 import subprocess
@@ -25,7 +30,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from benchmarks.scale import plan, put_together, write_files
+from benchmarks.scale import refine as refine_for_nothing
+from bpr_service.jobs.refine.batch import Batch, run_batch
+from bpr_service.jobs.refine.place import Place
 from tests.jobs.fleet import Fleet, kill_at_random
+from tests.jobs.ray_cluster import RayCluster
+from tests.jobs.samples import coco_set
 from tests.jobs.test_train import TrainFleet, lives
 from tests.services import Postgres
 
@@ -38,7 +49,7 @@ def refine(root: Path, database: str, workers: int, args: argparse.Namespace) ->
             fleet.start()
         begun = time.monotonic()
         job = fleet.submit(images=args.images, part_images=16)
-        kill_at_random(fleet, job.id, args.kills, args.seed)
+        kill_at_random(fleet, job.id, args.kills, args.seed, pause_s=0.3)
         kills = len(fleet.workers) - workers
         done = fleet.wait(job.id, s=1800)
         seconds = time.monotonic() - begun
@@ -52,6 +63,57 @@ def refine(root: Path, database: str, workers: int, args: argparse.Namespace) ->
         }  # fmt: skip
     finally:
         fleet.close()
+
+
+def ray(root: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """One run on three nodes, of which ``args.kills`` are lost one after the other."""
+    request = coco_set(root / "set", args.images).with_options(part_images=4)
+    run_batch(request, Batch(workers=0))
+    again, place = request.with_options(out=str(root / "again.json")), Place(str(root / "work"))
+    cluster = RayCluster(root)
+    try:
+        begun = time.monotonic()
+        at = cluster.refine(again, place, kills=args.kills, seed=args.seed, pause_s=0.3)
+        seconds, counts = time.monotonic() - begun, cluster.refined()
+    finally:
+        cluster.close()
+    run_batch(again, Batch(work=place.address, merge=True))
+    same = Path(again.out).read_bytes() == Path(request.out).read_bytes()
+    return {
+        "what": "ray", "nodes": 3, "kills": len(at), "images_refined_at_each": at, "images": len(counts),
+        "refined_twice": sum(n == 2 for n in counts.values()), "most_often": max(counts.values()),
+        "byte_identical": same, "seconds": round(seconds, 1),
+        "ok": same and len(counts) == args.images and max(counts.values()) <= 2,
+    }  # fmt: skip
+
+
+def merge(root: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """One merge of what a network gave that costs nothing, killed before its end each time but the last."""
+    request = write_files(root, args.images)
+    plan(request, root)
+    refine_for_nothing(request, root)
+    context, out = multiprocessing.get_context("fork"), Path(request.out)
+    begun = time.monotonic()
+    put_together(request, root)
+    undisturbed, expected = time.monotonic() - begun, out.read_bytes()
+    out.unlink()
+    rng, early, left = random.Random(args.seed), 0, set[str]()
+    for _ in range(args.kills):
+        child = context.Process(target=put_together, args=(request, root))
+        child.start()
+        child.join(rng.uniform(0, undisturbed))
+        child.kill()
+        child.join()
+        early += child.exitcode == -signal.SIGKILL and not out.exists()
+        out.unlink(missing_ok=True)
+        left |= {path.name for path in root.iterdir()} - {"work", "pred.json", "ann.json"}
+    put_together(request, root)
+    same = out.read_bytes() == expected
+    return {
+        "what": "merge", "kills": args.kills, "killed_before_the_result": early, "images": args.images,
+        "undisturbed_s": round(undisturbed, 2), "byte_identical": same, "files_left": len(left),
+        "ok": same and early > 0,
+    }  # fmt: skip
 
 
 def train(root: Path, database: str, workers: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -124,25 +186,34 @@ def fill(path: Path) -> None:
                     pass
 
 
+def on_database(name: str, root: Path, args: argparse.Namespace) -> dict[str, Any]:
+    server = Postgres(root.with_name("pg")) if name == "postgres" else None
+    try:
+        run = {"refine": refine, "train": train, "disk": disk}[args.what]
+        return {"database": name, **run(root, server.url() if server else "", 2 if server else 1, args)}
+    finally:
+        if server:
+            server.stop()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["refine", "train", "disk"])
+    parser.add_argument("what", choices=["refine", "ray", "merge", "train", "disk"])
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--images", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--database", choices=["sqlite", "postgres", "both"], default="both")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    args.images = args.images or {"merge": 100_000}.get(args.what, 200)
+    databases = ("sqlite", "postgres") if args.database == "both" else (args.database,)
     results = []
-    for name in ("sqlite", "postgres") if args.database == "both" else (args.database,):
+    for name in ("",) if args.what in ("ray", "merge") else databases:
         with tempfile.TemporaryDirectory() as folder:
-            server = Postgres(Path(folder, "pg")) if name == "postgres" else None
-            run = {"refine": refine, "train": train, "disk": disk}[args.what]
             root = Path(folder, "run")
             root.mkdir()
-            result = {"database": name, **run(root, server.url() if server else "", 2 if server else 1, args)}
-            if server:
-                server.stop()
+            alone = {"ray": ray, "merge": merge}.get(args.what)
+            result = alone(root, args) if alone else on_database(name, root, args)
         print(json.dumps(result), flush=True)
         results.append(result)
     if args.json:

@@ -65,7 +65,7 @@ class FreePool:
 
     refiner = SimpleNamespace(card=SimpleNamespace(sha256=SHA))
 
-    def run(self, file: PredictionFormat, units: Iterable[Unit], *, ignore_label: int | None) -> Iterator[Outcome]:
+    def run(self, file: PredictionFormat, units: Iterable[Unit], **_: object) -> Iterator[Outcome]:
         for unit in units:
             yield Outcome(unit.number, unit.image, encoded=file.untouched(unit))
 

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -95,13 +96,40 @@ class Fleet:
         self.engine.close()
 
 
-def kill_at_random(fleet: Fleet, job_id: str, kills: int, seed: int) -> None:
-    """kill -9 a worker, ``kills`` times, once some more units were done than at the last kill; start another."""
+def hook_refine_unit(root: Path, *, before: str = "", after: str = "") -> str:
+    """A folder for PYTHONPATH with which processes get `units.refine_unit` replaced: these lines run at each unit."""
+    site = root / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import os, sys, time\n"
+        "class Hook:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'bpr_service.jobs.refine.loaders':\n"
+        "            sys.meta_path.remove(self)\n"
+        "            import bpr_service.jobs.refine.unit as units\n"
+        "            real = units.refine_unit\n"
+        "            def replaced(refiner, file, unit, ignore):\n"
+        + textwrap.indent(before, " " * 16)
+        + "                outcome = real(refiner, file, unit, ignore)\n"
+        + textwrap.indent(after, " " * 16)
+        + "                return outcome\n"
+        "            units.refine_unit = replaced\n"
+        "sys.meta_path.insert(0, Hook())\n"
+    )
+    return str(site)
+
+
+def kill_at_random(fleet: Fleet, job_id: str, kills: int, seed: int, pause_s: float = 0.0) -> None:
+    """kill -9 a worker, ``kills`` times, once some more units were done than at the last kill; start another.
+
+    Args:
+        pause_s: a pause of random length, this at most, goes before each.
+    """
     rng = random.Random(seed)
     for _ in range(kills):
         before = sum(fleet.refined(job_id).values())
         fleet.wait(job_id, lambda job, n=before: job.ended_for_good or sum(fleet.refined(job.id).values()) > n, s=600)
-        time.sleep(rng.uniform(0, 0.3))
+        time.sleep(rng.uniform(0, pause_s))
         victim = rng.choice([worker for worker in fleet.workers if worker.poll() is None])
         victim.send_signal(signal.SIGKILL)
         victim.wait()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import signal
-import textwrap
 import time
 from collections import Counter
 from pathlib import Path
 
-from tests.jobs.fleet import Fleet, kill_at_random
+from tests.jobs.fleet import Fleet, hook_refine_unit, kill_at_random
 from tests.services import Postgres
 
 
@@ -124,34 +123,13 @@ def test_a_disk_that_fills(local: Fleet) -> None:
     assert (local.root / "out.json").read_bytes() == local.expected()
 
 
-def replace_refine_unit(root: Path, body: str) -> str:
-    """A folder for PYTHONPATH with which workers get `units.refine_unit` replaced: `body` runs first, at each unit."""
-    site = root / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(
-        "import os, sys, time\n"
-        "class Hook:\n"
-        "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'bpr_service.jobs.refine.loaders':\n"
-        "            sys.meta_path.remove(self)\n"
-        "            import bpr_service.jobs.refine.unit as units\n"
-        "            real = units.refine_unit\n"
-        "            def replaced(refiner, file, unit, ignore):\n"
-        + textwrap.indent(body, " " * 16)
-        + "                return real(refiner, file, unit, ignore)\n"
-        "            units.refine_unit = replaced\n"
-        "sys.meta_path.insert(0, Hook())\n"
-    )
-    return str(site)
-
-
 def test_a_worker_that_gets_nothing_done_starts_again(local: Fleet) -> None:
     """It gives signs of life, but an image never ends: a new process takes the part up and is not caught again."""
     local.settings = local.settings.model_copy(update={"part_timeout_s": 10.0})
     once = local.root / "hung"
-    site = replace_refine_unit(
+    site = hook_refine_unit(
         local.root,
-        "if unit.image == '2.png' and not os.path.exists(os.environ['HUNG']):\n"
+        before="if unit.image == '2.png' and not os.path.exists(os.environ['HUNG']):\n"
         "    open(os.environ['HUNG'], 'w').close()\n"
         "    time.sleep(3600)\n",
     )
@@ -167,7 +145,7 @@ def test_a_worker_that_gets_nothing_done_starts_again(local: Fleet) -> None:
 
 def test_a_unit_that_kills_its_worker(local: Fleet) -> None:
     """It is left as it is after three tries, and the others go on."""
-    site = replace_refine_unit(local.root, "if unit.image == '2.png':\n    os.kill(os.getpid(), 9)\n")
+    site = hook_refine_unit(local.root, before="if unit.image == '2.png':\n    os.kill(os.getpid(), 9)\n")
     job = local.submit(images=4)
     for _ in range(6):
         local.start(PYTHONPATH=site)
@@ -193,9 +171,9 @@ def test_sigterm_ends_a_worker_between_units(local: Fleet) -> None:
 
 def test_a_unit_that_outlasts_the_drain_is_left_to_the_next_worker(local: Fleet) -> None:
     once = local.root / "hung"
-    site = replace_refine_unit(
+    site = hook_refine_unit(
         local.root,
-        "if unit.image == '2.png' and not os.path.exists(os.environ['HUNG']):\n"
+        before="if unit.image == '2.png' and not os.path.exists(os.environ['HUNG']):\n"
         "    open(os.environ['HUNG'], 'w').close()\n"
         "    time.sleep(3600)\n",
     )

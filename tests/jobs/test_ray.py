@@ -16,57 +16,42 @@ from bpr_service.errors import ConfigError, FormatError, NotReadyError
 from bpr_service.jobs.ray.data import RefineBatch
 from bpr_service.jobs.ray.driver import connect, refine_on_ray
 from bpr_service.jobs.refine.batch import Batch, run_batch
-from bpr_service.jobs.refine.journal import part_name
 from bpr_service.jobs.refine.place import Place
-from bpr_service.jobs.refine.plan import make_plan, open_file
 from bpr_service.masks.mask import Mask
 from bpr_service.refine.refiner import Refiner
+from tests.jobs.ray_cluster import RayCluster
 from tests.jobs.samples import SETTINGS, H, W, coco_set, disc, picture, tiny_model
 
-ray = pytest.importorskip("ray")
+pytest.importorskip("ray")
 
 
 @pytest.fixture
-def cluster() -> Iterator[Any]:
+def cluster(tmp_path: Path) -> Iterator[RayCluster]:
     """Three nodes with room for one actor each."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster()
     try:
-        try:
-            for _ in range(3):
-                cluster.add_node(num_cpus=1, include_dashboard=False)
-        except Exception as error:  # Ray gives a node 30 s, which a machine that does much else takes longer for
-            pytest.skip(f"no cluster of Ray started here: {error}")
-        ray.init(address=cluster.address, log_to_driver=False, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
-        yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+        cluster = RayCluster(tmp_path)
+    except Exception as error:  # Ray gives a node 30 s, which a machine that does much else takes longer for
+        pytest.skip(f"no cluster of Ray started here: {error}")
+    yield cluster
+    cluster.close()
 
 
-def test_a_node_that_is_lost_loses_nothing(cluster: Any, tmp_path: Path) -> None:
-    request = coco_set(tmp_path, 12).with_options(part_images=2)
+def test_nodes_that_are_lost_lose_nothing(cluster: RayCluster, tmp_path: Path) -> None:
+    request = coco_set(tmp_path / "set", 12).with_options(part_images=2)
     run_batch(request, Batch(workers=0))
     again = request.with_options(out=str(tmp_path / "again.json"))
     place = Place(str(tmp_path / "work"))
-    sha256 = Refiner.load("balanced", model=request.model).card.sha256
-    plan = make_plan(again, open_file(again), place, model=request.model, model_sha256=sha256)
-    done: list[int] = []
-
-    def on_part(part: int) -> None:
-        done.append(part)
-        if len(done) == 2:  # the others are in the middle of theirs
-            cluster.remove_node(sorted(cluster.worker_nodes, key=str)[0], allow_graceful=False)
-
-    refine_on_ray(again, place, range(plan.parts), on_part=on_part)
-    assert sorted(done) == list(range(6))
-    assert {part_name(part) for part in range(6)} <= set(place.list("part-"))
+    assert len(cluster.refine(again, place, kills=3, seed=1)) == 3
+    counts = cluster.refined()
+    assert sorted(counts) == sorted(f"{i}.png" for i in range(12))
+    assert max(counts.values()) <= 2
     assert run_batch(again, Batch(work=place.address, merge=True)).exit_code == 0
     assert Path(again.out).read_bytes() == Path(request.out).read_bytes()
     whole = again.with_options(out=str(tmp_path / "whole.json"))
     assert run_batch(whole, Batch(), drive=partial(refine_on_ray, actors=1)).images == 12
     assert Path(whole.out).read_bytes() == Path(request.out).read_bytes()
+    with pytest.raises(ConfigError, match="is not the same place on all nodes"):
+        refine_on_ray(again, Place(str(tmp_path / "elsewhere")), [0])
 
 
 def test_a_ray_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

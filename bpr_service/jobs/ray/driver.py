@@ -16,7 +16,7 @@ from bpr_service.jobs.refine.batch import spec_of
 from bpr_service.jobs.refine.parts import Watcher, refine_parts
 from bpr_service.jobs.refine.place import Place
 from bpr_service.jobs.refine.plan import Plan, load_plan, open_file
-from bpr_service.jobs.requests import RefineRequest
+from bpr_service.jobs.requests import RefineRequest, parse_request
 
 REACH_S = 5.0
 """How long a cluster's address may take to accept a connection."""
@@ -28,22 +28,24 @@ class PartActor:
     """Owns a device: a warm Refiner and ``workers`` loader processes. Runs in an actor process of Ray."""
 
     def __init__(self, request: dict[str, Any], work: str, device: str, workers: int) -> None:
+        parsed = parse_request(request)
+        assert isinstance(parsed, RefineRequest)
+        self.request, self.place, self.device, self.workers = parsed, Place(work), device, workers
+
+    def ready(self) -> bool:
+        """Load the model. Here, not when the actor is made: what that raises Ray takes for the actor's death."""
         from bpr_service.jobs.refine.loaders import RefinerPool
 
-        self.request, self.place = RefineRequest(**request), Place(work)
         plan = load_plan(self.place)
         if plan is None:
             raise ConfigError(
-                f"{work} is not the same place on all nodes",
+                f"{self.place.address} is not the same place on all nodes",
                 expected="a folder that they share, or object storage",
                 got="no plan there",
                 fix="pass --work with such a place",
             )
         self.plan: Plan = plan
-        self.pool = RefinerPool(spec_of(self.request, plan.model), device=device, workers=workers)
-
-    def ready(self) -> bool:
-        """True once the model is loaded."""
+        self.pool = RefinerPool(spec_of(self.request, plan.model), device=self.device, workers=self.workers)
         return True
 
     def refine(self, part: int) -> int:
@@ -139,7 +141,8 @@ def refine_on_ray(
                 done = ray.get(ref)
             except ray.exceptions.RayTaskError as error:  # what the actor raised
                 raise error.cause from error
-            except ray.exceptions.RayError as error:  # it died, or its node did
+            except ray.exceptions.RayError as error:  # it died, or its node did, or nobody knows
+                ray.kill(actor)
                 stillborn = stillborn + 1 if part is None else 0
                 if stillborn >= MAX_STARTS:
                     got = str(error).strip().splitlines()[-1]
