@@ -70,11 +70,13 @@ class Surroundings:
 
 
 class Assessor:
-    """Estimates what each change is worth, and refuses those that are expected to be worth too little."""
+    """Estimates what each change of a picture's masks is worth, and refuses those expected to be worth too little."""
 
-    def __init__(self, estimator: Estimator, surroundings: Surroundings, *, gate: bool = True) -> None:
-        """`gate`: whether anything is refused."""
-        self.estimator, self.surroundings, self.gate = estimator, surroundings, gate
+    def __init__(
+        self, image: NDArray[np.uint8], masks: Sequence[Mask], *, estimator: Estimator, gate: bool = True
+    ) -> None:
+        """As `Surroundings`; `gate`: whether anything is refused."""
+        self.surroundings, self.estimator, self.gate = Surroundings(image, masks), estimator, gate
 
     def __call__(self, coarse: Mask, averaged: Averaged, scale: float) -> Assessment:
         """What is thought of the refined mask that `averaged` gives at `scale`."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from bpr_service.masks.mask import Mask, as_mask
 from bpr_service.network.backends import batch_sizes, label
 from bpr_service.network.model import Model, Predict, Runs, check_scale
 from bpr_service.network.weights import ModelCard, bundled_models
-from bpr_service.refine.assess import Assessor, Surroundings
+from bpr_service.refine.assess import Assessor
 from bpr_service.refine.estimate import Estimator
 from bpr_service.refine.gate import CertaintyGate
 from bpr_service.refine.prepared import Prepared
@@ -63,9 +64,12 @@ class Refiner:
         card = model.card
         self.gate = gate if config.gate else None
         # Labels that compete for pixels hold each other in check: the card's rule is measured on, and for, instances.
-        self._estimator = Estimator(card.estimate) if card.estimate else None
-        certainty = CertaintyGate(card.gate) if config.gate and card.gate > 0 and not self._estimator else None
+        certainty = CertaintyGate(card.gate) if config.gate and card.gate > 0 and not card.estimate else None
         self.instance_gate = self.gate or certainty
+        self._assess = None
+        if card.estimate:  # by which nothing is refused where another gate decides, or none
+            refuses = config.gate and self.gate is None
+            self._assess = partial(Assessor, estimator=Estimator(card.estimate), gate=refuses)
         # Squares of one size are cut and averaged on an accelerator; boxes of many sizes, before and after it.
         self.resides = model.device if model.accelerator and config.patch.scheme != "instance" else None
         self._predict: Predict = model.predictor(config)
@@ -180,8 +184,8 @@ class Refiner:
         pixels = self._image(image, exif)
         height, width = pixels.shape[:2]
         parsed = [self._mask(i, m, height, width) for i, m in enumerate(_listed(masks))]
-        each, assess = self._scales(scales, len(parsed)), self._assessor(pixels, parsed)
-        return self._prepared(pixels, InstanceTask(parsed, each, self.instance_gate, assess))
+        task = InstanceTask(parsed, self._scales(scales, len(parsed)), self.instance_gate, self._assess)
+        return self._prepared(pixels, task)
 
     def prepare_semantic(
         self, image: Any, label_map: Any, ignore_label: int | None = 255, *, exif: Exif = "ignore"
@@ -225,12 +229,6 @@ class Refiner:
         for scale in set(scales):
             check_scale(self.card, self.config.with_options(scale=scale))
         return list(scales)
-
-    def _assessor(self, image: NDArray[np.uint8], masks: Sequence[Mask]) -> Assessor | None:
-        """By the card's estimate; it refuses nothing where another gate decides, or none."""
-        if self._estimator is None:
-            return None
-        return Assessor(self._estimator, Surroundings(image, masks), gate=self.config.gate and self.gate is None)
 
     def _prepared(self, image: NDArray[np.uint8], task: Any) -> Prepared[Any]:
         return Prepared(

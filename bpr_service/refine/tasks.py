@@ -13,7 +13,7 @@ then the smallest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -62,7 +62,8 @@ class InstanceTask:
     masks: Sequence[Mask]
     scales: Sequence[float]
     gate: Gate | None = None
-    assess: Assessor | None = None
+    assess: Callable[[NDArray[np.uint8], Sequence[Mask]], Assessor] | None = None
+    _assessor: Assessor | None = None
     _config: RefineConfig = field(default_factory=RefineConfig)
     _boxes: list[Boxes] = field(default_factory=list)
     _done: dict[int, tuple[Mask, MaskReport]] = field(default_factory=dict)
@@ -77,6 +78,7 @@ class InstanceTask:
         return sum(len(some) for some in self._boxes)
 
     def open(self, image: NDArray[np.uint8], outputs: int, device: str | None) -> Canvas[tuple[int, Accumulator]]:
+        self._assessor = self.assess(image, self.masks) if self.assess else None
         given = (image, self.masks, self._boxes)
         if device is None:
             return HostCanvas(*given, outputs=outputs, config=self._config)
@@ -99,13 +101,13 @@ class InstanceTask:
 
     def _judge(self, coarse: Mask, patches: Accumulator, scale: float) -> tuple[str | None, float | None]:
         """Why a coarse mask is kept, or None, and the confidence in what is given back."""
-        if self.gate is None and self.assess is None:
+        if self.gate is None and self._assessor is None:
             return None, None
         averaged = patches.averaged(coarse)
         reason = self.gate(coarse, averaged) if self.gate else None
-        if self.assess is None:
+        if self._assessor is None:
             return reason, None
-        assessment = self.assess(coarse, averaged, scale)
+        assessment = self._assessor(coarse, averaged, scale)
         return reason or assessment.reason, round(assessment.confidence, 4)
 
     def result(self, provenance: Provenance) -> RefineResult:
