@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bpr_service.config import get_preset
-from bpr_service.errors import NotFoundError
+from bpr_service.errors import ModelError, NotFoundError
 from bpr_service.runtime.engine import Engine
 from bpr_service.runtime.work import Lane
 
@@ -101,9 +101,37 @@ class StoreModels:
                     "versions": versions,
                     "presets": [lane.preset for lane in lanes if lane.model == name],
                     "card": self._card(name, active),
+                    "details": self._details(name, active, versions),
                 }
             )
         return entries
+
+    def _details(self, name: str, active: str | None, versions: Sequence[str]) -> list[dict[str, Any]]:
+        """`schemas.VersionInfo` of each version; a damaged card has no figures."""
+        bundled = self._bundled(name)
+        stored = {version.id: version for version in self._store.list(name)} if self._store is not None else {}
+        history = self._store.aliases(name)["history"] if self._store is not None else []
+        before = next((version for version in history if version != active), bundled if active != bundled else None)
+        details = []
+        for version in versions:
+            kept = stored.get(version)
+            try:
+                card = self._card(name, version) or {}
+            except ModelError:
+                card = {}
+            compared = (kept.provenance.get("comparison") or {}) if kept is not None else {}
+            measured = compared.get("figures", {}).get("candidate")
+            details.append(
+                {
+                    "version": version,
+                    "label": card.get("version", ""),
+                    "source": "store" if kept is not None else "bundled",
+                    "created": kept.created if kept is not None else None,
+                    "figures": measured or card.get("figures", {}),
+                    "previous": version == before,
+                }
+            )
+        return details
 
     def _card(self, name: str, version: str | None) -> dict[str, Any] | None:
         from bpr_service.network.weights import find_model, read_card

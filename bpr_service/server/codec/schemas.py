@@ -234,6 +234,17 @@ class Problem(BaseModel):
     faults: list[dict[str, str]] | None = None
 
 
+class VersionInfo(BaseModel):
+    """A version, as a person chooses between them."""
+
+    version: str
+    label: str = Field(default="", description="the version's name in its card")
+    source: Literal["bundled", "store"]
+    created: str | None = Field(default=None, description="when it came into the store")
+    figures: dict[str, Any] = Field(default_factory=dict, description="what was measured, by its card or its training")
+    previous: bool = Field(default=False, description="served before the active one: what a rollback goes to")
+
+
 class ModelInfo(BaseModel):
     """A model that is served or could be."""
 
@@ -242,6 +253,7 @@ class ModelInfo(BaseModel):
     versions: list[str]
     presets: list[str]
     card: dict[str, Any] | None = Field(default=None, description="of the served version: data, metrics, sizes")
+    details: list[VersionInfo] = Field(default_factory=list, description="of each version")
 
 
 class ModelList(BaseModel):

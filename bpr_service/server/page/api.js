@@ -1,17 +1,20 @@
 // Calls of the service. The key lives in this tab only; problems (RFC 9457) become errors with their detail.
 
+export const $ = (id) => document.getElementById(id);
+
 export const key = {
   get: () => sessionStorage.getItem("bpr-key") || "",
   set: (value) => (value ? sessionStorage.setItem("bpr-key", value) : sessionStorage.removeItem("bpr-key")),
 };
 
-export async function call(method, path, body) {
+export async function call(method, path, body, signal) {
   const headers = key.get() ? { Authorization: `Bearer ${key.get()}` } : {};
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let response;
   try {
-    response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
-  } catch {
+    response = await fetch(path, { method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body) });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
     throw new Error("The server cannot be reached.");
   }
   const text = await response.text();
@@ -39,8 +42,12 @@ export function el(tag, properties = {}, ...children) {
   return node;
 }
 
+export const button = (text, go, className = "quiet") => Object.assign(el("button", { type: "button", className, textContent: text }), { onclick: go });
+
 export function save(name, blob) {
   const link = el("a", { href: URL.createObjectURL(blob), download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
+
+export const bytesOf = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));

@@ -1,10 +1,9 @@
 // Views, the server's state, and the key.
-import { call, key } from "./api.js";
+import { $, call, key } from "./api.js";
 import * as jobs from "./jobs.js";
 import * as models from "./models.js";
 import * as refine from "./refine.js";
 
-const $ = (id) => document.getElementById(id);
 const VIEWS = { refine, jobs, models };
 
 function view() {

@@ -44,12 +44,50 @@ export function merged({ data, records, bare }, masks) {
   return { ...data, [key]: data[key].map(put) };
 }
 
-// A PNG of two values is a mask; more are ids or classes, which this page does not guess.
-export async function checkPng(file) {
+// Whether a picture has two values at most.
+export async function isMask(file) {
   const picture = await createImageBitmap(file);
   const canvas = new OffscreenCanvas(picture.width, picture.height), pen = canvas.getContext("2d");
   pen.drawImage(picture, 0, 0);
   const pixels = new Uint32Array(pen.getImageData(0, 0, picture.width, picture.height).data.buffer), values = new Set();
   for (let i = 0; i < pixels.length && values.size < 3; i++) values.add(pixels[i]);
-  if (values.size > 2) throw new Error(`${file.name} has more than two values. Instance ids, classes and soft masks are read by bpr refine --task labels, semantic or soft; here a mask is a picture of two values.`);
+  return values.size < 3;
+}
+
+export async function checkMask(file) {
+  if (!(await isMask(file))) throw new Error(`${file.name} has more than two values. Say what it holds under “The masks are”: instance ids, classes, panoptic segments or soft masks.`);
+}
+
+// Where a JPEG says which way up it is (EXIF's orientation): { at, little } of the tag's value, or null.
+function orientationOf(view) {
+  if (view.byteLength < 4 || view.getUint16(0) !== 0xffd8) return null;
+  for (let at = 2; at + 10 < view.byteLength && view.getUint8(at) === 0xff && view.getUint8(at + 1) !== 0xda; at += 2 + view.getUint16(at + 2)) {
+    if (view.getUint8(at + 1) !== 0xe1 || view.getUint32(at + 4) !== 0x45786966) continue;
+    const base = at + 10, little = view.getUint16(base) === 0x4949, list = base + view.getUint32(base + 4, little), count = view.getUint16(list, little);
+    for (let i = 0; i < count; i++) if (view.getUint16(list + 2 + 12 * i, little) === 0x0112) return { at: list + 10 + 12 * i, little };
+  }
+  return null;
+}
+
+// The two ways in which a photograph can be shown: { upright, stored }, the same picture where it is not turned.
+export async function pictures(file) {
+  const upright = await createImageBitmap(file), view = new DataView(await file.arrayBuffer());
+  try {
+    const tag = orientationOf(view);
+    if (tag && view.getUint16(tag.at, tag.little) > 1) {
+      view.setUint16(tag.at, 1, tag.little);
+      return { upright, stored: await createImageBitmap(new Blob([view.buffer], { type: file.type })) };
+    }
+  } catch { /* damaged EXIF says nothing */ }
+  return { upright, stored: upright };
+}
+
+// The segments of a COCO panoptic file, or of one image.
+export function segmentsOf(text, file, image) {
+  let data;
+  try { data = JSON.parse(text); } catch { throw new Error(`${file} is not JSON.`); }
+  const entries = data.annotations?.filter((a) => a.segments_info) || [], mine = entries.filter((a) => stem(a.file_name) === stem(image));
+  const found = Array.isArray(data) ? data : data.segments_info || (mine.length === 1 || entries.length === 1 ? (mine[0] || entries[0]).segments_info : null);
+  if (!found) throw new Error(`${file} holds no segments_info of ${image}.`);
+  return found;
 }

@@ -52,12 +52,12 @@ function canvasOf(width, height) {
   return canvas;
 }
 
-async function fromPng(base64) {
+async function fromPng(base64, soft) {
   const bytes = Uint8Array.from(atob(base64.replace(/^data:[^,]*,/, "")), (c) => c.charCodeAt(0));
   const picture = await createImageBitmap(new Blob([bytes]));
   const canvas = canvasOf(picture.width, picture.height);
   canvas.getContext("2d").drawImage(picture, 0, 0);
-  return fromPixels(canvas, (d, i) => d[i + 3] && (d[i] || d[i + 1] || d[i + 2]));
+  return fromPixels(canvas, soft ? (d, i) => d[i] > 127 : (d, i) => d[i + 3] && (d[i] || d[i + 1] || d[i + 2]));
 }
 
 function fromPolygons(polygons, width, height) {
@@ -71,16 +71,27 @@ function fromPolygons(polygons, width, height) {
 }
 
 export async function decode(segmentation, width, height) {
+  if (!segmentation) return { x: 0, y: 0, w: 0, h: 0, bits: new Uint8Array(0) };
   if (typeof segmentation === "string") return fromPng(segmentation);
   if (Array.isArray(segmentation)) return fromPolygons(segmentation, width, height);
-  return segmentation.png ? fromPng(segmentation.png) : fromRle(segmentation);
+  return segmentation.png ? fromPng(segmentation.png, segmentation.soft) : fromRle(segmentation);
 }
 
 export const at = (m, x, y) =>
   x >= m.x && y >= m.y && x < m.x + m.w && y < m.y + m.h ? m.bits[(y - m.y) * m.w + x - m.x] : 0;
 
-// A canvas of the mask's box: filled in a colour, or its outline of `thick` px.
-export function paint(mask, [r, g, b], alpha, thick) {
+const painted = new WeakMap(); // mask -> { how, canvas }
+
+// A canvas of the mask's box: filled in a colour, with its outline of `thick` px; made once.
+export function paint(mask, colour, alpha, thick) {
+  const how = [...colour, alpha, thick].join(), known = painted.get(mask);
+  if (known?.how === how) return known.canvas;
+  const canvas = fresh(mask, colour, alpha, thick);
+  painted.set(mask, { how, canvas });
+  return canvas;
+}
+
+function fresh(mask, [r, g, b], alpha, thick) {
   const canvas = canvasOf(Math.max(mask.w, 1), Math.max(mask.h, 1)), pen = canvas.getContext("2d");
   const picture = pen.createImageData(canvas.width, canvas.height);
   for (let y = 0; y < mask.h; y++) {

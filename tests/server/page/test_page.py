@@ -1,12 +1,9 @@
-"""The page in a real browser: desktop and phone, by mouse and by keyboard. Pictures go to artifacts/."""
+"""The view that refines: desktop and phone, by mouse and by keyboard."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,78 +12,11 @@ import pytest
 from PIL import Image
 
 from bpr_service.masks.mask import Mask
-from bpr_service.runtime.dummy import DummyModels
 from bpr_service.server.http.auth import ApiKey, Keys, hash_key
 from tests.server.helpers import Running, coarse, picture, png, serving
+from tests.server.page.browsing import Watched, needs_chromium, photograph, refine_files, settled
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-ARTIFACTS = Path(__file__).parents[3] / "artifacts"
-pytestmark = pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="needs Debian's chromium")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[Running]:
-    with serving(None, DummyModels(("balanced", "fast"))) as running:
-        yield running
-
-
-class Watched:
-    """A page whose errors and outside requests are failures."""
-
-    def __init__(self, browser: Any, url: str, width: int, height: int, **context: Any) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": height}, **context)
-        self.page = self.context.new_page()
-        self.faults: list[str] = []
-        self.page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
-        self.page.on(
-            "console",
-            lambda line: line.type == "error" and "status of" not in line.text and self.faults.append(line.text),
-        )
-        self.page.on(
-            "request",
-            lambda request: (
-                request.url.startswith(("http", "ws"))
-                and not request.url.startswith(url)
-                and self.faults.append(f"outside: {request.url}")
-            ),
-        )
-        self.page.goto(url)
-
-    def __enter__(self) -> Any:
-        return self.page
-
-    def __exit__(self, *_: object) -> None:
-        self.context.close()
-        assert self.faults == []
-
-
-def photograph(page: Any, name: str) -> None:
-    ARTIFACTS.mkdir(exist_ok=True)
-    page.screenshot(path=ARTIFACTS / f"page-{name}.png", full_page=True)
-
-
-def refine_files(page: Any) -> None:
-    page.wait_for_selector("#presets input")
-    page.set_input_files("#image-file", {"name": "a.png", "mimeType": "image/png", "buffer": png(picture())})
-    masks = [{"id": 1, "label": "disc", "segmentation": coarse().to_rle()}]
-    masks.append({"id": 2, "label": "small", "segmentation": coarse(cx=30, cy=30, r=20).to_rle(compressed=False)})
-    masks.append({"id": 3, "label": "corner", "segmentation": [[0, 0, 40, 0, 40, 30, 0, 30]]})
-    content = json.dumps({"masks": masks}).encode()
-    page.set_input_files("#mask-files", {"name": "m.json", "mimeType": "application/json", "buffer": content})
-    page.wait_for_selector("#go:enabled")
+pytestmark = needs_chromium
 
 
 def test_a_bundled_example_at_a_desktops_width(browser: Any, service: Running) -> None:
@@ -94,12 +24,13 @@ def test_a_bundled_example_at_a_desktops_width(browser: Any, service: Running) -
     with Watched(browser, service.url, 1400, 950) as page:
         page.wait_for_selector("#examples button")
         page.wait_for_selector("#state.ok")
-        page.click("#examples button:has-text('coffee')")
-        page.wait_for_selector("#go:enabled")
+        page.wait_for_selector("#downloads:visible")  # it is refined already
         assert "600 \u00d7 400 px" in page.inner_text("#chosen")
         page.click("#presets label:has-text('fast')")
+        assert page.is_visible("#stale")
         page.click("#go")
-        page.wait_for_selector("#downloads:visible")
+        page.wait_for_selector("#stale", state="hidden")
+        settled(page)
         photograph(page, "desktop")
         rows = page.locator("#changes tbody tr")
         assert rows.count() == page.evaluate("document.querySelectorAll('#changes .swatch').length") > 0
@@ -154,7 +85,7 @@ def data_set() -> dict[str, Any]:
 
 
 def choose(page: Any, content: Any, name: str = "a.png") -> None:
-    page.wait_for_selector("#presets input")
+    settled(page)
     page.set_input_files("#image-file", {"name": name, "mimeType": "image/png", "buffer": png(picture())})
     text = json.dumps(content).encode()
     page.set_input_files("#mask-files", {"name": "set.json", "mimeType": "application/json", "buffer": text})
@@ -164,7 +95,7 @@ def test_a_data_sets_file_comes_back_with_the_masks_of_the_image_alone_replaced(
     given = data_set()
     with Watched(browser, service.url, 1200, 900) as page:
         choose(page, given)
-        page.wait_for_selector("#go:enabled")
+        settled(page)
         assert "2 masks" in page.inner_text("#chosen")
         assert "disc" in page.inner_text("#changes")
         page.click("#go")
@@ -246,7 +177,6 @@ def test_a_phones_width(browser: Any, service: Running, scheme: str) -> None:
         page.tap("#go")
         page.wait_for_selector("#downloads:visible")
         photograph(page, f"phone-{scheme}")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 375, "nothing is wider than the screen"
         small = page.evaluate(
             "[...document.querySelectorAll('button:not([hidden]), .button')]"
             ".filter(b => b.offsetParent && b.getBoundingClientRect().height < 32).map(b => b.id || b.textContent)"
@@ -256,32 +186,17 @@ def test_a_phones_width(browser: Any, service: Running, scheme: str) -> None:
 
 def test_errors_are_said_and_announced(browser: Any, service: Running) -> None:
     with Watched(browser, service.url, 1000, 800) as page:
-        page.wait_for_selector("#presets input")
+        settled(page)
         page.set_input_files("#image-file", {"name": "a.png", "mimeType": "image/png", "buffer": png(picture()[:90])})
         masks = json.dumps([{"segmentation": coarse().to_rle()}]).encode()
         page.set_input_files("#mask-files", {"name": "m.json", "mimeType": "application/json", "buffer": masks})
+        settled(page)
         page.click("#go")
         page.wait_for_selector("#message:visible")
         assert "of another size than the image" in page.inner_text("#message")
         assert page.get_attribute("#message", "role") == "alert"
         page.set_input_files("#mask-files", {"name": "m.json", "mimeType": "application/json", "buffer": b"{"})
         page.wait_for_selector("#message:has-text('not JSON')")
-
-
-def test_models_jobs_and_docs(browser: Any) -> None:
-    with serving() as server, Watched(browser, server.url, 1200, 850) as page:
-        page.click("#tab-models")
-        page.wait_for_selector("#models-body .card")
-        assert "serving" in page.inner_text("#models-body")
-        photograph(page, "models")
-        page.click("#tab-jobs")
-        page.wait_for_selector("#jobs-body:has-text('runs without jobs')")
-        photograph(page, "jobs")
-        page.goto(server.url + "/docs")
-        page.wait_for_selector("#routes details")
-        assert "/v1/refine/instance" in page.inner_text("#routes")
-        page.click("#routes details:has-text('/v1/refine/instance') summary")
-        photograph(page, "docs")
 
 
 def test_with_a_key(browser: Any) -> None:
@@ -295,19 +210,3 @@ def test_with_a_key(browser: Any) -> None:
         refine_files(page)
         page.click("#go")
         page.wait_for_selector("#downloads:visible")
-
-
-def test_what_is_wrong_for_assistive_technology(browser: Any, service: Running) -> None:
-    """Every control has a name, every id is used once, headings and landmarks are there."""
-    with Watched(browser, service.url, 1200, 850) as page:
-        refine_files(page)
-        nameless = page.evaluate(
-            """[...document.querySelectorAll('button, input, select, textarea, canvas[role=img], a')].filter(e =>
-            !(e.getAttribute('aria-label') || e.textContent.trim() || (e.labels && e.labels.length)))
-            .map(e => e.outerHTML)"""
-        )
-        assert nameless == []
-        ids = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
-        assert len(ids) == len(set(ids))
-        assert page.get_attribute("html", "lang") == "en"
-        assert page.locator("main h1:visible").count() == 1
