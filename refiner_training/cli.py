@@ -13,6 +13,7 @@ import typer
 from bpr_service.errors import BprError
 from bpr_service.extras import missing
 from refiner_training.commands import evaluate, training
+from refiner_training.commands.init import init
 from refiner_training.commands.segmenter import predict, segmenter
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(init)
 app.command()(training.scenes)
 app.command()(training.patches)
 app.command()(training.refiner)

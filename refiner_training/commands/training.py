@@ -11,6 +11,7 @@ import typer
 from bpr_service.errors import ConfigError, UnknownName
 
 if TYPE_CHECKING:
+    from refiner_training.data.readers import PairReader
     from refiner_training.data.scenes.store import Scene
 
 FORMATS = ("coco", "cityscapes", "labels", "panoptic", "regions")
@@ -94,7 +95,7 @@ def patches(
     from bpr_service.config import build
     from refiner_training.data.build_patches import PatchSetConfig, build_patch_set
 
-    reader = _reader(format, images, truth, predictions, panoptic_dir, predictions_dir, ignore_label)
+    reader = open_pairs(format, images, truth, predictions, panoptic_dir, predictions_dir, ignore_label)
     patch = _patch(recipe, {"patch_size_px": patch_size_px, "padding_px": padding_px})
     patch |= {"nms_threshold": nms_threshold, "cover": False}
     full = format in ("labels", "panoptic")
@@ -125,7 +126,7 @@ def _patch(recipe: Path | None, asked: dict[str, int | None]) -> dict[str, Any]:
     return {**sizes, "network_size_px": stored, "scheme": base.scheme}
 
 
-def _reader(
+def open_pairs(
     format: str,
     images: Path,
     truth: Path,
@@ -133,7 +134,12 @@ def _reader(
     panoptic_dir: Path | None,
     predictions_dir: Path | None,
     ignore_label: int,
-) -> Any:
+) -> PairReader:
+    """The pairs of coarse and true masks of a data set.
+
+    Raises:
+        UnknownName, ConfigError, FormatError: no such format, or it lacks what it needs.
+    """
     from refiner_training.data import instance_readers, map_readers
 
     if format == "coco":

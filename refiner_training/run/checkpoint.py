@@ -75,15 +75,28 @@ def resume_step(path: Path, kind: str, record: Mapping[str, Any], same: Sequence
     """
     content = read_checkpoint(path, kind)
     for name in same:
-        theirs, ours = _part(content["trained"], name), _part(record, name)
-        if theirs != ours:
+        differ = _differences(_part(content["trained"], name), _part(record, name), name)
+        if differ:
+            where, theirs, ours = differ[0]
+            more = f" (and {len(differ) - 1} more: {', '.join(part for part, _, _ in differ[1:4])})" * (len(differ) > 1)
             raise ConfigError(
                 f"{path} belongs to another run",
-                expected=f"a checkpoint with {name} {ours}"[:300],
-                got=str(theirs)[:300],
+                expected=f"{where} {ours}, as this recipe has it"[:300],
+                got=f"{theirs}{more}"[:300],
                 fix="give the run another folder, or --no-resume",
             )
     return int(content["global_step"])
+
+
+def _differences(theirs: Any, ours: Any, name: str) -> list[tuple[str, Any, Any]]:
+    """(dotted name, theirs, ours) of each value that differs."""
+    if not (isinstance(theirs, Mapping) and isinstance(ours, Mapping)):
+        return [] if theirs == ours else [(name, theirs, ours)]
+    return [
+        difference
+        for key in dict.fromkeys([*ours, *theirs])
+        for difference in _differences(theirs.get(key), ours.get(key), f"{name}.{key}")
+    ]
 
 
 def _part(record: Mapping[str, Any], name: str) -> Any:

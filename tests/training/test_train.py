@@ -165,7 +165,7 @@ def test_a_wrong_setting_is_named_before_any_work(
 
 def test_a_checkpoint_of_another_network_is_refused(recipe: Path, tmp_path: Path) -> None:
     train(load_config(recipe, {"run.steps": 3}), tmp_path / "run", progress="json")
-    with pytest.raises(BprError, match=r"another run: expected a checkpoint with config\.network\.arguments"):
+    with pytest.raises(BprError, match=r"another run: expected config\.network\.arguments\.widths"):
         train(load_config(recipe, {"network.arguments": {"widths": [8, 8, 8, 16]}}), tmp_path / "run")
 
 
