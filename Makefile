@@ -9,7 +9,7 @@ SBOM_PYTHON ?= $(BIN)/python
 SBOM   ?= sbom.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check architecture version docs sbom audit clean
+.PHONY: help install demo test check architecture version docs wheel sbom audit clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -54,6 +54,15 @@ version:  ## write the package's version into the Dockerfile, docker/, k8s/ and 
 # Not with --quiet: it drops warnings before --strict counts them.
 docs: $(STAMP)  ## build the docs site in site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(abspath $(SITE))
+
+# With no package of this environment: what a person gets who types pip install.
+wheel:  ## build the wheel in dist/, at most 20 MB, and refine with it alone in a clean environment
+	rm -rf dist build/clean build/lib
+	$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@set -- dist/*.whl; size=$$(wc -c <"$$1"); echo "$$1: $$size bytes"; test "$$size" -le 20000000
+	$(PYTHON) -m venv build/clean
+	build/clean/bin/pip install --quiet --disable-pip-version-check "$$(ls $(CURDIR)/dist/*.whl)[demo]"
+	cd build && clean/bin/bpr doctor && clean/bin/bpr demo --out clean/demo && test -s clean/demo/coffee.png
 
 sbom: $(STAMP)  ## list what SBOM_PYTHON's environment holds, as CycloneDX JSON
 	$(BIN)/cyclonedx-py environment --no-validate --output-reproducible --pyproject pyproject.toml \

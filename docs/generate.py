@@ -24,6 +24,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
     schema = openapi()
     pages = {page: from_root((ROOT / source).read_text()) for page, source in ORIGIN.items()}
+    pages["index.md"] = "---\nhide: [navigation, toc]\n---\n\n" + pages["index.md"]
     pages |= {
         "reference/bpr.md": commands("bpr_service.cli", "bpr"),
         "reference/bpr-train.md": commands("refiner_training.cli", "bpr-train"),

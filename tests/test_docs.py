@@ -45,7 +45,9 @@ class Block(NamedTuple):
 
     @property
     def runs(self) -> bool:
-        return self.language in RUN and not self.code.startswith(NEEDS)
+        """Whether it is run here; a server there is, for the pages that speak to one."""
+        served = self.page in SERVED and self.code.startswith(f"{NEEDS}a server")
+        return self.language in RUN and (served or not self.code.startswith(NEEDS))
 
 
 def blocks(page: Path) -> list[Block]:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from bpr_service.config import PRESETS
+from tests.server.page.browsing import CHROMIUM, FLAGS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -103,6 +104,27 @@ def test_the_generated_pages_know_the_code(site: Path) -> None:
     assert all(name in metrics for name in ("bpr_queue_wait_seconds", "BprNoWorkers", "bpr_jobs_queued"))
     for name in ("refine_panoptic", "from_polygons", "nms_threshold", "AsyncClient", "place_patches"):
         assert name in page("reference/python.html"), name
+
+
+def test_search_works_from_a_folder(site: Path) -> None:
+    """Without a server, and without anything from elsewhere."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None and not os.environ.get("CI"):
+        pytest.skip("needs Debian's chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1360, "height": 860})
+        outside: list[str] = []
+        page.on("request", lambda request: request.url.startswith("file:") or outside.append(request.url))
+        page.goto((site / "index.html").as_uri())
+        picture = page.locator("article img").first.bounding_box()
+        assert picture["y"] < 500, "the gain is on the first screen"
+        page.wait_for_function("window.__index !== undefined")
+        page.click("input[name=query]")
+        page.keyboard.type("panoptic")  # it listens to keys
+        page.locator(".md-search-result__link").first.wait_for(state="attached")
+        browser.close()
+    assert [url for url in outside if not url.startswith(("data:", "blob:"))] == []
 
 
 def test_docstrings_are_shown_as_prose(site: Path) -> None:

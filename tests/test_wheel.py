@@ -29,6 +29,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     (wheel,) = wheels.glob("*.whl")
+    assert wheel.stat().st_size <= 20_000_000, "what an index and a first install bear"
     target = tmp_path_factory.mktemp("site")
     zipfile.ZipFile(wheel).extractall(target)
     return target
