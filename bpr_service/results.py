@@ -29,7 +29,8 @@ Labels = NDArray[Any]
 class MaskReport:
     """What became of one mask; `label` is its label or segment id in a semantic or panoptic task; `confidence` the
     expected boundary F at 2 px of the mask given back, 0 to 1, where the model estimates it; `scale` what its patches
-    measured in the image over what the model was trained at, where it had patches of its own.
+    measured in the image over what the model was trained at, where it had patches of its own; `uncertain` the places,
+    (x, y, width, height) in px, worst first, where the network expects many of its decisions to be wrong.
     """
 
     index: int
@@ -42,6 +43,7 @@ class MaskReport:
     label: int | None = None
     confidence: float | None = None
     scale: float | None = None
+    uncertain: tuple[tuple[int, int, int, int], ...] = ()
 
 
 def unchanged(index: int, reason: str, patches: int = 0, label: int | None = None) -> MaskReport:

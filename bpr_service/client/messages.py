@@ -33,6 +33,7 @@ _OWN = (
     "removed_px",
     "confidence",
     "scale",
+    "uncertain",
 )
 
 
@@ -51,6 +52,7 @@ class RefinedMask:
     removed_px: int
     confidence: float | None
     scale: float | None
+    uncertain: list[list[int]]
     size: tuple[int, int]
     extra: Mapping[str, Any] = field(default_factory=dict)
 

@@ -9,15 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from bpr_service.refine.estimate import Estimator, features
 from bpr_service.refine.gate import HESITANT
+from bpr_service.refine.reassemble import sigmoid
 
 if TYPE_CHECKING:
     from bpr_service.masks.mask import Mask
     from bpr_service.refine.reassemble import Averaged
+
+Box = tuple[int, int, int, int]
+CELL_PX, PLACE_CELLS = 4, 8
+MOST_PLACES, WRONG_SHARE = 5, 0.125
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +33,13 @@ class Assessment:
     Attributes:
         reason: why the coarse mask is kept, or None where the refined one is taken.
         confidence: the expected boundary F at 2 px of the mask that is given back, 0 to 1.
+        uncertain: boxes (x, y, width, height) in image px where the network expects many of its decisions to be wrong,
+            the worst first.
     """
 
     reason: str | None
     confidence: float
+    uncertain: tuple[Box, ...] = ()
 
 
 class Surroundings:
@@ -81,6 +90,35 @@ class Assessor:
     def __call__(self, coarse: Mask, averaged: Averaged, scale: float) -> Assessment:
         """What is thought of the refined mask that `averaged` gives at `scale`."""
         estimate = self.estimator(self.surroundings.features(coarse, averaged, scale))
+        places = uncertain_places(averaged, scale)
         if self.gate and estimate.gain < self.estimator.least_gain:
-            return Assessment(HESITANT, estimate.coarse_boundary_f)
-        return Assessment(None, estimate.boundary_f)
+            return Assessment(HESITANT, estimate.coarse_boundary_f, places)
+        return Assessment(None, estimate.boundary_f, places)
+
+
+def uncertain_places(averaged: Averaged, scale: float) -> tuple[Box, ...]:
+    """Up to `MOST_PLACES` squares, apart from each other, in which the network expects a share of `WRONG_SHARE` of all
+    pixels or more to be decided wrongly, by its own second map; none where it has no such map.
+
+    It is looked at in cells of `CELL_PX` a side; squares are as large as patches are: `PLACE_CELLS` at scale 1.
+    """
+    if averaged.auxiliary is None:
+        return ()
+    (h, w), cell = averaged.covered.shape, max(round(CELL_PX * scale), 1)
+    size = (-(-w // cell), -(-h // cell))
+    log_odds, covered = (
+        np.asarray(cv2.resize(part, size, interpolation=cv2.INTER_AREA), np.float32)
+        for part in (averaged.auxiliary, averaged.covered.astype(np.float32))
+    )
+    wrong = cv2.boxFilter(sigmoid(log_odds) * covered, -1, (PLACE_CELLS,) * 2, borderType=cv2.BORDER_CONSTANT)
+    places: list[Box] = []
+    while len(places) < MOST_PLACES:
+        row, column = divmod(int(wrong.argmax()), size[0])
+        if wrong[row, column] < WRONG_SHARE:
+            break
+        top, left = max(row - PLACE_CELLS // 2, 0), max(column - PLACE_CELLS // 2, 0)
+        x, y = left * cell, top * cell
+        side_x, side_y = min(PLACE_CELLS * cell, w - x), min(PLACE_CELLS * cell, h - y)
+        places.append((averaged.x + x, averaged.y + y, side_x, side_y))
+        wrong[max(row - PLACE_CELLS, 0) : row + PLACE_CELLS, max(column - PLACE_CELLS, 0) : column + PLACE_CELLS] = 0
+    return tuple(places)

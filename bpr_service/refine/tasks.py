@@ -90,25 +90,26 @@ class InstanceTask:
         index, patches = done
         mask = coarse = self.masks[index]
         count, scale = patches.boxes.shape[0], self.scales[index]
-        reason, confidence = self._judge(coarse, patches, scale)
+        reason, judged = self._judge(coarse, patches, scale)
         if reason is not None:
             report = unchanged(index, reason, count)
         else:
             refined, change = patches.paste(coarse)
             report = changed(index, count, change.added_px, change.removed_px)
             mask = refined if report.status == "refined" else coarse
-        self._done[index] = (mask, replace(report, confidence=confidence, scale=scale))
+        self._done[index] = (mask, replace(report, scale=scale, **judged))
 
-    def _judge(self, coarse: Mask, patches: Accumulator, scale: float) -> tuple[str | None, float | None]:
-        """Why a coarse mask is kept, or None, and the confidence in what is given back."""
+    def _judge(self, coarse: Mask, patches: Accumulator, scale: float) -> tuple[str | None, dict[str, Any]]:
+        """Why a coarse mask is kept, or None; and what the report says of the mask that is given back."""
         if self.gate is None and self._assessor is None:
-            return None, None
+            return None, {}
         averaged = patches.averaged(coarse)
         reason = self.gate(coarse, averaged) if self.gate else None
         if self._assessor is None:
-            return reason, None
-        assessment = self._assessor(coarse, averaged, scale)
-        return reason or assessment.reason, round(assessment.confidence, 4)
+            return reason, {}
+        thought = self._assessor(coarse, averaged, scale)
+        judged = {"confidence": round(thought.confidence, 4), "uncertain": thought.uncertain}
+        return reason or thought.reason, judged
 
     def result(self, provenance: Provenance) -> RefineResult:
         done = [self._done[i] for i in range(len(self.masks))]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bpr_service.masks.mask import Mask
-from bpr_service.refine.assess import Surroundings
+from bpr_service.refine.assess import MOST_PLACES, Surroundings, uncertain_places
 from bpr_service.refine.estimate import FEATURES
 from bpr_service.refine.gate import HESITANT
 from bpr_service.refine.reassemble import Averaged
@@ -65,3 +65,32 @@ def test_the_features_see_the_other_masks_of_the_picture() -> None:
 def test_masks_that_lie_over_each_other_many_times_are_counted_without_overflow() -> None:
     mask = Mask.from_array(np.ones((4, 4), np.uint8))
     assert Surroundings(photo(4, 4), [mask] * 300).depth.max() == 255
+
+
+def unsure(where: list[tuple[int, int, int, int]], scale: float = 1.0, side: int = 256) -> list[tuple[int, ...]]:
+    """The places of a window at (100, 50), in it, whose network expects to be wrong in boxes (x, y, width, height)."""
+    log_odds = np.full((side, side), -9.0, np.float32)
+    for x, y, width, height in where:
+        log_odds[y : y + height, x : x + width] = 1.0
+    averaged = Averaged(100, 50, np.ones((side, side), bool), np.zeros((side, side), np.float32), log_odds)
+    return [(x - 100, y - 50, w, h) for x, y, w, h in uncertain_places(averaged, scale)]
+
+
+@pytest.mark.parametrize("scale", [0.25, 1.0, 2.0])
+def test_places_where_the_network_expects_to_be_wrong(scale: float) -> None:
+    side = round(32 * scale)
+    (place,) = unsure([(128, 64, side, side)], scale)
+    assert place[2:] == (side, side)
+    assert max(abs(place[0] - 128), abs(place[1] - 64)) <= round(4 * scale)
+    assert unsure([(128, 64, side, max(round(2 * scale), 1))], scale) == [], "a boundary is always a little unsure"
+    first, second = unsure([(20, 20, side // 2, side), (160, 160, side, side)], scale)
+    assert first[0] > 100 > second[0], "the worst first"
+
+
+def test_places_are_few_and_inside_of_the_window() -> None:
+    places = unsure([(0, 0, 256, 256)])
+    assert len(places) == MOST_PLACES == len(set(places))
+    assert all(0 <= x < x + w <= 256 and 0 <= y < y + h <= 256 for x, y, w, h in places)
+    nothing = Averaged(0, 0, np.zeros((9, 9), bool), np.zeros((9, 9), np.float32), np.zeros((9, 9), np.float32))
+    assert uncertain_places(nothing, 1.0) == ()
+    assert uncertain_places(Averaged(0, 0, np.ones((9, 9), bool), np.zeros((9, 9), np.float32), None), 1.0) == ()

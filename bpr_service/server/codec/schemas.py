@@ -191,6 +191,10 @@ class MaskOut(BaseModel):
     scale: float | None = Field(
         default=None, description="what its patches measured over what the model was trained at; null where it had none"
     )
+    uncertain: list[list[int]] = Field(
+        default_factory=list,
+        description="boxes [x, y, width, height], px, where the network expects many of its decisions to be wrong",
+    )
 
 
 class ModelOut(BaseModel):

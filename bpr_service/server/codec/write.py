@@ -21,7 +21,7 @@ from bpr_service.server.codec.memory import Allowance, json_bytes
 from bpr_service.server.codec.parse import nothing
 from bpr_service.server.codec.shared import Block
 
-REPORTED = ("status", "reason", "patches", "changed_px", "added_px", "removed_px", "confidence", "scale")
+REPORTED = ("status", "reason", "patches", "changed_px", "added_px", "removed_px", "confidence", "scale", "uncertain")
 HIDDEN = "no pixel of the map has it"
 
 
@@ -125,7 +125,13 @@ def map_parts(
     regions = LabelRegions(array, None)
     at = {label: i for i, label in enumerate(regions.labels)}
     masks = [regions[at[label]] if label in at else nothing(*array.shape) for label in labels]
-    hidden = dict.fromkeys(REPORTED, 0) | {"status": "unchanged", "reason": HIDDEN, "confidence": None, "scale": None}
+    hidden: dict[str, Any] = dict.fromkeys(REPORTED, 0) | {
+        "status": "unchanged",
+        "reason": HIDDEN,
+        "confidence": None,
+        "scale": None,
+        "uncertain": [],
+    }
     said = [reports.get(label) or hidden for label in labels]
     return masks, said, [_named(task, label, meta) for label in labels], _map_of(task, array, meta, came)
 

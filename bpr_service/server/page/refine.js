@@ -131,7 +131,7 @@ async function update() {
   const { width, height } = state.bitmap;
   state.before = await Promise.all(state.masks.map((m) => m.mask || decode(m.segmentation, width, height)));
   state.after = state.answer ? await Promise.all(state.answer.masks.map((m) => decode(m.segmentation, width, height))) : null;
-  viewer.show(state.bitmap, state.before, state.after);
+  viewer.show(state.bitmap, state.before, state.after, state.answer ? state.answer.masks.map((m) => m.uncertain || []) : []);
   review.show();
   stale();
 }

@@ -41,7 +41,7 @@ export class Review {
     go.append(swatch, name);
     go.setAttribute("aria-pressed", String(this.viewer.chosen === i));
     const what = el("td", {}, go, el("span", { className: `pill${refined ? " ok" : ""}`, textContent: answer ? mask.status : "coarse" }));
-    if (answer && mask.confidence != null && mask.confidence < LOW) what.append(el("span", { className: "pill bad", textContent: "look here" }));
+    if (answer && (mask.uncertain?.length || (mask.confidence != null && mask.confidence < LOW))) what.append(el("span", { className: "pill bad", textContent: "look here" }));
     if (answer && mask.reason) what.append(el("div", { className: "muted small reason", textContent: mask.reason }));
     const take = el("input", { type: "checkbox", checked: refined && !rejected.has(i), disabled: !refined, ariaLabel: `Take ${name}` });
     take.onchange = () => { if (take.checked) rejected.delete(i); else rejected.add(i); this.redraw(); this.tell(); };

@@ -9,7 +9,7 @@ const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
 export class Viewer {
   constructor() {
-    Object.assign(this, { image: null, before: [], after: null, focus: null, spots: [], spot: -1, chosen: -1, view: { s: 1, x: 0, y: 0 }, fingers: new Map() });
+    Object.assign(this, { image: null, before: [], after: null, uncertain: [], focus: null, spots: [], spot: -1, chosen: -1, view: { s: 1, x: 0, y: 0 }, fingers: new Map() });
     $("split").addEventListener("input", () => this.split(+$("split").value));
     for (const id of ["fill", "outline"]) $(id).addEventListener("change", () => this.draw());
     const stage = $("stage");
@@ -27,9 +27,9 @@ export class Viewer {
     addEventListener("resize", () => this.size());
   }
 
-  show(image, before, after = null) {
+  show(image, before, after = null, uncertain = []) {
     const fresh = image !== this.image;
-    Object.assign(this, { image, before, after, chosen: -1 });
+    Object.assign(this, { image, before, after, uncertain, chosen: -1 });
     const stage = $("stage");
     stage.classList.toggle("empty", !image);
     if (!image) return;
@@ -39,6 +39,7 @@ export class Viewer {
     stage.setAttribute("aria-label", `Image of ${image.width} by ${image.height} pixels with ${masks}${after ? ", before and after" : ""}`);
     for (const id of ["controls", "stage-help", "zoom-panel", "changes-panel"]) $(id).hidden = n === 0;
     for (const id of ["handle", "label-before", "label-after"]) $(id).hidden = !after;
+    $("unsure").hidden = !uncertain.some((boxes) => boxes.length);
     $("split").disabled = $("next").disabled = !after;
     this.spots = after ? changes(before.map((m, i) => [m, after[i]]), Math.round(LENS * 0.8)) : [];
     this.spot = -1;
@@ -74,7 +75,22 @@ export class Viewer {
       });
       pen.globalAlpha = 1;
     }
+    this.mark();
     this.zoom();
+  }
+
+  // The places of which the network is not sure, on the refined side.
+  mark() {
+    const pen = $("after").getContext("2d"), unit = Math.max(1, this.image.width / 600);
+    this.uncertain.forEach((boxes, i) => {
+      if (this.chosen >= 0 && this.chosen !== i) return;
+      for (const [colour, width] of [["#000", 3.5], ["#fff", 1.5]]) {
+        pen.strokeStyle = colour; pen.lineWidth = width * unit;
+        pen.setLineDash(colour === "#fff" ? [5 * unit, 4 * unit] : []);
+        for (const box of boxes) pen.strokeRect(...box);
+      }
+    });
+    pen.setLineDash([]);
   }
 
   // Where an event is: stage px, then image px.
@@ -155,8 +171,8 @@ export class Viewer {
   choose(i) {
     this.chosen = this.chosen === i ? -1 : i;
     this.draw();
-    const m = this.before[i], [most] = this.after ? changes([[m, this.after[i]]], Math.round(LENS * 0.8)) : [];
-    if (this.chosen === i) this.go(most || { x: m.x + m.w / 2, y: m.y + m.h / 2 });
+    const m = this.before[i], [unsure] = this.uncertain[i] || [], [most] = this.after ? changes([[m, this.after[i]]], Math.round(LENS * 0.8)) : [];
+    if (this.chosen === i) this.go(unsure ? { x: unsure[0] + unsure[2] / 2, y: unsure[1] + unsure[3] / 2 } : most || { x: m.x + m.w / 2, y: m.y + m.h / 2 });
   }
 
   go({ x, y }) {

@@ -13,6 +13,7 @@ from PIL import Image
 
 from bpr_service.masks.label_maps import encode_png, read_label_map
 from bpr_service.runtime.dummy import DummyModels
+from bpr_service.server.models import StoreModels
 from tests.server.helpers import HEIGHT, WIDTH, Running, coarse, disc, picture, png, serving
 from tests.server.page.browsing import Watched, needs_chromium, refine_files, settled
 
@@ -54,6 +55,24 @@ def test_only_what_was_taken_is_written(browser: Any, service: Running) -> None:
         assert page.get_by_label("Take disc").is_checked()
         page.click("#accept-all")
         assert "0 of 3 taken" in page.inner_text("#taken")
+
+
+def test_places_that_the_model_is_unsure_of_are_marked(browser: Any) -> None:
+    pytest.importorskip("skimage")
+    source = StoreModels(("balanced",), "cpu")
+    with serving(None, source, catalogue=source) as server, Watched(browser, server.url, 1360, 860) as page:
+        settled(page)
+        page.get_by_role("button", name="astronaut").click()
+        settled(page)
+        answer = server.client.post("/v1/refine/instance", json=server.client.get("/v1/examples/astronaut").json())
+        x, _, width, _ = answer.json()["masks"][0]["uncertain"][0]
+        assert page.is_visible("#unsure")
+        assert "look here" in page.locator("#changes tr", has_text="person").inner_text()
+        page.get_by_role("button", name="person").click()
+        left, size = page.evaluate(
+            "[parseFloat(document.querySelector('#lens').style.left), document.querySelector('#stage').clientWidth]"
+        )
+        assert abs(left * 512 / size + 22.5 - (x + width / 2)) < 2, "the row leads there"
 
 
 def test_a_row_goes_to_its_mask_and_wheel_and_keys_enlarge(browser: Any, service: Running) -> None:
