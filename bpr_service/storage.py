@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
+from bpr_service import beneath
 from bpr_service.errors import BprError, FormatError, NotFoundError, StorageError
 
 if TYPE_CHECKING:
@@ -91,10 +93,11 @@ def open_read(address: str) -> BinaryIO:
 
     Raises:
         NotFoundError: there is no such file.
+        ForbiddenError: this process may not open it (`bpr_service.beneath`).
     """
     try:
         if not is_remote(address):
-            return open(address, "rb")
+            return open(address, "rb", opener=beneath.opener)
         fs, path = filesystem(address)
         return cast(BinaryIO, fs.open(path, "rb"))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
@@ -122,35 +125,34 @@ def replacing(address: str) -> Iterator[IO[bytes]]:
     Local: temporary file beside the target, fsync, ``os.replace``, fsync of the folder. Remote: a local
     temporary file that is uploaded when it is complete.
     """
-    remote = is_remote(address)
-    folder = None if remote else os.path.dirname(os.path.abspath(address))
-    if folder is not None:
-        os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as file:
+    if is_remote(address):
+        with _temporary(None) as (file, path):
+            yield file
+            file.close()
+            fs, target = filesystem(address)
+            fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+            fs.put_file(path, target)
+        return
+    with beneath.made(os.path.dirname(os.path.abspath(address))) as folder:
+        with _temporary(folder) as (file, path):
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if folder is None:
-            fs, path = filesystem(address)
-            fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            fs.put_file(temporary, path)
-        else:
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, address)
-            sync_folder(folder)
+            os.replace(path, os.path.join(folder, os.path.basename(address)))
+        sync_folder(folder)
+
+
+@contextmanager
+def _temporary(folder: str | None) -> Iterator[tuple[IO[bytes], str]]:
+    """A new file in a folder (None: a private one, where the system keeps such files) and its path; gone afterwards."""
+    path = os.path.join(folder or tempfile.gettempdir(), f".{secrets.token_hex(8)}.tmp")
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666 if folder else 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file, path
     finally:
         with suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def _umask() -> int:
-    """The process's umask, without the race of setting it (Linux); 0o022 where /proc is missing."""
-    with suppress(OSError, StopIteration):
-        status = Path("/proc/self/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith("Umask:")).split()[1], 8)
-    return 0o022
+            os.unlink(path)
 
 
 def sync_folder(folder: str) -> None:
@@ -218,7 +220,8 @@ def copy(source: str, target: str) -> None:
 def list_files(folder: str, suffixes: tuple[str, ...]) -> list[str]:
     """Sorted names, relative to the folder, of the files below it with one of the (lower-case) suffixes.
 
-    Links to folders are followed, but not one that leads back to a folder above it.
+    Links to folders are followed, but not one that leads back to a folder above it, or out of those that this process
+    may read.
 
     Raises:
         NotFoundError: the folder is not there.
@@ -246,7 +249,11 @@ def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
     """Every folder below one, itself included, and the names of its files."""
     for where, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(where) + os.sep
-        folders[:] = [name for name in folders if not real.startswith(os.path.realpath(join(where, name)) + os.sep)]
+        folders[:] = [
+            name
+            for name in folders
+            if not real.startswith(os.path.realpath(path := join(where, name)) + os.sep) and beneath.may_read(path)
+        ]
         yield where, names
 
 

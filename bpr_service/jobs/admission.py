@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from bpr_service.config import RefineConfig, build
 from bpr_service.errors import ForbiddenError, LimitError
 from bpr_service.jobs.requests import RefineRequest, TrainRequest
 from bpr_service.jobs.settings import JobSettings
@@ -28,17 +29,28 @@ def check_ceilings(request: RefineRequest | TrainRequest, settings: JobSettings)
 
 
 def _bounded(request: RefineRequest | TrainRequest) -> Iterator[tuple[str, Any, str]]:
-    """(name, value, setting that bounds it)."""
+    """(name, value as it will be used, setting that bounds it)."""
     if isinstance(request, RefineRequest):
-        yield "settings.max_pixels", request.settings.get("max_pixels"), "max_pixels"
+        if "max_pixels" in request.settings:
+            yield "settings.max_pixels", build(RefineConfig, request.settings).max_pixels, "max_pixels"
         return
     yield "time_limit_s", request.time_limit_s, "max_time_limit_s"
     yield "disk_limit_mb", request.disk_limit_mb, "max_disk_limit_mb"
-    run = (request.recipe or {}).get("run")
-    if isinstance(run, dict):
-        yield "recipe.run.steps", run.get("steps"), "max_steps"
-        for name in ("workers", "threads", "devices", "nodes"):
-            yield f"recipe.run.{name}", run.get(name), "max_loaders"
+    recipe = request.checked_recipe()
+    yield "recipe.run.steps", recipe.run.steps, "max_steps"
+    yield "recipe.run.batch_size", recipe.run.batch_size, "max_batch_size"
+    for name in ("workers", "threads", "devices", "nodes"):
+        yield f"recipe.run.{name}", getattr(recipe.run, name), "max_loaders"
+    yield "recipe.network.arguments", max(_numbers(recipe.network.arguments), default=0), "max_width"
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Every number in nested lists and mappings."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(inner)
 
 
 def check_promotion(request: TrainRequest, settings: JobSettings, *, may_promote: bool) -> TrainRequest:

@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
+from bpr_service import storage
+from bpr_service.beneath import within
 from bpr_service.errors import ConfigError, ConflictError, NotFoundError, NotReadyError
 from bpr_service.jobs.admission import check_ceilings, check_promotion, check_quota
 from bpr_service.jobs.database import Database, Enqueue
 from bpr_service.jobs.prune import prune
 from bpr_service.jobs.refine.plan import fingerprint
 from bpr_service.jobs.requests import RefineRequest, TrainRequest, canonical, digest, parse_request
-from bpr_service.jobs.roots import Roots
+from bpr_service.jobs.roots import Roots, folders_of
 from bpr_service.jobs.settings import JobSettings
 from bpr_service.jobs.tables import JobRow
 
@@ -91,6 +93,7 @@ class JobEngine:
         self.settings = settings or JobSettings.load()
         self.database = Database(self.settings.url, patience_s=patience_s, statement_s=self.settings.statement_s)
         self.roots = Roots(self.settings.roots)
+        self._folders = folders_of(self.settings)
 
     @cached_property
     def client(self) -> DBOSClient:
@@ -118,14 +121,18 @@ class JobEngine:
             ConflictError: the id is taken by another request, or ``out`` by another owner.
         """
         request = parse_request(values)
+        if request.kind not in QUEUES:
+            raise ConfigError("kind of a job", expected="refine or train", got=request.kind, fix="run bpr audit")
         if isinstance(request, TrainRequest):
             request = check_promotion(request, self.settings, may_promote=may_promote)
         resolved = self.roots.confine(request)
-        self._check(resolved)
+        with within(self._folders):
+            self._check(resolved)
+            stamp = self._stamp(resolved)
         text = canonical(request)
         if job_id is None:
             whose = () if owner is None else (owner,)
-            job_id = f"{request.kind}-{digest(text, self._stamp(resolved), *whose)[:16]}"
+            job_id = f"{request.kind}-{digest(text, stamp, *whose)[:16]}"
         elif not _ID.fullmatch(job_id):
             raise ConfigError(
                 "a job's id",
@@ -215,6 +222,11 @@ class JobEngine:
         """Where a job keeps plan, parts and log."""
         self._row(job_id)
         return self.settings.job_folder(job_id)
+
+    def open_out(self, job: Job) -> BinaryIO:
+        """What a job that is done wrote to ``out``, where that is a file. Raises as `storage.open_read`."""
+        with within(self._folders):
+            return storage.open_read(self.roots.resolve(str((job.result or {})["out"])))
 
     def log(self, job_id: str, *, tail_bytes: int = 1 << 20) -> str:
         """The end of a job's log. Raises ``NotFoundError`` for a job that does not exist."""

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from bpr_service.config import RefineConfig, Settings, build
 from bpr_service.errors import ConfigError
 from bpr_service.formats.options import FileOptions
+from bpr_service.recipe import Recipe
 
 Kind = Literal["refine", "audit", "train"]
 
@@ -76,6 +77,12 @@ class HeldOut(Settings):
     """Semantic: labels are 0 to ``classes - 1``."""
 
 
+class _Asked(Settings):
+    """What a request says of its recipe; errors then name ``recipe.run.steps``, as the request does."""
+
+    recipe: Recipe
+
+
 class TrainRequest(Settings):
     """Retrain a refinement model. ``data`` is what ``bpr-train patches`` takes, ``recipe`` what ``bpr-train
     refiner`` takes; keys that these do not know are refused before any work begins."""
@@ -100,6 +107,10 @@ class TrainRequest(Settings):
     """Make it the active version when its figure on the held-out data is better."""
     time_limit_s: float = Field(default=86_400.0, gt=0)
     disk_limit_mb: float = Field(default=20_000.0, gt=0)
+
+    def checked_recipe(self) -> Recipe:
+        """The recipe as the trainer will read it. Raises ``ConfigError``, or ``UnknownName`` for unknown keys."""
+        return build(_Asked, {"recipe": self.recipe or {}}).recipe
 
 
 _KINDS: dict[str, type[RefineRequest] | type[TrainRequest]] = {

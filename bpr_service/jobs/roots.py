@@ -7,12 +7,24 @@ import re
 from collections.abc import Mapping
 
 from bpr_service import storage
+from bpr_service.beneath import Folders
 from bpr_service.errors import ForbiddenError, UnknownName
 from bpr_service.jobs.requests import HeldOut, RefineRequest, TrainRequest
-from bpr_service.jobs.settings import Root
+from bpr_service.jobs.settings import JobSettings, Root
 
 _NAMED = re.compile(r"([A-Za-z0-9_-]+):(?!//)(.*)", re.DOTALL)
 READS = ("images", "predictions", "dataset", "panoptic_dir", "ground_truth")
+
+
+def folders_of(settings: JobSettings) -> Folders:
+    """What a worker may open: the local roots, the folder of jobs, and the store of models with its cache."""
+    from bpr_service.runtime.model_store import ModelStore
+
+    store = ModelStore(settings.models)
+    own = (str(settings.home), store.root, store.cache)
+    local = [root for root in settings.roots.values() if not storage.is_remote(root.path)]
+    read, write = (tuple(root.path for root in local if root.write is writes) for writes in (False, True))
+    return Folders.of(read, (*write, *(path for path in own if not storage.is_remote(path))))
 
 
 class Roots:

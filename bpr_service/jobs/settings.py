@@ -71,6 +71,10 @@ class JobSettings(EnvironmentSettings):
     """The largest ``settings.max_pixels`` of a job."""
     max_steps: int = Field(default=1_000_000, ge=1)
     """The most steps of a training job."""
+    max_batch_size: int = Field(default=4096, ge=1)
+    """The most patches a step of a training job."""
+    max_width: int = Field(default=2048, ge=1)
+    """The largest number among the arguments of a recipe's network: its widths and its depth."""
     max_loaders: int = Field(default=64, ge=0)
     """The most processes and threads that a recipe may ask for."""
     max_time_limit_s: float = Field(default=7 * 86_400.0, gt=0)

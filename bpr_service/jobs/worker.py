@@ -22,12 +22,14 @@ from typing import Any
 from dbos import DBOS
 from filelock import FileLock, Timeout
 
+from bpr_service.beneath import confine
 from bpr_service.errors import BprError, CancelledError, ConflictError
 from bpr_service.jobs import refine_steps
 from bpr_service.jobs.context import Context
 from bpr_service.jobs.database import Database
 from bpr_service.jobs.dbos_setup import KINDS, VERSION, enqueue, open_client, queues_of, worker_config
 from bpr_service.jobs.prune import prune
+from bpr_service.jobs.roots import folders_of
 from bpr_service.jobs.settings import JobSettings
 from bpr_service.jobs.tables import JobRow
 from bpr_service.jobs.train import compare, steps
@@ -178,6 +180,7 @@ class Worker:
         global _context
         self._be_single()
         self.settings.home.mkdir(parents=True, exist_ok=True)
+        confine(folders_of(self.settings))
         self.database.create()
         _context = self.context
         self.context.client = open_client(self.settings, self.database)  # brings DBOS's tables up to date

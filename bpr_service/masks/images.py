@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bpr_service import beneath
 from bpr_service.config import MAX_PIXELS
 from bpr_service.errors import ImageError, InputError, LimitError
 from bpr_service.masks.exif import png_exif
@@ -96,6 +97,15 @@ def check_pixels(height: int, width: int, max_pixels: int, what: str = "image") 
         )
 
 
+def _stream(source: Source) -> AbstractContextManager[BinaryIO]:
+    """What Pillow reads; a file of the caller's stays open."""
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if isinstance(source, str | Path):
+        return open(source, "rb", opener=beneath.opener)
+    return nullcontext(source)
+
+
 @contextmanager
 def _opened(source: Source, max_pixels: int, what: str, error: type[InputError]) -> Iterator[Any]:
     """The `PIL.Image.Image` with its header read and checked, and every complaint of Pillow turned into ours."""
@@ -105,8 +115,7 @@ def _opened(source: Source, max_pixels: int, what: str, error: type[InputError])
     name = str(source) if isinstance(source, str | Path) else "the bytes"
     fix = "send a whole PNG, JPEG, WebP, TIFF, BMP, PPM or AVIF file"
     try:
-        stream = io.BytesIO(source) if isinstance(source, bytes) else source
-        with pil.open(stream, formats=_known_formats()) as picture:
+        with _stream(source) as stream, pil.open(stream, formats=_known_formats()) as picture:
             check_pixels(picture.height, picture.width, max_pixels, what)
             yield picture
     except (FileNotFoundError, IsADirectoryError, PermissionError) as cause:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from bpr_service import beneath
 from bpr_service.errors import FormatError
 from bpr_service.formats.records.result_parts import is_parts
 from bpr_service.formats.records.result_parts import read_results as read_parts
@@ -56,9 +57,9 @@ class CocoDataset:
 
 def read_json(path: Path | str) -> Any:
     """Read a JSON file, or say in a FormatError where it breaks off."""
-    path = Path(path)
     try:
-        return json.loads(path.read_bytes())
+        with open(path, "rb", opener=beneath.opener) as file:
+            return json.load(file)
     except OSError as error:
         raise FormatError(
             f"{path}", expected="a readable JSON file", got=error.strerror or str(error), fix="check the path"

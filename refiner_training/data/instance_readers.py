@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bpr_service import storage
 from bpr_service.errors import FormatError
 from bpr_service.masks.mask import Mask, read_label_map
 from refiner_training.data.coco import ImageId, read_dataset, read_results
@@ -57,7 +58,7 @@ class CocoPairs(PairReader):
         wanted = self.truths if self.results is None else self.found
         self.ids = [i for i in self.dataset.images if i in wanted and i in self.truths]
         self.names = [self.dataset.file_name(i) for i in self.ids]
-        self.images = [Path(images) / name for name in self.names]
+        self.images = [Path(storage.join_inside(str(images), name)) for name in self.names]
         check_images(self.images, [self.dataset.size(i) for i in self.ids], self.dataset.path)
 
     def _pairs(self, index: int, height: int, width: int) -> tuple[list[Pair], Mask | None]:

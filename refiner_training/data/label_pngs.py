@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from bpr_service import beneath
 from bpr_service.errors import FormatError
 from bpr_service.masks.images import PICTURE_FORMATS
 
@@ -55,7 +56,7 @@ def png_size(path: Path) -> tuple[int, int]:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path, formats=PICTURE_FORMATS) as picture:
+        with open(path, "rb", opener=beneath.opener) as file, Image.open(file, formats=PICTURE_FORMATS) as picture:
             return picture.height, picture.width
     except (OSError, UnidentifiedImageError) as error:
         raise FormatError(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bpr_service import storage
 from bpr_service.errors import FormatError
 from bpr_service.masks.mask import read_panoptic_png
 from refiner_training.data.coco import ImageId, read_json
@@ -35,7 +36,7 @@ class PanopticFile:
     images: dict[ImageId, str]  # file names of the images themselves, where the file has them
 
     def png(self, image_id: ImageId) -> Path:
-        return self.folder / str(self.annotations[image_id]["file_name"])
+        return Path(storage.join_inside(str(self.folder), str(self.annotations[image_id]["file_name"])))
 
 
 def read_panoptic(path: Path | str, folder: Path | str, truth: PanopticFile | None = None) -> PanopticFile:

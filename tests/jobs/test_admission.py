@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from bpr_service.cli import app
-from bpr_service.errors import ConflictError, ForbiddenError, LimitError, NotFoundError, NotReadyError
+from bpr_service.errors import ConfigError, ConflictError, ForbiddenError, LimitError, NotFoundError, NotReadyError
 from bpr_service.jobs.engine import JobEngine
 from bpr_service.jobs.requests import HeldOut
 from bpr_service.jobs.settings import JobSettings, Promotion
@@ -65,6 +66,10 @@ def test_jobs_have_owners(engine: JobEngine) -> None:
         ({**TRAIN, "recipe": {"run": {"steps": 10**9}}}, "BPR_JOBS_MAX_STEPS"),
         ({**TRAIN, "recipe": {"run": {"workers": 100_000}}}, "BPR_JOBS_MAX_LOADERS"),
         ({**TRAIN, "recipe": {"run": {"threads": 100_000}}}, "BPR_JOBS_MAX_LOADERS"),
+        ({**TRAIN, "recipe": {"run": {"steps": "1000000000"}}}, "BPR_JOBS_MAX_STEPS"),
+        ({**REFINE, "settings": {"max_pixels": "1000000000000"}}, "BPR_JOBS_MAX_PIXELS"),
+        ({**TRAIN, "recipe": {"run": {"batch_size": 10**9}}}, "BPR_JOBS_MAX_BATCH_SIZE"),
+        ({**TRAIN, "recipe": {"network": {"arguments": {"widths": [32, 10**6]}}}}, "BPR_JOBS_MAX_WIDTH"),
         ({**TRAIN, "time_limit_s": 1e15}, "BPR_JOBS_MAX_TIME_LIMIT_S"),
         ({**TRAIN, "disk_limit_mb": 1e15}, "BPR_JOBS_MAX_DISK_LIMIT_MB"),
     ],
@@ -73,6 +78,23 @@ def test_ceilings(values: dict[str, Any], named: str, engine: JobEngine) -> None
     with pytest.raises(LimitError, match=named):
         engine.submit(values)
     assert engine.list() == []
+
+
+def test_an_audit_is_no_job(engine: JobEngine) -> None:
+    with pytest.raises(ConfigError, match="refine or train"):
+        engine.submit({**REFINE, "kind": "audit", "page_out": "/etc/x"})
+
+
+def test_what_is_given_back_is_opened_beneath_its_root(engine: JobEngine, tmp_path: Path) -> None:
+    job = engine.submit({**REFINE, "out": "data:o.json"})
+    (tmp_path / "o.json").write_text("[]")
+    done = dataclasses.replace(job, result={"out": "data:o.json"})
+    with engine.open_out(done) as file:
+        assert file.read() == b"[]"
+    (tmp_path / "o.json").unlink()
+    (tmp_path / "o.json").symlink_to("/etc/hostname")
+    with pytest.raises(ForbiddenError):
+        engine.open_out(done)
 
 
 def test_a_quota_for_each_owner(engine: JobEngine) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from bpr_service import storage
-from bpr_service.config import Settings, build
 from bpr_service.errors import BprError, ConfigError, ModelError
 from bpr_service.jobs.context import Context
 from bpr_service.jobs.requests import TrainRequest
@@ -20,17 +19,10 @@ from bpr_service.jobs.settings import JobSettings
 from bpr_service.jobs.tables import JobRow
 from bpr_service.jobs.train.trainer import Child
 from bpr_service.jobs.train.training_files import TrainingFiles
-from bpr_service.recipe import Recipe
 from bpr_service.runtime.model_store import ModelStore
 
 PATCH_FORMATS = {"instance": "coco", "semantic": "labels", "panoptic": "panoptic"}
 """The ``--format`` of ``bpr-train patches`` that a task's data has."""
-
-
-class _Asked(Settings):
-    """What a request says of its recipe; errors then name ``recipe.run.steps``, as the request does."""
-
-    recipe: Recipe
 
 
 def check_recipe(request: TrainRequest, settings: JobSettings) -> None:
@@ -39,7 +31,7 @@ def check_recipe(request: TrainRequest, settings: JobSettings) -> None:
     Raises:
         UnknownName, ConfigError, NotFoundError.
     """
-    recipe = build(_Asked, {"recipe": request.recipe or {}}).recipe
+    recipe = request.checked_recipe()
     if recipe.patch.scheme != "dense":
         fix = "leave it out"
         raise ConfigError("recipe.patch.scheme", expected="dense", got=repr(recipe.patch.scheme), fix=fix)

@@ -236,10 +236,9 @@ def _result(jobs: JobEngine, job_id: str, file: str | None) -> Response:
     if file is None:
         return JSONResponse(job.result)
     if file == "report" and job.kind == "refine":
-        path = str(jobs.folder(job_id) / "report.json")
+        stream = storage.open_read(str(jobs.folder(job_id) / "report.json"))
     elif file == "predictions" and job.kind == "refine" and str(job.result["out"]).endswith(".json"):
-        path = jobs.roots.resolve(job.result["out"])
+        stream = jobs.open_out(job)
     else:
         raise NotFoundError(f"result file {file!r}", expected="report, or predictions where that is one file")
-    stream = storage.open_read(path)
     return StreamingResponse(iter(lambda: stream.read(storage.COPY_BYTES), b""), media_type="application/json")
