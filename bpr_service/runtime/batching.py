@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -14,6 +14,10 @@ class Queued(Protocol):
     @property
     def batch_key(self) -> Hashable:
         """What must be equal for two requests to share a batch: model version and network size."""
+
+    @property
+    def owner(self) -> str:
+        """Whose request it is."""
 
     @property
     def n_patches(self) -> int:
@@ -38,13 +42,23 @@ class Slice(Generic[Q]):
     stop: int
 
 
-class FairQueue(Generic[Q]):
-    """Round robin over requests, by patches.
+def _in_turn(requests: list[Q]) -> list[Q]:
+    """The first of each owner, then the second of each, and so on."""
+    before: Counter[str] = Counter()
+    turns = []
+    for request in requests:
+        turns.append(before[request.owner])
+        before[request.owner] += 1
+    return [requests[i] for i in sorted(range(len(requests)), key=turns.__getitem__)]
 
-    A batch is divided evenly between the requests that wait for the same model, at least ``quantum`` patches
-    each (a smaller slice costs more than it is worth); what a short request does not need goes to the others.
-    Who was served and still waits goes to the end. So a request of 20 patches leaves with the next batch or
-    two, however many patches the request before it has. Not thread-safe: the engine holds its lock.
+
+class FairQueue(Generic[Q]):
+    """Round robin over owners and their requests, by patches.
+
+    A batch is divided evenly between the owners whose requests wait for the same model, and an owner's part between
+    those; at least ``quantum`` patches each (a smaller slice costs more than it is worth); what a short request does not
+    need goes to the others. Who was served and still waits goes to the end. So a request of 20 patches leaves with the
+    next batch or two, however many patches the request before it has. Not thread-safe: the engine holds its lock.
     """
 
     def __init__(self, quantum: int = 8) -> None:
@@ -86,12 +100,13 @@ class FairQueue(Generic[Q]):
         if not self._requests:
             return []
         key = self._requests[0].batch_key
-        waiting = sharing = [r for r in self._requests if r.batch_key == key]
+        waiting = sharing = _in_turn([r for r in self._requests if r.batch_key == key])
         starts = {id(r): r.next_patch for r in sharing}
-        share = max(self._quantum, -(-room // len(sharing)))
+        of = Counter(r.owner for r in sharing)
+        share = {owner: max(self._quantum, -(-room // (len(of) * n))) for owner, n in of.items()}
         while room and waiting:
             for request in waiting:
-                n = min(share, room, request.n_patches - request.next_patch)
+                n = min(share[request.owner], room, request.n_patches - request.next_patch)
                 request.next_patch += n
                 room -= n
                 self.patches -= n

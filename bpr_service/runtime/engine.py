@@ -18,8 +18,9 @@ import math
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal
 
 from bpr_service.errors import (
@@ -32,6 +33,7 @@ from bpr_service.runtime.device import DeviceOwner
 from bpr_service.runtime.lanes import Lanes
 from bpr_service.runtime.pump import Pump
 from bpr_service.runtime.settings import EngineConfig, EngineEvents, ModelSource
+from bpr_service.runtime.shares import NOBODY, FairThreads, Shares
 from bpr_service.runtime.work import Hold, Lane, Memory, Slot, Stages, Work, past_deadline
 
 __all__ = ["Engine", "EngineConfig", "EngineEvents", "ModelSource", "State"]
@@ -60,7 +62,8 @@ class Engine:
         self.device = device
         self.state: State = "starting"
         self.events = events or EngineEvents()
-        self.memory = Memory(self.config.memory_mb << 20)
+        self.shares = Shares()
+        self.memory = Memory(self.config.memory_mb << 20, self.shares)
         self._changed = threading.Condition()
         self._owner = DeviceOwner()
         self._lanes = Lanes(source, self._owner, self.config.max_batch_patches, warm, self.events)
@@ -73,9 +76,10 @@ class Engine:
             finish=self._to_encoders,
             broken=self._device_failed,
         )
-        self._decoders = ThreadPoolExecutor(self.config.cpu_workers, "decode")
-        self._encoders = ThreadPoolExecutor(self.config.cpu_workers, "encode")
+        self.decoders = FairThreads(self.config.cpu_workers, "decode", self.shares)
+        self._encoders = FairThreads(self.config.cpu_workers, "encode", self.shares)
         self.requests = 0
+        self._requests_of: Counter[str] = Counter()
         self._works: weakref.WeakSet[Work] = weakref.WeakSet()
         self._undecoded = 0
         self._patches_each = 0.0
@@ -126,9 +130,9 @@ class Engine:
                 self.state = "stopped"
         for work in waiting:
             work.fail(NotReadyError("the server is stopping", fix="try another one"))
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self.decoders.stop(cancel=True)
         self._pump.stop()
-        self._encoders.shutdown(wait=False)
+        self._encoders.stop(cancel=False)
 
     def _device_failed(self) -> None:
         with self._changed:
@@ -140,7 +144,7 @@ class Engine:
     @property
     def alive(self) -> bool:
         """False after a fatal device error, or where patches do not move any more: the process should be replaced."""
-        return self.state != "failed" and self._pump.works()
+        return self.state != "failed" and self._pump.works() and self.decoders.alive and self._encoders.alive
 
     # ------------------------------------------------------------------ models
 
@@ -187,33 +191,46 @@ class Engine:
             return 0.0
         return (pump.queue.patches + pump.on_device + self._undecoded * self._patches_each) / pump.pace
 
-    def check_room(self) -> None:
-        """Raise what `admit` would raise now."""
+    def check_room(self, owner: str = NOBODY) -> None:
+        """Raise what `admit` would raise now for a request of ``owner``."""
+        self.shares.see(owner)
         with self._changed:
-            self._check_room()
+            self._check_room(owner)
 
     def admit(self, hold: Hold | None = None) -> Slot:
         """A slot, before anything costly is done, which takes over the memory of ``hold``; `NotReadyError`, or
         `BusyError` with the time to come back.
         """
+        hold = hold or Hold(self.memory)
+        owner = hold.owner
+        self.shares.see(owner)
         with self._changed:
-            self._check_room()
+            self._check_room(owner)
             self.requests += 1
-        return Slot(hold or Hold(self.memory), self._released)
+            self._requests_of[owner] += 1
+        return Slot(hold, partial(self._released, owner))
 
-    def _check_room(self) -> None:
+    def is_over_share(self, owner: str) -> bool:
+        """Whether ``owner`` has all the slots that it may while others want some."""
+        return self._requests_of[owner] >= self.shares.of(self.config.max_requests, owner)
+
+    def _check_room(self, owner: str) -> None:
         self._check_ready()
         wait_s = self.expected_wait_s()
-        if self.requests >= self.config.max_requests or wait_s > self.config.max_queue_wait_s:
+        full = self.requests >= self.config.max_requests or self.is_over_share(owner)
+        if full or wait_s > self.config.max_queue_wait_s:
             raise BusyError(
                 "the server is at capacity",
                 fix="try again after the time in Retry-After",
                 retry_after_s=min(30.0, max(1.0, math.ceil(wait_s / 2))),
             )
 
-    def _released(self) -> None:
+    def _released(self, owner: str) -> None:
         with self._changed:
             self.requests -= 1
+            self._requests_of[owner] -= 1
+            if not self._requests_of[owner]:
+                del self._requests_of[owner]
             self._changed.notify_all()
 
     # ------------------------------------------------------------------ one request
@@ -275,7 +292,7 @@ class Engine:
             self._undecoded += 1
             self._works.add(work)
         try:
-            self._decoders.submit(self._decode, work)
+            self.decoders.submit(work.owner, self._decode, work)
         except RuntimeError:
             self._decoded(work)
             work.fail(self._not_ready())
@@ -333,7 +350,7 @@ class Engine:
 
     def _to_encoders(self, work: Work) -> None:
         work.hold()
-        self._encoders.submit(self._finish, work)
+        self._encoders.submit(work.owner, self._finish, work)
 
     def _finish(self, work: Work) -> None:
         try:

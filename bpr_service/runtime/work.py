@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bpr_service.errors import BusyError, DeadlineError, LimitError
+from bpr_service.runtime.shares import NOBODY, Shares
 
 
 class Stages(Protocol):
@@ -60,13 +62,15 @@ class Lane:
 class Memory:
     """A budget in bytes that requests reserve from before they allocate."""
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, shares: Shares | None = None) -> None:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
+        self._shares = shares or Shares()
+        self._used_by: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def reserve(self, n_bytes: int, held_bytes: int) -> None:
-        """Take ``n_bytes`` for a request that holds ``held_bytes`` already.
+    def reserve(self, n_bytes: int, held_bytes: int, owner: str = NOBODY) -> None:
+        """Take ``n_bytes`` for a request of ``owner`` that holds ``held_bytes`` already.
 
         Raises `LimitError` where the request could never fit, `BusyError` where it does not fit now.
         """
@@ -77,22 +81,27 @@ class Memory:
                 got=f"about {n_bytes + held_bytes}",
                 fix="send fewer or smaller masks, or a smaller image",
             )
+        most = self._shares.most(self.limit_bytes, owner)
         with self._lock:
-            if self.used_bytes + n_bytes > self.limit_bytes:
+            if self.used_bytes + n_bytes > self.limit_bytes or self._used_by[owner] + n_bytes > most:
                 raise BusyError("the memory that requests may use is taken", fix="try again later", retry_after_s=2.0)
             self.used_bytes += n_bytes
+            self._used_by[owner] += n_bytes
 
-    def free(self, n_bytes: int) -> None:
+    def free(self, n_bytes: int, owner: str = NOBODY) -> None:
         with self._lock:
             self.used_bytes -= n_bytes
+            self._used_by[owner] -= n_bytes
+            if not self._used_by[owner]:
+                del self._used_by[owner]
 
 
 class Hold:
     """Memory that one request has reserved; `release` gives it back, once."""
 
-    def __init__(self, memory: Memory, held_bytes: int = 0) -> None:
-        """``held_bytes`` are reserved already."""
-        self._memory = memory
+    def __init__(self, memory: Memory, held_bytes: int = 0, owner: str = NOBODY) -> None:
+        """``held_bytes`` are reserved already; ``owner``: whose request it is."""
+        self._memory, self.owner = memory, owner
         self._held_bytes = held_bytes
         self._lock = threading.Lock()
         self._released = False
@@ -101,14 +110,14 @@ class Hold:
         """Reserve more; see `Memory.reserve`. Nothing once it is released."""
         with self._lock:
             if not self._released:
-                self._memory.reserve(n_bytes, self._held_bytes)
+                self._memory.reserve(n_bytes, self._held_bytes, self.owner)
                 self._held_bytes += n_bytes
 
     def free(self, n_bytes: int) -> None:
         """Give a part back."""
         with self._lock:
             if not self._released:
-                self._memory.free(n_bytes)
+                self._memory.free(n_bytes, self.owner)
                 self._held_bytes -= n_bytes
 
     def split(self, n_bytes: int) -> Hold:
@@ -116,13 +125,13 @@ class Hold:
         with self._lock:
             n_bytes = 0 if self._released else min(n_bytes, self._held_bytes)
             self._held_bytes -= n_bytes
-        return Hold(self._memory, n_bytes)
+        return Hold(self._memory, n_bytes, self.owner)
 
     def release(self) -> None:
         with self._lock:
             held, self._held_bytes = self._held_bytes, 0
             self._released = True
-            self._memory.free(held)
+            self._memory.free(held, self.owner)
 
 
 class Slot:
@@ -178,6 +187,11 @@ class Work:
         self.stage_lock = threading.Lock()
         """Held by whoever asks ``stages`` for crops or adds to it: they take one thread at a time."""
         self._lock = threading.Lock()
+
+    @property
+    def owner(self) -> str:
+        """Whose request it is."""
+        return self.slot.hold.owner
 
     @property
     def batch_key(self) -> tuple[str, str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -75,3 +76,12 @@ class ServerSettings(EngineConfig):
     """Offer ``/v1/jobs`` (needs the extra ``jobs`` and a database)."""
     otel: bool = False
     """Send OpenTelemetry traces (needs the extra ``otel``; the exporter reads ``OTEL_*``)."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether whoever reaches the address from another machine may do everything."""
+        try:
+            here = ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            here = self.host == "localhost"
+        return self.api_keys_file is None and not here

@@ -127,6 +127,38 @@ def storage(root: Path) -> Iterator[str]:
             yield f"{where}: stopped after {grace_s:g} s, drains for {known.drain_s(values):g} s"
 
 
+SECRET = "/run/secrets/"
+NEIGHBOURS = {"postgres": {"server", "worker", "trainer", "minio", "bucket"}, "grafana": {"prometheus", "server"}}
+"""Who may reach the database, and whom the dashboards may reach."""
+
+
+def rights(root: Path) -> Iterator[str]:
+    """Servers without keys, containers with capabilities, networks that join what has nothing to say to each other."""
+    services = deployed.compose(root)["services"]
+    for name, service in services.items():
+        if "ALL" not in service.get("cap_drop", []):
+            yield f"{name}: keeps its capabilities"
+        if "no-new-privileges:true" not in service.get("security_opt", []):
+            yield f"{name}: may gain privileges"
+        if "networks" not in service and "network_mode" not in service:
+            yield f"{name}: on the network of all"
+    for where, words in (
+        *((where, service["command"]) for where, service in deployed.our_services(root)),
+        *((where, c["args"]) for where, o in deployed.manifests(root) for c in containers(o) if "args" in c),
+    ):
+        given = any(word.startswith(SECRET) for word in words)
+        given |= "BPR_API_KEYS_FILE" in env_file(root / "k8s/base/server.env") and "k8s" in where
+        if words[0] == "serve" and not given:
+            yield f"{where}: serves without keys"
+    networks = deployed.compose(root).get("networks", {})
+    if not (networks.get("jobs") or {}).get("internal"):
+        yield "the network of the database leads out"
+    for name, allowed in NEIGHBOURS.items():
+        mine = set(services[name].get("networks", []))
+        near = {other for other, s in services.items() if other != name and mine & set(s.get("networks", []))}
+        yield from (f"{name} and {other} share a network" for other in near - allowed)
+
+
 def references(objects: list[Object]) -> Iterator[str]:
     """What a built overlay's objects name and is not there."""
     there = {(o["kind"], o["metadata"]["name"]) for o in objects}
@@ -143,5 +175,5 @@ def references(objects: list[Object]) -> Iterator[str]:
 
 
 CHECKS: dict[str, Callable[[Path], Iterator[str]]] = {
-    check.__name__: check for check in (settings, commands, routes, metrics, images, storage)
+    check.__name__: check for check in (settings, commands, routes, metrics, images, storage, rights)
 }

@@ -121,6 +121,12 @@ MUTATIONS = [
     ("docker/compose.yaml", "stop_grace_period: 45s", "stop_grace_period: 30s", "storage"),
     ("docker/compose.yaml", '"/run/secrets/api_keys"', '"/run/secrets/keys"', "storage"),
     ("k8s/base/server.env", "BPR_DRAIN_S=30", "BPR_DRAIN_S=60", "storage"),
+    ("docker/compose.yaml", '["serve", "--api-keys-file", "/run/secrets/api_keys"]', '["serve"]', "rights"),
+    ("k8s/base/server.env", "BPR_API_KEYS_FILE=/run/secrets/bpr/keys.json", "", "rights"),
+    ("docker/compose.yaml", "cap_drop: [ALL]\n    cap_add: [CHOWN, DAC", "cap_add: [CHOWN, DAC", "rights"),
+    ("docker/compose.yaml", "networks: [jobs, console]", "networks: [jobs, metrics]", "rights"),
+    ("docker/compose.yaml", "networks: [jobs]\n    environment", "environment", "rights"),
+    ("docker/compose.yaml", "jobs: {internal: true}", "jobs:", "rights"),
     ("k8s/overlays/scaled/workers.yaml", "mountPath: /data", "mountPath: /date", "storage"),
 ]
 

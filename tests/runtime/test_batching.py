@@ -16,6 +16,7 @@ class Request:
     batch_key: str = "m"
     next_patch: int = 0
     ready_at: float = 0.0
+    owner: str = "a"
 
 
 def drain(queue: FairQueue[Request], room: int) -> list[list[tuple[Request, int, int]]]:
@@ -99,3 +100,17 @@ def test_remove_takes_its_patches_out() -> None:
     assert not queue.remove(first)
     assert queue.patches == 7 - second.next_patch
     assert queue.head_patches() == queue.patches
+
+
+def test_an_owner_of_many_requests_gets_no_more_than_one_of_one() -> None:
+    queue: FairQueue[Request] = FairQueue()
+    for _ in range(10):
+        queue.push(Request(100, owner="hostile"))
+    for owner in ("b", "c"):
+        queue.push(Request(64, owner=owner))
+    taken = {"hostile": 0, "b": 0, "c": 0}
+    for _ in range(6):
+        for piece in queue.take(32):
+            taken[piece.request.owner] += piece.stop - piece.start
+    assert taken["hostile"] <= 6 * 32 / 3 + 16
+    assert taken["b"] == taken["c"] == 64

@@ -7,6 +7,7 @@ import logging
 import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from bpr_service.masks.mask import Mask
 from bpr_service.runtime.dummy import DummyModels
 from bpr_service.server.logs import JsonFormatter, request_id
+from bpr_service.server.settings import ServerSettings
 from tests.server.helpers import Running, b64, body, coarse, png, serving
 
 
@@ -24,6 +26,29 @@ def test_probes_and_version(server: Running) -> None:
     answer = server.client.get("/version").json()
     assert answer["device"] == "cpu"
     assert answer["presets"]["balanced"]["model"] == "dummy"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, False),
+        ({"host": "127.0.0.2"}, False),
+        ({"host": "::1"}, False),
+        ({"host": "localhost"}, False),
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "::"}, True),
+        ({"host": "bpr.local"}, True),
+        ({"host": "0.0.0.0", "api_keys_file": "keys.json"}, False),
+    ],
+)
+def test_a_server_without_keys_is_open_where_others_reach_it(settings: dict[str, Any], said: bool) -> None:
+    assert ServerSettings(**settings).is_open == said
+
+
+def test_an_open_server_says_so_to_its_page(server: Running) -> None:
+    assert server.client.get("/version").json()["notice"] is None
+    with serving({"host": "0.0.0.0"}) as open_server:
+        assert open_server.client.get("/version").json()["notice"].startswith("NO KEYS")
 
 
 def test_open_inference_protocol(server: Running) -> None:

@@ -11,11 +11,11 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from bpr_service.errors import BprError, InputError, NotReadyError, fields_of, rebuild
+from bpr_service.errors import BprError, DeadlineError, InputError, NotReadyError, fields_of, rebuild
 from bpr_service.runtime.work import Work, past_deadline
 from bpr_service.server.codec.memory import QUANTUM_BYTES
 from bpr_service.server.codec.shared import Block, receive, send
@@ -110,7 +110,7 @@ class Pool:
         """
         work.slot.reserve(2 * QUANTUM_BYTES)
         passing = QUANTUM_BYTES
-        with self._worker() as worker:
+        with self._worker(work.remaining_s) as worker:
             lease = Lease(worker)
             work.future.add_done_callback(lambda _: lease.cancel())  # at once, where it has ended already
             try:
@@ -153,9 +153,12 @@ class Pool:
         return message, blocks[0]
 
     @contextmanager
-    def _worker(self) -> Iterator[Worker]:
-        """A worker for this thread alone; one that was killed leaves its place empty."""
-        worker = self._idle.get()
+    def _worker(self, remaining_s: Callable[[], float] = lambda: START_S) -> Iterator[Worker]:
+        """A worker for this thread alone; one that was killed leaves its place empty. Raises `DeadlineError`."""
+        try:
+            worker = self._idle.get(timeout=max(0.0, remaining_s()))
+        except queue.Empty:
+            raise DeadlineError("the deadline passed before a process was free", fix="allow more time") from None
         try:
             if worker is not None and worker.is_gone():
                 worker.close()

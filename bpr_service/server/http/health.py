@@ -16,6 +16,9 @@ from bpr_service.runtime.engine import Engine
 from bpr_service.runtime.work import Lane
 from bpr_service.server.http.openapi import problems
 
+OPEN = "NO KEYS: whoever reaches this address may refine, run jobs and swap models"
+"""What a server says in its log and on its page where that is so."""
+
 router = APIRouter()
 _UNREADY = problems(503)
 _MISSING = problems(404)
@@ -60,6 +63,7 @@ async def version(request: Request) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": lanes[0].refiner.runs_on if lanes else engine.device,
         "presets": {lane.preset: {"model": lane.model, "version": lane.version} for lane in lanes},
+        "notice": OPEN if request.app.state.settings.is_open else None,
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
 import orjson
@@ -16,7 +17,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from bpr_service.runtime.work import Slot, Work
+from bpr_service.runtime.work import Hold, Slot, Work
 from bpr_service.server.codec.parse import JSON
 from bpr_service.server.codec.shared import Block
 from bpr_service.server.http.body import media_type
@@ -82,7 +83,7 @@ async def predict(request: Request) -> Response:
     answers: list[bytes] = []
     for index, piece in enumerate(pieces[0]):
         call = LabelCall(request, pieces[1], started, index, piece)
-        answer = await call.run(slot if index == 0 else engine.admit())
+        answer = await call.run(slot if index == 0 else engine.admit(Hold(engine.memory, owner=slot.hold.owner)))
         answers.append(bytes(answer.view()))
         answer.close()
     pieces[1].close()
@@ -94,7 +95,8 @@ async def _split(request: Request, slot: Slot, body: Block, started: float) -> t
     """Where each task of a body lies, in a block of their own."""
     state = request.app.state
     work = Work(slot, None, None, deadline=started + state.settings.timeout_s)
-    message, block = await asyncio.to_thread(state.pool.step, "label_studio_split", work, body)
+    step = partial(state.pool.step, "label_studio_split", work, body)
+    message, block = await asyncio.wrap_future(state.engine.decoders.submit(work.owner, step))
     return message["pieces"], block
 
 

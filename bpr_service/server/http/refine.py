@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -31,6 +32,9 @@ from bpr_service.server.metrics import Metrics
 from bpr_service.server.settings import ServerSettings
 from bpr_service.server.telemetry import record_steps
 
+OVER_SHARE_S = 1.0
+"""How long a caller who has its share of the slots waits for another one."""
+
 
 async def admitted(request: Request, started: float) -> tuple[Slot, Block]:
     """The body, and then a slot, so that a body that comes slowly keeps nobody out.
@@ -39,8 +43,11 @@ async def admitted(request: Request, started: float) -> tuple[Slot, Block]:
     """
     engine: Engine = request.app.state.engine
     settings: ServerSettings = request.app.state.settings
-    engine.check_room()
-    hold = Hold(engine.memory)
+    owner = request.state.caller.name
+    if engine.is_over_share(owner):  # it waits a little before it is refused: a refusal costs too
+        await asyncio.sleep(OVER_SHARE_S)
+    engine.check_room(owner)
+    hold = Hold(engine.memory, owner=owner)
     try:
         body = await read_body(request, hold, settings, started + settings.timeout_s)
         return engine.admit(hold), body

@@ -20,7 +20,9 @@ function view() {
 async function state() {
   const pill = $("state");
   try {
-    const { version, device } = await call("GET", "/version");
+    const { version, device, notice } = await call("GET", "/version");
+    $("notice").textContent = notice || "";
+    $("notice").hidden = !notice;
     let ready = true;
     try { await call("GET", "/readyz"); } catch { ready = false; }
     pill.textContent = ready ? `ready · ${version} · ${device}` : "starting or shutting down";

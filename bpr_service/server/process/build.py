@@ -17,13 +17,13 @@ from bpr_service.runtime.engine import Engine
 from bpr_service.runtime.work import Lane, Stages
 from bpr_service.server.app import create_app
 from bpr_service.server.http.auth import Keys
+from bpr_service.server.http.health import OPEN
 from bpr_service.server.logs import log
 from bpr_service.server.metrics import Metrics
 from bpr_service.server.models import StoreModels
 from bpr_service.server.settings import ServerSettings
 
 CPU_BATCH_PATCHES = 32
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def build(settings: ServerSettings, processes: int = 1) -> tuple[Any, Engine, ServerSettings]:
@@ -56,11 +56,9 @@ def build(settings: ServerSettings, processes: int = 1) -> tuple[Any, Engine, Se
 
 def warn_if_open(settings: ServerSettings) -> None:
     """Say it loudly where anybody who reaches the address may do everything."""
-    if settings.api_keys_file is None and settings.host not in LOOPBACK:
+    if settings.is_open:
         fields = {"host": settings.host, "fix": "set BPR_API_KEYS_FILE (bpr keys makes one)"}
-        log.warning(
-            "NO KEYS: whoever reaches this address may refine, run jobs and swap models", extra={"fields": fields}
-        )
+        log.warning(OPEN, extra={"fields": fields})
 
 
 def for_cpu(settings: ServerSettings) -> ServerSettings:

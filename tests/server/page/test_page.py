@@ -45,6 +45,15 @@ def test_a_bundled_example_at_a_desktops_width(browser: Any, service: Running) -
         assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
 
 
+def test_an_open_server_is_told_of(browser: Any, service: Running) -> None:
+    with Watched(browser, service.url, 1200, 900) as page:
+        page.wait_for_selector("#state.ok")
+        assert not page.is_visible("#notice")
+    with serving({"host": "0.0.0.0"}) as running, Watched(browser, running.url, 1200, 900) as page:
+        page.wait_for_selector("#notice:visible")
+        assert "NO KEYS" in page.inner_text("#notice")
+
+
 def test_own_files_the_slider_and_the_zoom(browser: Any, service: Running) -> None:
     with Watched(browser, service.url, 1200, 900) as page:
         refine_files(page)
