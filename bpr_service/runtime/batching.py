@@ -56,9 +56,9 @@ class FairQueue(Generic[Q]):
     """Round robin over owners and their requests, by patches.
 
     A batch is divided evenly between the owners whose requests wait for the same model, and an owner's part between
-    those; at least ``quantum`` patches each (a smaller slice costs more than it is worth); what a short request does not
-    need goes to the others. Who was served and still waits goes to the end. So a request of 20 patches leaves with the
-    next batch or two, however many patches the request before it has. Not thread-safe: the engine holds its lock.
+    those; at least ``quantum`` patches each (a smaller slice costs more than it is worth); what a short request does
+    not need goes to the others. Who was served and still waits goes to the end. So a request of 20 patches leaves with
+    the next batch or two, however many patches the request before it has. Not thread-safe: the engine holds its lock.
     """
 
     def __init__(self, quantum: int = 8) -> None:

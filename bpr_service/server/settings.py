@@ -20,6 +20,8 @@ class ServerSettings(EngineConfig):
     device: str = "auto"
     devices: tuple[Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")], ...] = ()
     """A process for each, behind one port; where given, ``device`` does not count."""
+    hung_s: float = Field(default=30.0, gt=0.0)
+    """A process of several that does not answer the one that started it for so long is killed and replaced."""
     presets: tuple[str, ...] = tuple(sorted(PRESETS, key=lambda name: name != "balanced"))
     """Kept warm; the first is the default of a request."""
     model_store: str | None = None

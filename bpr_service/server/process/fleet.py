@@ -2,9 +2,9 @@
 
 ::
 
-    parent     binds the port, starts the processes, replaces one that dies, hands SIGTERM on; runs no torch
+    parent     binds the port, starts the processes, replaces one that dies or hangs, hands SIGTERM on; runs no torch
     process i  one device, one engine; accepts from the parent's socket once it is ready, and listens on its own
-               Unix socket, FOLDER/i.sock, where the others ask it for its metrics
+               Unix socket, FOLDER/i.sock, where the others ask for its metrics, and the parent whether it is alive
 
 A connection goes to whichever process takes it first: they take one at a time, so a busy one takes fewer. Every process
 follows the model store (`bpr_service.runtime.follow`), which is how a swap reaches them all. A process whose parent is
@@ -21,19 +21,24 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import httpx
+
 from bpr_service.errors import ConfigError
 from bpr_service.server.logs import configure_logging, log
-from bpr_service.server.process.member import BACKLOG, Member
+from bpr_service.server.process.member import BACKLOG, Member, client_of
 from bpr_service.server.settings import ServerSettings
 
 LOOK_S = 0.1
 RESTART_S, RESTART_MAX_S = 0.5, 30.0
 """Pause before a process is replaced, doubled each time that it ends before it was ready."""
+ASKS = 5
+"""How often a process is asked in the time after which it counts as hung."""
 KILL_AFTER_S = 10.0
 """A process that is still there so long after its drain should have ended is killed."""
 CHILD = "from bpr_service.server.process.child import child; raise SystemExit(child())"
@@ -49,6 +54,8 @@ class Replica:
     """That it, or one before it, has been ready."""
     failures: int = 0
     start_at: float = 0.0
+    answered_at: float = 0.0
+    """When it last answered its parent, or was started."""
 
     @property
     def socket_path(self) -> Path:
@@ -70,6 +77,7 @@ class Fleet:
         try:
             for replica in self.replicas:
                 self._start(replica)
+                threading.Thread(target=self._ask, args=(replica,), name="ask", daemon=True).start()
             failed = False
             while not self.signals and not failed:
                 looked = [self._look(replica) for replica in self.replicas]
@@ -83,11 +91,20 @@ class Fleet:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def _ask(self, replica: Replica) -> None:
+        """Ask a process again and again whether it is alive; whatever it answers, it is not stopped."""
+        while True:
+            with contextlib.suppress(httpx.HTTPError), client_of(replica.socket_path) as client:
+                client.get("/livez", timeout=self.settings.hung_s)
+                replica.answered_at = time.monotonic()
+            time.sleep(self.settings.hung_s / ASKS)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signals += 1
 
     def _start(self, replica: Replica) -> None:
         replica.socket_path.unlink(missing_ok=True)
+        replica.answered_at = time.monotonic()
         number, device = replica.member.process, self.settings.devices[replica.member.process]
         values = self.settings.model_dump(mode="json", exclude_unset=True) | {"device": device, "devices": []}
         environment = dict(os.environ)
@@ -124,6 +141,13 @@ class Fleet:
         replica.was_ready |= ready
         code = replica.running.poll()
         if code is None:
+            silent_s = time.monotonic() - replica.answered_at
+            if ready and silent_s > self.settings.hung_s:
+                told = {"process": replica.member.process, "pid": replica.running.pid, "silent_s": round(silent_s, 1)}
+                log.error("process does not answer and is killed", extra={"fields": told})
+                replica.running.kill()
+            elif not ready:
+                replica.answered_at = time.monotonic()
             return False
         fields = {"process": replica.member.process, "pid": replica.running.pid, "code": code}
         log.error("process ended", extra={"fields": fields})

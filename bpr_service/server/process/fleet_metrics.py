@@ -16,7 +16,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from bpr_service.server.process.member import Member
+from bpr_service.server.process.member import Member, client_of
 
 TIMEOUT_S = 2.0
 SHARED = "bpr_jobs_"
@@ -29,8 +29,8 @@ def fleet_metrics(member: Member, own: Callable[[], bytes]) -> bytes:
         if process == member.process:
             return own().decode()
         try:
-            with httpx.Client(transport=httpx.HTTPTransport(uds=str(member.socket_path(process)))) as client:
-                return client.get("http://process/metrics?only=this", timeout=TIMEOUT_S).raise_for_status().text
+            with client_of(member.socket_path(process)) as client:
+                return client.get("/metrics?only=this", timeout=TIMEOUT_S).raise_for_status().text
         except httpx.HTTPError:  # starting, or gone and about to be replaced
             return None
 

@@ -92,6 +92,20 @@ def test_both_answer_metrics_hold_both_and_a_killed_one_is_replaced(tmp_path: Pa
         assert lines(log, "all processes stopped")[0]["codes"] == [0, 0]
 
 
+def test_a_process_that_stands_still_is_told_of_and_replaced(tmp_path: Path) -> None:
+    with process(tmp_path, BPR_HUNG_S="3", **TWO) as (server, url, log):
+        until(lambda: sorted(ready(log)) == [0, 1], "both get ready")
+        first = next(line for line in lines(log, "process started") if line["process"] == 0)
+        os.kill(first["pid"], signal.SIGSTOP)
+        until(lambda: bool(lines(log, "process does not answer and is killed")), "it is noticed")
+        (told,) = lines(log, "process does not answer and is killed")
+        assert (told["process"], told["pid"]) == (0, first["pid"])
+        until(lambda: sorted(ready(log)) == [0, 0, 1], "another takes its place")
+        until(lambda: samples(url, "bpr_process_up") == {("cpu", "0"): 1.0, ("cpu", "1"): 1.0}, "and answers")
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(45) == 0
+
+
 def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> None:
     with process(tmp_path, BPR_MAX_BATCH_PATCHES="2", BPR_DUMMY_CALL_MS="20", **TWO) as (server, url, log):
         until(lambda: sorted(ready(log)) == [0, 1], "both get ready")
