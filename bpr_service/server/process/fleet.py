@@ -37,6 +37,8 @@ from bpr_service.server.settings import ServerSettings
 LOOK_S = 0.1
 RESTART_S, RESTART_MAX_S = 0.5, 30.0
 """Pause before a process is replaced, doubled each time that it ends before it was ready."""
+START_S = 900.0
+"""A process that is not ready so long after its start counts as hung."""
 ASKS = 5
 """How often a process is asked in the time after which it counts as hung."""
 KILL_AFTER_S = 10.0
@@ -50,6 +52,7 @@ class Replica:
 
     member: Member
     running: subprocess.Popen[bytes] | None = None
+    is_ready: bool = False
     was_ready: bool = False
     """That it, or one before it, has been ready."""
     failures: int = 0
@@ -138,16 +141,17 @@ class Fleet:
                 self._start(replica)
             return False
         ready = replica.socket_path.exists()
+        if ready and not replica.is_ready:
+            replica.answered_at = time.monotonic()
+        replica.is_ready = ready
         replica.was_ready |= ready
         code = replica.running.poll()
         if code is None:
             silent_s = time.monotonic() - replica.answered_at
-            if ready and silent_s > self.settings.hung_s:
+            if silent_s > (self.settings.hung_s if ready else START_S):
                 told = {"process": replica.member.process, "pid": replica.running.pid, "silent_s": round(silent_s, 1)}
                 log.error("process does not answer and is killed", extra={"fields": told})
                 replica.running.kill()
-            elif not ready:
-                replica.answered_at = time.monotonic()
             return False
         fields = {"process": replica.member.process, "pid": replica.running.pid, "code": code}
         log.error("process ended", extra={"fields": fields})

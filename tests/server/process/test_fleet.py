@@ -95,6 +95,7 @@ def test_both_answer_metrics_hold_both_and_a_killed_one_is_replaced(tmp_path: Pa
 def test_a_process_that_stands_still_is_told_of_and_replaced(tmp_path: Path) -> None:
     with process(tmp_path, BPR_HUNG_S="3", **TWO) as (server, url, log):
         until(lambda: sorted(ready(log)) == [0, 1], "both get ready")
+        until(lambda: samples(url, "bpr_process_up") == {("cpu", "0"): 1.0, ("cpu", "1"): 1.0}, "both answer")
         first = next(line for line in lines(log, "process started") if line["process"] == 0)
         os.kill(first["pid"], signal.SIGSTOP)
         until(lambda: bool(lines(log, "process does not answer and is killed")), "it is noticed")
