@@ -18,17 +18,11 @@ import math
 import threading
 import time
 import weakref
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Literal
 
-from bpr_service.errors import (
-    BusyError,
-    CancelledError,
-    LimitError,
-    NotReadyError,
-)
+from bpr_service.errors import BusyError, CancelledError, LimitError, NotReadyError
 from bpr_service.runtime.device import DeviceOwner
 from bpr_service.runtime.lanes import Lanes
 from bpr_service.runtime.pump import Pump
@@ -40,14 +34,11 @@ __all__ = ["Engine", "EngineConfig", "EngineEvents", "ModelSource", "State"]
 
 State = Literal["starting", "ready", "draining", "failed", "stopped"]
 
-DEADLINE_CHECK_S = 0.25
-"""A request may shorten its deadline once its body is read; it is looked at this often."""
+DEADLINE_CHECK_S = 0.25  # a request may shorten its deadline once its body is read
 
 
 class Engine:
-    """See the module. ``source`` gives the models, ``warm`` runs one whole refinement (numba compiles
-    there).
-    """
+    """See the module. ``source`` gives the models, ``warm`` runs one whole refinement (numba compiles there)."""
 
     def __init__(
         self,
@@ -78,8 +69,6 @@ class Engine:
         )
         self.decoders = FairThreads(self.config.cpu_workers, "decode", self.shares)
         self._encoders = FairThreads(self.config.cpu_workers, "encode", self.shares)
-        self.requests = 0
-        self._requests_of: Counter[str] = Counter()
         self._works: weakref.WeakSet[Work] = weakref.WeakSet()
         self._undecoded = 0
         self._patches_each = 0.0
@@ -87,9 +76,7 @@ class Engine:
     # ------------------------------------------------------------------ life
 
     def start(self) -> None:
-        """Load and warm every preset, then be ready. Blocks; the error of a preset that cannot be loaded is
-        raised.
-        """
+        """Load and warm every preset, then be ready. Blocks; raises the error of a preset that cannot be loaded."""
         self._owner.start()
         self._pump.start()
         try:
@@ -180,6 +167,11 @@ class Engine:
         )
 
     @property
+    def requests(self) -> int:
+        """Requests that are admitted and have not really ended."""
+        return self.shares.requests
+
+    @property
     def queue_patches(self) -> int:
         """Patches that wait for the device."""
         return self._pump.queue.patches
@@ -198,26 +190,20 @@ class Engine:
             self._check_room(owner)
 
     def admit(self, hold: Hold | None = None) -> Slot:
-        """A slot, before anything costly is done, which takes over the memory of ``hold``; `NotReadyError`, or
-        `BusyError` with the time to come back.
-        """
+        """A slot that takes over the memory of ``hold``; `NotReadyError`, or `BusyError` with the time to come back."""
         hold = hold or Hold(self.memory)
         owner = hold.owner
         self.shares.see(owner)
         with self._changed:
             self._check_room(owner)
-            self.requests += 1
-            self._requests_of[owner] += 1
+            self.shares.take(owner)
         return Slot(hold, partial(self._released, owner))
-
-    def is_over_share(self, owner: str) -> bool:
-        """Whether ``owner`` has all the slots that it may while others want some."""
-        return self._requests_of[owner] >= self.shares.of(self.config.max_requests, owner)
 
     def _check_room(self, owner: str) -> None:
         self._check_ready()
         wait_s = self.expected_wait_s()
-        full = self.requests >= self.config.max_requests or self.is_over_share(owner)
+        room = self.config.max_requests
+        full = self.requests >= room or self.shares.is_spent(owner, room)
         if full or wait_s > self.config.max_queue_wait_s:
             raise BusyError(
                 "the server is at capacity",
@@ -227,10 +213,7 @@ class Engine:
 
     def _released(self, owner: str) -> None:
         with self._changed:
-            self.requests -= 1
-            self._requests_of[owner] -= 1
-            if not self._requests_of[owner]:
-                del self._requests_of[owner]
+            self.shares.give(owner)
             self._changed.notify_all()
 
     # ------------------------------------------------------------------ one request

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -23,9 +23,11 @@ LEFT_TO_OTHERS = 4
 
 
 class Shares:
-    """Who has asked lately."""
+    """Who has asked lately, and whose requests are worked on. The caller of `take` and `give` holds a lock."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.requests = 0
+        self._requests_of: Counter[str] = Counter()
         self._clock = clock
         self._seen: dict[str, float] = {}
         self._lock = threading.Lock()
@@ -42,9 +44,21 @@ class Shares:
             self._seen = {name: at for name, at in self._seen.items() if at >= until}
             return len({*self._seen, owner})
 
-    def of(self, room: int, owner: str) -> int:
-        """What ``owner`` may have of ``room`` places: an equal part, one at least."""
-        return max(1, room // self.owners(owner))
+    def take(self, owner: str) -> None:
+        """Count a request of ``owner``."""
+        self.requests += 1
+        self._requests_of[owner] += 1
+
+    def give(self, owner: str) -> None:
+        """Count it no more."""
+        self.requests -= 1
+        self._requests_of[owner] -= 1
+        if not self._requests_of[owner]:
+            del self._requests_of[owner]
+
+    def is_spent(self, owner: str, room: int) -> bool:
+        """Whether ``owner`` has all the requests that it may of ``room``: an equal part, one at least."""
+        return self._requests_of[owner] >= max(1, room // self.owners(owner))
 
     def most(self, room: int, owner: str) -> int:
         """What ``owner`` may have of ``room`` where a part that is left to others is enough; one at least."""

@@ -29,12 +29,17 @@ def test_who_is_alone_may_have_everything_and_who_went_is_forgotten() -> None:
     clock = Clock()
     shares = Shares(clock)
     shares.see("a")
-    assert (shares.of(64, "a"), shares.most(100, "a")) == (64, 100)
+    for _ in range(3):
+        shares.take("a")
+    assert (shares.is_spent("a", 4), shares.most(100, "a")) == (False, 100)
     shares.see("b")
-    shares.see("c")
-    assert (shares.of(64, "a"), shares.most(100, "a"), shares.of(2, "a"), shares.most(1, "a")) == (21, 75, 1, 1)
+    assert (shares.is_spent("a", 4), shares.is_spent("a", 8), shares.is_spent("b", 1)) == (True, False, False)
+    assert (shares.most(100, "a"), shares.most(1, "a")) == (75, 1)
     clock.now = RECENT_S + 1
-    assert (shares.of(64, "a"), shares.most(100, "a")) == (64, 100)
+    assert (shares.is_spent("a", 4), shares.most(100, "a")) == (False, 100)
+    for _ in range(3):
+        shares.give("a")
+    assert shares.requests == 0
 
 
 def test_memory_is_left_to_others() -> None:
@@ -64,10 +69,8 @@ def test_slots_are_shared() -> None:
         mine.pop().release()
         mine.pop().release()
         theirs = engine.admit(Hold(engine.memory, owner="b"))
-        assert engine.is_over_share("a")
         with pytest.raises(BusyError):
             engine.admit(Hold(engine.memory, owner="a"))
-        assert not engine.is_over_share("b")
         for slot in (*mine, theirs):
             slot.release()
         assert engine.requests == 0

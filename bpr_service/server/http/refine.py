@@ -44,7 +44,9 @@ async def admitted(request: Request, started: float) -> tuple[Slot, Block]:
     engine: Engine = request.app.state.engine
     settings: ServerSettings = request.app.state.settings
     owner = request.state.caller.name
-    if engine.is_over_share(owner):  # it waits a little before it is refused: a refusal costs too
+    if engine.shares.is_spent(
+        owner, settings.max_requests
+    ):  # it waits a little before it is refused: a refusal costs too
         await asyncio.sleep(OVER_SHARE_S)
     engine.check_room(owner)
     hold = Hold(engine.memory, owner=owner)
