@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from bpr_service import __version__, audit_command, command_options
+from bpr_service.command_examples import show_examples
 from bpr_service.errors import BprError
 from bpr_service.extras import missing
 from bpr_service.jobs import batch_commands, job_commands
@@ -94,10 +95,7 @@ def refine(
     *,
     files: Any,
 ) -> None:
-    """Refine the masks of one image, or of a folder of images.
-
-    Examples: bpr refine photo.jpg masks.json -o refined.json, and bpr refine photos/ masks/ -o refined/
-    """
+    """Refine the masks of one image, or of a folder of images: bpr refine PHOTOS MASKS -o OUT."""
     from bpr_service.refine_command import Arguments, run_refine
 
     arguments = Arguments(image, mask, out, task, format_, image_id, ignore_label, segments, picture)
@@ -152,6 +150,42 @@ app.add_typer(job_commands.jobs, name="jobs", rich_help_panel=_SERVICE)
 app.command("worker", rich_help_panel=_SERVICE)(job_commands.worker)
 app.add_typer(model_commands.app, name="models", rich_help_panel=_SERVICE)
 app.add_typer(healthcheck, name="healthcheck", rich_help_panel=_SERVICE)
+
+EXAMPLES = {
+    "demo": "--out demo",
+    "refine": "photo.jpg masks.json -o refined.json --picture before_after.png",
+    "batch instance": "--images photos --predictions results.json --dataset instances.json --out refined.json",
+    "batch semantic": "--images photos --predictions labels --out refined --report report.json",
+    "batch panoptic": "--images photos --predictions pan.json --panoptic-dir pan --out refined",
+    "audit instance": "--images photos --annotations instances.json --out report.json --page audit.html",
+    "audit semantic": "--images photos --annotations labels --out report.json --page audit.html",
+    "audit panoptic": "--images photos --annotations pan.json --panoptic-dir pan --out report.json",
+    "audit apply": "report.json decisions.json --out mended.json",
+    "audit estimate": "report.json decisions.json",
+    "serve": "--port 8000 --presets balanced,fast --api-keys-file keys.json",
+    "keys": "alice --file keys.json --scopes refine,jobs",
+    "worker": "--device cuda --workers 4",
+    "jobs submit": "request.yaml --watch",
+    "jobs list": "--state failed",
+    "jobs show": "JOB",
+    "jobs watch": "JOB",
+    "jobs log": "JOB",
+    "jobs cancel": "JOB",
+    "jobs resume": "JOB",
+    "jobs prune": "--older-than 30",
+    "models list": "balanced",
+    "models show": "balanced@active",
+    "models import": "runs/mine/model --name balanced --activate",
+    "models activate": "balanced@4a880409fa71",
+    "models rollback": "balanced",
+    "models verify": "balanced@active",
+    "models export": "balanced -o balanced.onnx",
+    "healthcheck server": "--timeout-s 2",
+    "healthcheck worker": "",
+    "bench": "--preset fast --json",
+    "doctor": "",
+}
+show_examples(app, "bpr", EXAMPLES)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import sys
 
 import typer
 
+from bpr_service.command_examples import show_examples
 from bpr_service.errors import BprError
 from bpr_service.extras import missing
 from refiner_training.commands import evaluate, training
@@ -31,6 +32,19 @@ app.command()(training.export)
 app.add_typer(evaluate.app, name="evaluate")
 app.command()(segmenter)
 app.command()(predict)
+EXAMPLES = {
+    "init": "--images photos --truth truth.json --predictions results.json -o recipe.yaml",
+    "scenes": "--out runs/scenes --source mine=coco:truth.json:photos",
+    "patches": "--images photos --truth truth.json --predictions results.json --recipe recipe.yaml --out runs/patches",
+    "refiner": "recipe.yaml --set run.steps=2000",
+    "export": "runs/mine --calibrate data",
+    "segmenter": "refiner_training/configs/segmenter/camvid.yaml --arch deeplabv3plus --head bsm",
+    "predict": "runs/segmenter/last.ckpt photos --out predictions.json",
+    "evaluate instance": "--truth truth.json --predictions refined.json --before results.json --html report.html",
+    "evaluate semantic": "--truth labels --predictions refined --classes 19 --json",
+    "evaluate panoptic": "--truth pan_gt.json --panoptic-dir pan_gt --predictions pan.json --predictions-dir pan",
+}
+show_examples(app, "bpr-train", EXAMPLES)
 
 
 @app.callback()

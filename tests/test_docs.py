@@ -177,3 +177,17 @@ def test_commands_that_are_not_run_exist() -> None:
 )
 def test_the_check_sees_what_does_not_exist(line: str) -> None:
     assert any(problem(words) for words in calls(line))
+
+
+@pytest.mark.parametrize("program", ["bpr", "bpr-train"])
+def test_every_help_ends_with_a_call_that_exists(program: str) -> None:
+    from bpr_service import cli
+    from bpr_service.command_examples import commands
+    from refiner_training import cli as trainer
+
+    there = {"bpr": cli, "bpr-train": trainer}[program]
+    found = {words: command.epilog for words, command in commands(there.app)}
+    assert found.keys() == there.EXAMPLES.keys()
+    calls_ = [str(epilog).removeprefix("Example: ") for epilog in found.values()]
+    assert all(call.startswith(f"{program} ") for call in calls_)
+    assert [wrong for call in calls_ if (wrong := problem(shlex.split(call)))] == []

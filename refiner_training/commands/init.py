@@ -29,10 +29,7 @@ def init(
     name: Annotated[str, typer.Option(help="The run's name.")] = "mine",
     preset: Annotated[str, typer.Option(help="Whose model it goes on from: fast or balanced.")] = "balanced",
 ) -> None:
-    """Look at images and masks, and write a recipe with comments.
-
-    Example: bpr-train init --images photos --truth truth.json --predictions results.json
-    """
+    """Look at images and masks, and write a recipe with comments."""
     from refiner_training.commands.training import open_pairs
     from refiner_training.look import look, recipe, write_recipe
 
