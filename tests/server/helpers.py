@@ -55,10 +55,11 @@ def serving(
     models: Any = None,
     start: bool = True,
     prepare: Callable[[FastAPI], None] = lambda app: None,
+    metrics: Metrics | None = None,
     **parts: Any,
 ) -> Iterator[Running]:
     config = ServerSettings(**(settings or {}))
-    metrics = Metrics()
+    metrics = metrics or Metrics()
     engine = Engine(models or DummyModels(), config, warm=warm_stages, events=metrics)
     app = create_app(engine, config, metrics=metrics, **{"pool": pool(), **parts})
     prepare(app)

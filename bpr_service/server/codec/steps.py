@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from bpr_service.errors import UnknownName
 from bpr_service.masks.mask import Mask
 from bpr_service.server.codec import label_studio
+from bpr_service.server.codec.bodies import load_json
 from bpr_service.server.codec.maps import Map, read_map
 from bpr_service.server.codec.memory import Allowance
 from bpr_service.server.codec.parse import Asked, Limits, decode_image, decode_masks, parse
@@ -85,7 +86,7 @@ def write(message: dict[str, Any], block: Block, allowance: Allowance) -> tuple[
     out = Writer(allowance)
     height, width = meta["size"]
     kept, map_file = (None if place is None else block.view(*place) for place in meta["kept"])
-    given: list[Any] = [] if kept is None else orjson.loads(kept)
+    given: list[Any] = [] if kept is None else load_json(kept, allowance)
     parts: Iterator[tuple[str, bytes]] = iter(())
     if meta["map"] is None:
         masks: list[Mask] = unpack_masks(block, meta["masks"], height, width)

@@ -17,7 +17,7 @@ from bpr_service.masks.label_maps import encode_png, panoptic_png, picture_like
 from bpr_service.masks.mask import Mask
 from bpr_service.refine.labels.regions import LabelRegions
 from bpr_service.server.codec.maps import void_label
-from bpr_service.server.codec.memory import Allowance, json_bytes
+from bpr_service.server.codec.memory import PARSER_MAPS, Allowance, json_bytes
 from bpr_service.server.codec.parse import nothing
 from bpr_service.server.codec.shared import Block
 
@@ -87,7 +87,8 @@ def _segmentation(mask: Mask, came: str | None, encoding: Encoding, allowance: A
     text = (came or "null").encode()
     shape_bytes = json_bytes(np.frombuffer(text, np.uint8))
     allowance.at_least(shape_bytes)
-    shape = orjson.loads(text)
+    with allowance.room(PARSER_MAPS * len(text)):
+        shape = orjson.loads(text)
     form = form_of(shape) if encoding == "same" else encoding
     allowance.at_least(shape_bytes + most_bytes(mask, form))
     return encode_like(mask, shape, encoding)

@@ -61,6 +61,23 @@ class JobThreads:
         self._waiting -= 1
 
 
+class Looks:
+    """Jobs as event streams see them: all streams of a job share one look at it."""
+
+    def __init__(self, jobs: JobEngine, threads: JobThreads) -> None:
+        self._jobs, self._threads = jobs, threads
+        self._latest: dict[str, tuple[float, asyncio.Future[Job]]] = {}
+
+    async def get(self, job_id: str) -> Job:
+        """The job as it is, or was less than half of `WATCH_S` ago. Raises as `JobThreads.call`."""
+        now = time.monotonic()
+        known = {k: (at, look) for k, (at, look) in self._latest.items() if now - at < WATCH_S / 2 or not look.done()}
+        if job_id not in known:
+            known[job_id] = (now, asyncio.ensure_future(self._threads.call(self._jobs.get, job_id)))
+        self._latest = known
+        return await asyncio.shield(known[job_id][1])
+
+
 class Streams:
     """Event streams that are open, by the caller's name."""
 
@@ -87,10 +104,10 @@ def create_router() -> APIRouter:
     return job_router(JobEngine())
 
 
-def job_router(jobs: JobEngine) -> APIRouter:
-    """The routes over a jobs engine."""
+def job_router(jobs: JobEngine, answer_s: float = ANSWER_S) -> APIRouter:
+    """The routes over a jobs engine, whose answer is waited for so long."""
     router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-    threads = JobThreads()
+    threads = JobThreads(answer_s)
     _add_submit(router, jobs, threads)
     _add_reading(router, jobs, threads)
     _add_steering(router, jobs, threads)
@@ -123,7 +140,7 @@ def _add_submit(router: APIRouter, jobs: JobEngine, threads: JobThreads) -> None
 
 
 def _add_reading(router: APIRouter, jobs: JobEngine, threads: JobThreads) -> None:
-    streams = Streams()
+    streams, looks = Streams(), Looks(jobs, threads)
     refusals = problems(401, 403, 404, 429, 503)
 
     @router.get("", responses=refusals)
@@ -156,7 +173,7 @@ def _add_reading(router: APIRouter, jobs: JobEngine, threads: JobThreads) -> Non
         streams.begin(request.state.caller.name)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(
-            _events(jobs, first, request, threads, streams), media_type="text/event-stream", headers=headers
+            _events(looks, first, request, streams), media_type="text/event-stream", headers=headers
         )
 
     @router.get("/{job_id}/result", responses=problems(401, 403, 404, 409, 429, 503))
@@ -200,17 +217,15 @@ def _body(model: type[RefineRequest] | type[TrainRequest]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-async def _events(
-    jobs: JobEngine, job: Job, request: Request, threads: JobThreads, streams: Streams
-) -> AsyncIterator[str]:
+async def _events(looks: Looks, job: Job, request: Request, streams: Streams) -> AsyncIterator[str]:
     try:
-        async for text in _changes(jobs, job, request, threads):
+        async for text in _changes(looks, job, request):
             yield text
     finally:
         streams.end(request.state.caller.name)
 
 
-async def _changes(jobs: JobEngine, job: Job, request: Request, threads: JobThreads) -> AsyncIterator[str]:
+async def _changes(looks: Looks, job: Job, request: Request) -> AsyncIterator[str]:
     last, sent = "", 0.0
     while True:
         text = json.dumps(job.to_json(), ensure_ascii=False)
@@ -226,7 +241,7 @@ async def _changes(jobs: JobEngine, job: Job, request: Request, threads: JobThre
         await asyncio.sleep(WATCH_S)
         if await request.is_disconnected():
             return
-        job = await threads.call(jobs.get, job.id)
+        job = await looks.get(job.id)
 
 
 def _result(jobs: JobEngine, job_id: str, file: str | None) -> Response:

@@ -19,7 +19,8 @@ from bpr_service.server.codec.memory import QUANTUM_BYTES, Allowance
 from bpr_service.server.codec.parse import Limits
 from bpr_service.server.codec.shared import Block, unpack_meta
 from bpr_service.server.codec.steps import STEPS
-from tests.server.helpers import b64, body, pool
+from tests.server.bombs import BOMBS
+from tests.server.helpers import Running, b64, body, pool
 
 LIMITS = Limits(max_pixels=1 << 26, max_masks=99, max_runs=1 << 20, max_mask_pixels=1 << 26, max_body_bytes=1 << 26)
 CALL: dict[str, Any] = {
@@ -125,3 +126,11 @@ def test_what_is_parsed_is_kept_beside_what_is_decoded() -> None:
     allowance.at_least(500)
     allowance.at_least(300)
     assert allowance.passing == 1500
+
+
+@pytest.mark.parametrize("name", ["a soft mask of 16 bits", "answered as PNG"])
+def test_a_mask_that_came_as_a_long_text_is_answered(server: Running, name: str) -> None:
+    """Its text is parsed once more where the answer is written, in a process that is held to what it asked for."""
+    shot = BOMBS[name](2048)
+    answer = server.client.post(shot.path, content=shot.body, headers={"content-type": shot.content_type})
+    assert answer.status_code in (200, 422), answer.text[:300]

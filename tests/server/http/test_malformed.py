@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import httpx
 import pytest
@@ -19,6 +20,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from bpr_service.runtime.device import device_memory_bytes
+from tests.server import mutations
 from tests.server.helpers import Running, body, serving
 from tests.server.malformed import malformed
 
@@ -58,6 +60,28 @@ def test_malformed_bodies(guarded: Running) -> None:
     assert grown < 64 << 20, f"memory grew by {grown >> 20} MiB"
     assert guarded.engine.wait_idle(5)
     assert guarded.client.post("/v1/refine/instance", json=body()).status_code == 200
+
+
+@pytest.mark.parametrize("kind", mutations.KINDS)
+def test_damaged_pictures_and_masks_of_every_type(guarded: Running, kind: str) -> None:
+    counts: Counter[int] = Counter()
+    for number in range(mutations.EACH):
+        task, content = mutations.mutated(kind, number)
+        headers = {"content-type": "application/json"}
+        answer = guarded.client.post(f"/v1/refine/{task}", content=content, headers=headers)
+        assert answer.status_code < 500, (kind, number, answer.text)
+        counts[answer.status_code] += 1
+    assert counts.keys() <= {200, 400, 413, 415, 422}
+    assert counts[200] < mutations.EACH, "some must be damaged"
+
+
+def test_what_is_damaged_was_right(guarded: Running) -> None:
+    with mock.patch.object(mutations, "damaged", lambda r, data: data):
+        for kind in (*mutations.PICTURES, *mutations.MASKS, *mutations.MAPS, "RLE", "base64"):
+            task, content = mutations.mutated(kind, 0)
+            headers = {"content-type": "application/json"}
+            status = guarded.client.post(f"/v1/refine/{task}", content=content, headers=headers).status_code
+            assert status == 200 or kind in ("PPM", "GIF", "npy", "npy mask"), (kind, status)
 
 
 def test_the_malformed_bodies_are_the_same_each_time() -> None:
