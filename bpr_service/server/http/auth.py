@@ -11,6 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -19,8 +20,11 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from bpr_service.config import Settings
 from bpr_service.errors import AuthError, BusyError, ConfigError, ForbiddenError
+from bpr_service.runtime.shares import FairThreads, Shares
 from bpr_service.server.logs import log
 
+LOOK_S = 0.05
+"""How long a call waits for the look at the file of keys."""
 Scope = Literal["refine", "jobs", "admin"]
 
 
@@ -114,6 +118,9 @@ class Keys:
     def __init__(self, keys: list[ApiKey] | None = None, *, path: Path | None = None, processes: int = 1) -> None:
         self._path, self._processes = path, processes
         self._lock = threading.Lock()
+        self._rates = threading.Lock()
+        self._thread = FairThreads(1, "keys", Shares())
+        self._look: Future[None] | None = None
         self._stamp: tuple[int, int, int] | None = _stamp(path) if path is not None else None
         self._buckets: dict[str, tuple[int, Bucket]] = {}
         self._keys = read_keys(path) if path is not None and keys is None else keys or []
@@ -157,7 +164,7 @@ class Keys:
         """Seconds until a key may call again, by this process's share of its rate; 0 where it may now."""
         if key.per_minute is None:
             return 0.0
-        with self._lock:
+        with self._rates:
             per_minute, bucket = self._buckets.get(key.name, (0, None))
             if bucket is None or per_minute != key.per_minute:
                 bucket = Bucket(key.per_minute / self._processes)
@@ -165,9 +172,18 @@ class Keys:
         return bucket.take()
 
     def _read_again(self) -> None:
-        """Take over a changed file: a key that was taken out stops to work with the next call."""
+        """Take over a changed file: a key that was taken out stops to work with the next call.
+
+        A disk that hangs is not waited for: then the keys stay as they were until it answers.
+        """
         if self._path is None:
             return
+        if self._look is None or self._look.done():
+            self._look = self._thread.submit("keys", self._compare)
+        wait([self._look], timeout=LOOK_S)
+
+    def _compare(self) -> None:
+        assert self._path is not None
         with self._lock:
             if (stamp := _stamp(self._path)) == self._stamp:
                 return

@@ -6,6 +6,7 @@ What all answers have in common is done here too: request id, security headers, 
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 import time
 import uuid
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bpr_service.errors import BprError, CancelledError
+from bpr_service.errors import BprError, CancelledError, NotReadyError
 from bpr_service.server.http.access import SMALL_BYTES, Access, access_to, check_origin
 from bpr_service.server.http.auth import Keys
 from bpr_service.server.http.body import check_length, read_whole
@@ -24,6 +25,7 @@ from bpr_service.server.metrics import Metrics
 from bpr_service.server.settings import ServerSettings
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+SCARCE = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT, errno.EIO}
 PIECE_BYTES = 64 << 10
 """What is handed to a connection at a time: no more than about twice that waits in it."""
 
@@ -63,10 +65,12 @@ class Gate:
             receive = await self._pass(scope, headers, receive)
             await self._app(scope, receive, answer.send)
         except Exception as error:
+            if not isinstance(error, BprError):
+                log.exception("request failed")
+            if is_scarce(error):
+                error = NotReadyError("the machine is short of what this takes", fix="try again", retry_after_s=5.0)
             if isinstance(error, BprError):
                 self._metrics.rejected.labels(error.code).inc()
-            else:
-                log.exception("request failed")
             if answer.status == 0:
                 await problem_response(error)(scope, receive, answer.send)
         finally:
@@ -117,6 +121,11 @@ class Gate:
             **state.get("log", {}),
         }
         log.info("request", extra={"fields": fields})
+
+
+def is_scarce(error: Exception) -> bool:
+    """Whether it is no fault of the program: memory, descriptors, processes or room are short."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in SCARCE)
 
 
 class Answer:

@@ -25,6 +25,8 @@ from bpr_service.server.process.member import BACKLOG, Member
 from bpr_service.server.settings import ServerSettings
 
 FAILED_LOOK_S = 0.5
+SWITCH_S = 0.001
+"""How long a thread that computes may keep the interpreter from the event loop: probes are answered meanwhile."""
 LAST_ANSWERS_S = 1
 """What answers may still take to leave once the drain is over."""
 
