@@ -1,5 +1,5 @@
 // The view that refines one image.
-import { $, button, bytesOf, call, el, key, show } from "./api.js";
+import { $, button, bytesOf, call, el, show } from "./api.js";
 import { checkMask, classes, isMask, open, pictures, segmentsOf } from "./files.js";
 import { decode } from "./masks.js";
 import { masksOf, readIds } from "./png.js";
@@ -199,7 +199,6 @@ export async function offer() {
     $("presets").replaceChildren(...presets.map((p) => el("label", {}, el("input", { type: "radio", name: "preset", value: p, checked: p === first, onchange: about }), p)));
     $("examples").replaceChildren(...examples.map((name) => button(name, ({ currentTarget }) => then(() => example(name, currentTarget)))));
     $("examples-field").hidden = examples.length === 0;
-    $("open").hidden = Boolean(key.get()) || /^(localhost|127\.|\[::1\])/.test(location.hostname);
     show($("message"), null);
     about();
     const last = $("examples").lastElementChild;

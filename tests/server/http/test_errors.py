@@ -402,7 +402,8 @@ def occupied(server: Running, request: dict[str, Any]) -> Iterator[None]:
 
 
 def test_429_at_capacity_with_retry_after() -> None:
-    with serving({"max_requests": 1}, slow(call_ms=400)) as server, occupied(server, body()):
+    # Longer than `OVER_SHARE_S`, which who has its share waits first.
+    with serving({"max_requests": 1}, slow(call_ms=2000)) as server, occupied(server, body()):
         response = post(server, body())
         problem(response, 429, "busy", "at capacity")
         assert int(response.headers["retry-after"]) >= 1

@@ -219,13 +219,3 @@ def test_a_request_under_way_is_cancelled(browser: Any) -> None:
         assert page.is_hidden("#downloads")
         assert page.is_hidden("#message")
         assert page.is_enabled("#go")
-
-
-def test_a_server_without_keys_says_so_on_other_addresses(browser: Any) -> None:
-    with serving({"allowed_hosts": ("bpr.test",)}) as server:
-        with Watched(browser, server.url, 1000, 800) as page:
-            settled(page)
-            assert page.is_hidden("#open")
-        with Watched(browser, server.url.replace("127.0.0.1", "bpr.test"), 1000, 800) as page:
-            page.wait_for_selector("#open:visible")
-            settled(page)
