@@ -63,3 +63,13 @@ def test_every_route_has_an_example() -> None:
 def test_every_setting_is_in_the_table() -> None:
     for name in ServerSettings.model_fields.keys() - {"dummy", "dummy_call_ms", "dummy_patch_ms"}:
         assert f"BPR_{name.upper()}`" in TEXT, name
+
+
+def test_tests_that_the_pages_of_operation_name_exist() -> None:
+    named = {
+        path
+        for page in (DOCS.parent / "operations").glob("*.md")
+        for path in re.findall(r"`(tests/[\w/]+\.py)`", page.read_text())
+    }
+    assert len(named) > 15
+    assert sorted(path for path in named if not (DOCS.parents[1] / path).exists()) == []

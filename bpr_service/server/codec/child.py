@@ -17,13 +17,9 @@ from bpr_service.server.codec.shared import Block, receive, send
 
 Steps = Mapping[str, Callable[[dict[str, Any], Block, memory.Allowance], tuple[dict[str, Any], Block]]]
 
-NICE = 5
-"""What a bomb computes goes behind probes and the device."""
-
 
 def main() -> int:
     """Fork a worker for each socket that comes over the socket on standard input, and answer with its process id."""
-    os.nice(NICE)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
     control = socket.socket(fileno=0)
