@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -53,11 +54,14 @@ class TrainingModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         add_record(checkpoint, self.kind, self.record())
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The optimiser's groups: trainable parameters with their weight decay."""
+        groups = decay_groups(self.network.parameters(), self.optim_config)
+        return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups]
+
     def configure_optimizers(self) -> Any:
         config, steps = self.optim_config, self.run_config.steps
-        groups = [
-            {"params": parameters, "weight_decay": decay} for parameters, decay in decay_groups(self.network, config)
-        ]
+        groups = self.parameter_groups()
         optimizer: torch.optim.Optimizer
         if config.name == "adamw":
             optimizer = torch.optim.AdamW(groups, config.lr)
@@ -68,10 +72,10 @@ class TrainingModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def decay_groups(network: nn.Module, config: OptimConfig) -> list[tuple[list[nn.Parameter], float]]:
+def decay_groups(parameters: Iterable[nn.Parameter], config: OptimConfig) -> list[tuple[list[nn.Parameter], float]]:
     """Trainable parameters with their weight decay: norms and biases apart where they do not decay."""
     groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
-    for parameter in network.parameters():
+    for parameter in parameters:
         if parameter.requires_grad:
             groups[not config.decay_all and parameter.ndim <= 1].append(parameter)
     return [(found, decay) for found, decay in zip(groups, (config.weight_decay, 0.0), strict=True) if found]

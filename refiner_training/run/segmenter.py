@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bpr_service.config import build
 from bpr_service.errors import ConfigError, ModelError
 from refiner_training.run.checkpoint import read_checkpoint, resume_step, weights_of
-from refiner_training.run.module import TrainingModule
+from refiner_training.run.module import TrainingModule, decay_groups
 from refiner_training.run.streams import processes
 from refiner_training.run.trainer import Progress, begin, fit
 from refiner_training.run.validation import SegmenterScore
@@ -38,6 +38,10 @@ class SegmenterModule(TrainingModule):
         super().__init__(build_segmenter(arch, head, config), config.optim, config.run)
         self.arch, self.head, self.config, self.classes = arch, head, config, classes
         self.score = SegmenterScore(kind_of(arch), len(classes.ids))
+        if config.optim.detector_rate == 0:
+            for name, parameter in self.network.named_parameters():
+                parameter.requires_grad_(name.startswith(self.network.head_names) and parameter.requires_grad)
+        self.train()
 
     def record(self) -> dict[str, Any]:
         return {
@@ -47,6 +51,25 @@ class SegmenterModule(TrainingModule):
             "class_names": list(self.classes.names),
             "class_ids": list(self.classes.ids),
         }
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        optim, parts = self.config.optim, ([], [])  # type: tuple[Any, Any]
+        for name, parameter in self.network.named_parameters():
+            parts[not name.startswith(self.network.head_names)].append(parameter)
+        return [
+            {"params": parameters, "weight_decay": decay, "lr": optim.lr * rate}
+            for part, rate in zip(parts, (1.0, optim.detector_rate), strict=True)
+            for parameters, decay in decay_groups(part, optim)
+        ]
+
+    def train(self, mode: bool = True) -> SegmenterModule:
+        """As ever; the norms of a frozen detector go on as they are."""
+        super().train(mode)
+        if self.config.optim.detector_rate == 0:
+            for name, module in self.network.named_modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and not name.startswith(self.network.head_names):
+                    module.eval()
+        return self
 
     def step_size(self, processes: int) -> int:
         return self.run_config.batch_size

@@ -112,11 +112,13 @@ class Segmenter(nn.Module, ABC):
         loss_names: keys of the losses, in order.
         score_keys: keys of the scores; the last one ranks masks.
         random: the model's own random numbers (key sampling, caps on RoIs).
+        head_names: what the names of the mask branch's parameters begin with.
         nms_threshold, most: the NMS of its detections, and how many there are at most.
     """
 
     loss_names: tuple[str, ...]
     score_keys: tuple[str, ...] = ("scores",)
+    head_names: tuple[str, ...]
     nms_threshold: float = 0.5
     most: int = 100
 

@@ -53,6 +53,8 @@ class _Pass:
 class BlendMask(Segmenter):
     """BlendMask; with ``b2inst`` settings the last basis is the holistic boundary and masks are rescored."""
 
+    head_names = ("basis.", "scoring.", "detector.head.regression_head.attention.")
+
     def __init__(
         self,
         pyramid: FeaturePyramid,

@@ -97,7 +97,12 @@ class ModelConfig(Settings):
 
 
 class SegmenterOptim(OptimConfig):
-    """Optimiser and schedule of segmenters, with detectron2's defaults."""
+    """Optimiser and schedule of segmenters, with detectron2's defaults.
+
+    Attributes:
+        detector_rate: what the learning rate is multiplied by for all but the mask branch; 0 freezes it, its norms
+            included, so that heads that start from one detector differ in masks alone.
+    """
 
     name: Literal["adamw", "sgd"] = "sgd"
     lr: float = Field(default=0.02, gt=0)
@@ -109,6 +114,7 @@ class SegmenterOptim(OptimConfig):
     warmup_steps: int = Field(default=1000, ge=0)
     gradient_clip: float = Field(default=0.0, ge=0)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    detector_rate: float = Field(default=1.0, ge=0, le=1)
 
 
 class SegmenterRun(RunConfig):

@@ -77,6 +77,8 @@ class SqueezeDecoder(DeepLabV3PlusDecoder):  # type: ignore[misc]
 class DeepLab(Segmenter):
     """DeepLabV3+ as a :class:`Segmenter`; targets hold ``labels`` (H, W) int64, images of a batch one size."""
 
+    head_names = ("model.decoder.", "model.segmentation_head.", "auxiliary.")
+
     def __init__(
         self,
         backbone: BackboneConfig,

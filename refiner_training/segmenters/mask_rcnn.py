@@ -193,6 +193,8 @@ class BoundaryRoIHeads(RoIHeads):  # type: ignore[misc]
 class MaskRcnn(Segmenter):
     """Mask R-CNN as a :class:`Segmenter`."""
 
+    head_names = ("head.", "detector.roi_heads.head.")
+
     def __init__(self, detector: Any, classes: int) -> None:
         super().__init__()
         self.detector, self.classes = detector, classes
@@ -220,6 +222,18 @@ class MaskRcnn(Segmenter):
             )
             for found in self.detector(images)
         ]
+
+    def masks_of(self, image: Tensor, boxes: Tensor, labels: Tensor) -> Detections:
+        """The masks of given boxes (n, 4) and labels (n,) of one image (3, H, W), in evaluation mode.
+
+        What a mask branch is worth, whatever the detector finds.
+        """
+        images, targets = self.detector.transform([image], [{"boxes": boxes, "labels": labels}])
+        inside = [targets[0]["boxes"]]
+        pooled = self.detector.roi_heads._pool(self.detector.backbone(images.tensors), inside, images.image_sizes)
+        masks, _ = self.head.predict(self.head(RoiBatch(pooled, inside, labels)), labels)
+        scores = torch.ones(len(labels), device=labels.device)
+        return Detections(boxes, labels, scores, scores, masks[:, 0], boxes)
 
     def after_step(self) -> None:
         self.head.after_step()

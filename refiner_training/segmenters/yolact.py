@@ -49,6 +49,8 @@ class _Pass:
 class Yolact(Segmenter):
     """YOLACT; with ``b2inst`` settings the last prototype is the holistic boundary and masks are rescored."""
 
+    head_names = ("prototype_net.", "semantic.", "scoring.", "prediction.outputs.coefficients.")
+
     def __init__(
         self,
         pyramid: FeaturePyramid,

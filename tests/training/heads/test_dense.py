@@ -109,8 +109,9 @@ def test_images_need_not_divide(configure: Any) -> None:
 
 
 def test_another_norm_is_refused(configure: Any) -> None:
-    with pytest.raises(ConfigError, match="expected batch"):
-        build_segmenter("deeplabv3plus", "plain", configure("deeplabv3plus", **{"model.backbone.norm": "group"}))
+    for name, value in (("norm", "group"), ("stride_in_1x1", True)):
+        with pytest.raises(ConfigError, match="expected norm batch"):
+            build_segmenter("deeplabv3plus", "plain", configure("deeplabv3plus", **{f"model.backbone.{name}": value}))
 
 
 def test_a_batch_of_one_is_refused(configure: Any) -> None:

@@ -255,3 +255,16 @@ def test_or_boundary_changes_the_contraction_target() -> None:
         rois = rois_of(2)
         values[flag] = float(head.losses(head(rois), rois)["loss_contraction"].detach())
     assert values[False] != values[True]
+
+
+@pytest.mark.parametrize("head", ["plain", "bmask", "bsm", "beis"])
+def test_masks_of_the_boxes_that_were_found_are_those_that_were_found(head: str, configure: Any) -> None:
+    from refiner_training.segmenters.registry import build_segmenter
+
+    model: Any = build_segmenter("mask_rcnn", head, configure("mask_rcnn")).eval()
+    image = torch.rand(3, 96, 128)
+    with torch.no_grad():
+        found = model([image])[0]
+        again = model.masks_of(image, found.boxes, found.labels)
+    assert len(found) > 0
+    torch.testing.assert_close(again.grids, found.grids, atol=1e-4, rtol=1e-3)

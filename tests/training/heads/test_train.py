@@ -181,3 +181,20 @@ def test_two_processes_train_together(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=220, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+@pytest.mark.parametrize("arch", ["mask_rcnn", "blendmask", "yolact", "deeplabv3plus"])
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_the_detectors_own_rate(arch: str, rate: float, configure: Any, tmp_path: Path) -> None:
+    """At rate 0 nothing but the mask branch changes, running statistics included; at 0.1 all do."""
+    from refiner_training.segmenters.registry import build_segmenter
+
+    head = "bsm" if arch == "deeplabv3plus" else "b2inst" if arch in ("blendmask", "yolact") else "bmask"
+    config = configure(arch, **{"optim.detector_rate": rate, "optim.lr": 0.01})
+    fresh = build_segmenter(arch, head, config)
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    after = weights_of(train_segmenter(arch, head, config, tmp_path, progress="none"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(name.startswith(fresh.head_names) for name in changed)
+    others = {name for name in changed if not name.startswith(fresh.head_names)}
+    assert bool(others) == (rate > 0), sorted(others)[:5]
