@@ -233,6 +233,16 @@ def test_limits(limit: str, local: TrainFleet) -> None:
     assert not any(lives(pid) for pid, _ in local.starts(job.id))
 
 
+def test_a_trainer_opens_files_in_the_roots_alone(local: TrainFleet) -> None:
+    local.begin()
+    job = local.train(steps=2000)
+    local.wait(job.id, lambda _: bool(local.starts(job.id)))
+    variables = Path(f"/proc/{local.starts(job.id)[-1][0]}/environ").read_bytes().split(b"\0")
+    (confined,) = [text for text in variables if text.startswith(b"BPR_CONFINED=")]
+    assert str(local.root).encode() in confined
+    local.engine.cancel(job.id)
+
+
 def test_what_is_refused_at_once(local: TrainFleet) -> None:
     with pytest.raises(UnknownName, match=r"checkpoint_every.*'recipe\.run\.typo'"):
         local.train(recipe={"run": {"typo": 1}})
