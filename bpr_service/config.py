@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from bpr_service.errors import ConfigError, UnknownName
 
@@ -181,8 +181,14 @@ class RefineConfig(Settings):
     """What the network computes in; ``int8`` needs backend openvino and a model that was exported with it. ``auto`` is
     float32 where a backend is named; where none is, int8 or bf16 too, if they leave 99.9 % of pixels as they are.
     """
-    scale: float = Field(default=1.0, gt=0.0)
-    """Image pixels of a patch over those of ``patch``; the model's card says at which scales it was trained."""
+    scale: PositiveFloat | Literal["auto"] = "auto"
+    """Image pixels of a patch over those of ``patch``; the model's card says at which scales it was trained. ``auto``
+    is 1, and more where a picture was enlarged (`bpr_service.refine.scale`).
+    """
+    tries: tuple[PositiveFloat, ...] = Field(default=(1.0,), min_length=1, max_length=4)
+    """Refine each instance at each of these times its scale, as far as the model was trained for them, and keep the
+    result that the model's estimate expects the best boundary of.
+    """
     specks_px: int = Field(default=64, ge=0)
     """Islands and holes of an instance that are smaller than this, and that the coarse mask had not, are taken back."""
     gate: bool = True
@@ -213,6 +219,8 @@ class Preset(NamedTuple):
     """What differs from the `PatchConfig` of the model's card."""
     whole_crop: bool = False
     """Paste the crop with its padding: larger squares, so fewer, at the same cost each."""
+    tries: tuple[float, ...] = (1.0,)
+    """See `RefineConfig`."""
 
     def patch(self, card: PatchConfig) -> PatchConfig:
         """The patches of this preset for a model whose card says `card`."""
@@ -226,7 +234,7 @@ PRESETS: dict[str, Preset] = {
         Preset("fast", "fast", {"nms_threshold": 0.15}),
         Preset("lean", "balanced", {"scheme": "sparse"}, whole_crop=True),
         Preset("balanced", "balanced", {"nms_threshold": 0.25}),
-        Preset("best", "balanced", {"nms_threshold": 0.55}),
+        Preset("best", "balanced", {"nms_threshold": 0.25}, tries=(1.0, 0.5)),
     )
 }
 

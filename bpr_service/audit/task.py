@@ -48,16 +48,21 @@ class SeeingTask(InstanceTask):
     """Each mask refined on its own, and nothing refused."""
 
     def __init__(
-        self, masks: Sequence[Mask], scales: Sequence[float], surroundings: Surroundings, estimator: Estimator | None
+        self,
+        masks: Sequence[Mask],
+        scales: Sequence[Sequence[float]],
+        surroundings: Surroundings,
+        estimator: Estimator | None,
     ) -> None:
         super().__init__(masks, scales)
         self.surroundings, self.estimator = surroundings, estimator
         self._seen: dict[int, Seen] = {}
 
     def take(self, done: tuple[int, Accumulator]) -> None:
-        index, patches = done
+        number, patches = done
+        index, scale = self._tries[number]
         coarse = self.masks[index]
-        features = self.surroundings.features(coarse, patches.averaged(coarse), self.scales[index])
+        features = self.surroundings.features(coarse, patches.averaged(coarse), scale)
         refined, _ = patches.paste(coarse)
         accepted = self.estimator is None or self.estimator(features).gain >= self.estimator.least_gain
         self._seen[index] = Seen(refined, features, accepted)
@@ -81,7 +86,10 @@ def see(
     card, config = refiner.card, refiner.config
     surroundings = Surroundings(image, masks if among is None else among)
     task = SeeingTask(
-        masks, [config.scale] * len(masks), surroundings, Estimator(card.estimate) if card.estimate else None
+        masks,
+        [scales[:1] for scales in refiner.scales_of(image, masks)],
+        surroundings,
+        Estimator(card.estimate) if card.estimate else None,
     )
     prepared: Prepared[SeenMasks] = Prepared(
         image, task, config,

@@ -189,6 +189,8 @@ def check_size(card: ModelCard, config: RefineConfig) -> None:
 
 def check_scale(card: ModelCard, config: RefineConfig) -> None:
     """Raise ConfigError where the scale is not one that the card's network was trained for."""
+    if config.scale == "auto":
+        return
     least, most = card.scales
     if not least <= config.scale <= most:
         raise ConfigError(

@@ -33,12 +33,14 @@ class Assessment:
     Attributes:
         reason: why the coarse mask is kept, or None where the refined one is taken.
         confidence: the expected boundary F at 2 px of the mask that is given back, 0 to 1.
+        refined: the same of the refined mask, taken or not.
         uncertain: boxes (x, y, width, height) in image px where the network expects many of its decisions to be wrong,
             the worst first.
     """
 
     reason: str | None
     confidence: float
+    refined: float
     uncertain: tuple[Box, ...] = ()
 
 
@@ -92,8 +94,8 @@ class Assessor:
         estimate = self.estimator(self.surroundings.features(coarse, averaged, scale))
         places = uncertain_places(averaged, scale)
         if self.gate and estimate.gain < self.estimator.least_gain:
-            return Assessment(HESITANT, estimate.coarse_boundary_f, places)
-        return Assessment(None, estimate.boundary_f, places)
+            return Assessment(HESITANT, estimate.coarse_boundary_f, estimate.boundary_f, places)
+        return Assessment(None, estimate.boundary_f, estimate.boundary_f, places)
 
 
 def uncertain_places(averaged: Averaged, scale: float) -> tuple[Box, ...]:

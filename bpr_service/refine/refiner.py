@@ -9,7 +9,7 @@ reassembly -> masks``
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from bpr_service.refine.estimate import Estimator
 from bpr_service.refine.gate import CertaintyGate
 from bpr_service.refine.prepared import Prepared
 from bpr_service.refine.reassemble import Gate
+from bpr_service.refine.scale import OwnScale
 from bpr_service.refine.tasks import InstanceTask, PanopticTask, SemanticTask
 from bpr_service.results import MaskReport, PanopticResult, Provenance, RefineResult, SemanticResult
 
@@ -103,7 +104,8 @@ class Refiner:
             raise UnknownName("preset or model", name, [*PRESETS, *bundled_models()])
         loaded = Model.load(model if model is not None else preset.model if preset else name, device=device)
         patch = preset.patch(loaded.card.patch) if preset else loaded.card.patch
-        return cls(loaded, build(RefineConfig, {"patch": patch.model_dump(), **overrides}))
+        tries = {"tries": preset.tries} if preset else {}
+        return cls(loaded, build(RefineConfig, {"patch": patch.model_dump(), **tries, **overrides}))
 
     def with_options(self, **options: Any) -> Refiner:
         """A Refiner of the same model with `options` changed: fields of `RefineConfig` or `PatchConfig`.
@@ -184,7 +186,8 @@ class Refiner:
         pixels = self._image(image, exif)
         height, width = pixels.shape[:2]
         parsed = [self._mask(i, m, height, width) for i, m in enumerate(_listed(masks))]
-        task = InstanceTask(parsed, self._scales(scales, len(parsed)), self.instance_gate, self._assess)
+        each = self.scales_of(pixels, parsed) if scales is None else self._asked_scales(scales, len(parsed))
+        task = InstanceTask(parsed, each, self.instance_gate, self._assess)
         return self._prepared(pixels, task)
 
     def prepare_semantic(
@@ -192,16 +195,16 @@ class Refiner:
     ) -> Prepared[SemanticResult]:
         """Boundary pixels and patches of every label; on the CPU."""
         pixels = self._image(image, exif)
-        labels, scale = _same_size(label_map, pixels), self.config.scale
-        return self._prepared(pixels, SemanticTask(labels, ignore_label, self.gate, scale))
+        labels = _same_size(label_map, pixels)
+        return self._prepared(pixels, SemanticTask(labels, ignore_label, self.gate, self._own(pixels)(labels)))
 
     def prepare_panoptic(
         self, image: Any, segment_map: Any, segments_info: Sequence[dict[str, Any]], *, exif: Exif = "ignore"
     ) -> Prepared[PanopticResult]:
         """Boundary pixels and patches of every segment; on the CPU."""
         pixels = self._image(image, exif)
-        segments, scale = _same_size(segment_map, pixels), self.config.scale
-        return self._prepared(pixels, PanopticTask(segments, segments_info, self.gate, scale))
+        segments = _same_size(segment_map, pixels)
+        return self._prepared(pixels, PanopticTask(segments, segments_info, self.gate, self._own(pixels)(segments)))
 
     def batch_sizes(self, most: int) -> list[int]:
         """What to warm up with for batches of up to `most` patches: see `bpr_service.network.backends.batch_sizes`."""
@@ -219,16 +222,31 @@ class Refiner:
         out: NDArray[np.float32] = predict(crops)
         return out
 
-    def _scales(self, scales: Sequence[float] | None, count: int) -> Sequence[float]:
-        """The scale of each of `count` masks."""
-        if scales is None:
-            return [self.config.scale] * count
+    def scales_of(self, image: NDArray[np.uint8], masks: Sequence[Mask]) -> list[tuple[float, ...]]:
+        """The scales that each mask of the (H, W, 3) uint8 RGB `image` is refined at: see `RefineConfig`."""
+        own, (least, most) = self._own(image), self.card.scales
+        tries = self.config.tries if self.card.estimate else (1.0,)
+
+        def each(scale: float) -> tuple[float, ...]:
+            return tuple(scale * t for t in tries if least <= scale * t <= most) or (scale,)
+
+        return [each(own(mask)) for mask in masks]
+
+    def _own(self, image: NDArray[np.uint8]) -> Callable[[Mask | NDArray[Any]], float]:
+        """The scale of a mask or a label map of `image`."""
+        asked = self.config.scale
+        if asked == "auto" and self.config.patch.scheme != "instance":
+            return OwnScale(image, self.card.scales[1])
+        return lambda _: 1.0 if asked == "auto" else asked
+
+    def _asked_scales(self, scales: Sequence[float], count: int) -> list[tuple[float, ...]]:
+        """One scale for each of `count` masks."""
         if len(scales) != count:
             fix = "give each mask its scale, or none"
             raise ConfigError("scales", expected=f"{count}, one a mask", got=str(len(scales)), fix=fix)
         for scale in set(scales):
             check_scale(self.card, self.config.with_options(scale=scale))
-        return list(scales)
+        return [(scale,) for scale in scales]
 
     def _prepared(self, image: NDArray[np.uint8], task: Any) -> Prepared[Any]:
         return Prepared(

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from bpr_service.config import RefineConfig
 from bpr_service.errors import MaskError
 from bpr_service.masks.mask import Mask
-from bpr_service.refine.assess import Assessor
+from bpr_service.refine.assess import Assessment, Assessor
 from bpr_service.refine.canvas import Canvas, HostCanvas
 from bpr_service.refine.labels.boundary import LabelBoundaries
 from bpr_service.refine.labels.canvas import LabelCanvas
@@ -57,29 +57,30 @@ class Task(Protocol[R]):
 
 @dataclass(eq=False)
 class InstanceTask:
-    """Each mask on its own, at its own scale."""
+    """Each mask on its own, at its own scale; at several, the one that is expected to give the best boundary."""
 
     masks: Sequence[Mask]
-    scales: Sequence[float]
+    scales: Sequence[Sequence[float]]
+    """Of each mask, those to try."""
     gate: Gate | None = None
     assess: Callable[[NDArray[np.uint8], Sequence[Mask]], Assessor] | None = None
     _assessor: Assessor | None = None
     _config: RefineConfig = field(default_factory=RefineConfig)
+    _tries: list[tuple[int, float]] = field(default_factory=list)
+    """Mask and scale of each try, that are masks to the canvas."""
     _boxes: list[Boxes] = field(default_factory=list)
-    _done: dict[int, tuple[Mask, MaskReport]] = field(default_factory=dict)
+    _done: dict[int, _Outcome] = field(default_factory=dict)
 
     def place(self, config: RefineConfig) -> int:
         self._config = config
-        at = {scale: config.patch.at(scale) for scale in set(self.scales)}
-        self._boxes = [place_patches(mask, at[scale]) for mask, scale in zip(self.masks, self.scales, strict=True)]
-        for i, mask in enumerate(self.masks):
-            if self._boxes[i].shape[0] == 0:
-                self._done[i] = (mask, unchanged(i, _why_none(mask.area, mask.height * mask.width)))
+        self._tries = [(i, scale) for i, scales in enumerate(self.scales) for scale in scales]
+        at = {scale: config.patch.at(scale) for _, scale in self._tries}
+        self._boxes = [place_patches(self.masks[i], at[scale]) for i, scale in self._tries]
         return sum(len(some) for some in self._boxes)
 
     def open(self, image: NDArray[np.uint8], outputs: int, device: str | None) -> Canvas[tuple[int, Accumulator]]:
         self._assessor = self.assess(image, self.masks) if self.assess else None
-        given = (image, self.masks, self._boxes)
+        given = (image, [self.masks[i] for i, _ in self._tries], self._boxes)
         if device is None:
             return HostCanvas(*given, outputs=outputs, config=self._config)
         from bpr_service.refine.device_canvas import DeviceCanvas
@@ -87,33 +88,56 @@ class InstanceTask:
         return DeviceCanvas(*given, outputs=outputs, config=self._config, device=device)
 
     def take(self, done: tuple[int, Accumulator]) -> None:
-        index, patches = done
+        number, patches = done
+        index, scale = self._tries[number]
         mask = coarse = self.masks[index]
-        count, scale = patches.boxes.shape[0], self.scales[index]
-        reason, judged = self._judge(coarse, patches, scale)
+        count = patches.boxes.shape[0]
+        reason, assessment = self._judge(coarse, patches, scale)
         if reason is not None:
             report = unchanged(index, reason, count)
         else:
             refined, change = patches.paste(coarse)
             report = changed(index, count, change.added_px, change.removed_px)
             mask = refined if report.status == "refined" else coarse
-        self._done[index] = (mask, replace(report, scale=scale, **judged))
+        thought: dict[str, Any] = {}
+        if assessment:
+            thought = {"confidence": round(assessment.confidence, 4), "uncertain": assessment.uncertain}
+        rank = (assessment.refined if assessment else 0.0, -number)
+        outcome = _Outcome(rank, mask, replace(report, scale=scale, **thought))
+        self._done[index] = max(self._done.get(index, outcome), outcome, key=lambda one: one.rank)
 
-    def _judge(self, coarse: Mask, patches: Accumulator, scale: float) -> tuple[str | None, dict[str, Any]]:
-        """Why a coarse mask is kept, or None; and what the report says of the mask that is given back."""
+    def _judge(self, coarse: Mask, patches: Accumulator, scale: float) -> tuple[str | None, Assessment | None]:
+        """Why a coarse mask is kept, or None, and what is thought of the refined one."""
         if self.gate is None and self._assessor is None:
-            return None, {}
+            return None, None
         averaged = patches.averaged(coarse)
         reason = self.gate(coarse, averaged) if self.gate else None
         if self._assessor is None:
-            return reason, {}
-        thought = self._assessor(coarse, averaged, scale)
-        judged = {"confidence": round(thought.confidence, 4), "uncertain": thought.uncertain}
-        return reason or thought.reason, judged
+            return reason, None
+        assessment = self._assessor(coarse, averaged, scale)
+        return reason or assessment.reason, assessment
 
     def result(self, provenance: Provenance) -> RefineResult:
-        done = [self._done[i] for i in range(len(self.masks))]
-        return RefineResult([m for m, _ in done], [r for _, r in done], coarse=list(self.masks), **_fields(provenance))
+        counts = dict.fromkeys(range(len(self.masks)), 0)
+        for (i, _), boxes in zip(self._tries, self._boxes, strict=True):
+            counts[i] += len(boxes)
+        masks, reports = list(self.masks), []
+        for i, mask in enumerate(self.masks):
+            if counts[i]:
+                masks[i] = self._done[i].mask
+                reports.append(replace(self._done[i].report, patches=counts[i]))
+            else:
+                reports.append(unchanged(i, _why_none(mask.area, mask.height * mask.width)))
+        return RefineResult(masks, reports, coarse=list(self.masks), **_fields(provenance))
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What one try gave. `rank`: the expected boundary F of the refined mask, then the earlier try."""
+
+    rank: tuple[float, int]
+    mask: Mask
+    report: MaskReport
 
 
 class _LabelTask(Generic[R]):

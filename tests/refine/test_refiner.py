@@ -175,7 +175,7 @@ def test_load_takes_the_settings_of_the_card_or_of_the_preset(folder: Path) -> N
     assert (own.config.patch.padding_px, own.config.patch.network_size_px) == (0, 64)
     assert (own.config.patch.nms_threshold, own.config.flip, own.model.name) == (0.4, True, "tiny@2")
     best = Refiner.load("best", model=folder)
-    assert best.config.patch.nms_threshold == 0.55
+    assert (best.config.patch.nms_threshold, best.config.tries) == (0.25, (1.0, 0.5))
     assert best.config.patch.network_size_px == 64
     lean = Refiner.load("lean", model=folder).config.patch
     assert (lean.scheme, lean.patch_size_px, lean.padding_px, lean.network_size_px) == ("sparse", 64, 0, 64)
