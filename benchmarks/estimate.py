@@ -1,8 +1,9 @@
 """Fit the estimate of what a refinement is worth, and measure it on domains that it was not fitted on.
 
     python benchmarks/estimate.py collect --model MODEL --json rows.json [--sets ...] [--subset 2]
-    python benchmarks/estimate.py report rows.json
-    python benchmarks/estimate.py fit rows.json --model MODEL_DIR --least-gain -0.2
+    python benchmarks/estimate.py collect --model MODEL --json enlarged.json --sets ccp_x3 --scales 3
+    python benchmarks/estimate.py report rows.json enlarged.json
+    python benchmarks/estimate.py fit rows.json enlarged.json --model MODEL_DIR --least-gain -0.2
 
 ``collect`` refines the val sets at several scales without a gate and keeps, of each mask and scale, the features and
 what became of it. ``report`` prints, for several least gains, what is removed of (1 - F at 1 px) and the share of masks
@@ -27,6 +28,8 @@ DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 LEAST_GAINS = (-1.0, -0.3, -0.2, -0.1, 0.0, 0.1)
 WORSE = 0.005
 SCALES = "0.25,0.5,1,2,4"
+ENLARGED = 3
+"""The scale of what was enlarged three times, as a Refiner chooses it."""
 HIDDEN_UNITS = 24
 SEEDS = 4
 STEPS = 500
@@ -203,16 +206,23 @@ def left_out(rows: list[dict[str, Any]], x: F32, y: F32, weights: F32, by_domain
 
 @app.command()
 def report(
-    rows_file: Path, scale: Annotated[float, typer.Option(help="Count masks at this scale; all serve the fit.")] = 1.0
+    rows_files: list[Path],
+    scale: Annotated[float, typer.Option(help="Count masks at this scale; all serve the fit.")] = 1.0,
+    tries: Annotated[str, typer.Option(help="Of these times the scale take what is expected to be best.")] = "1",
 ) -> None:
     """Print what each least gain keeps and harms, on masks that the fit did not see."""
     from scipy.stats import spearmanr
 
-    rows = json.loads(rows_file.read_text())
+    rows = [row for path in rows_files for row in json.loads(path.read_text())]
     x, y, weights = table(rows)
-    counted = [i for i, row in enumerate(rows) if row["scale"] == scale]
+    enlarged = {row["set"] for row in rows if row["set"].endswith("_x3") and row["scale"] == ENLARGED * scale}
+    found: dict[tuple[Any, ...], dict[float, int]] = defaultdict(dict)  # the rows of each mask, by their scale
+    for i, row in enumerate(rows):
+        found[row["set"], row["image"], row["mask"]][row["scale"] / (ENLARGED if row["set"] in enlarged else 1)] = i
+    times = [scale * float(one) for one in tries.split(",")]
     for title, by_domain in (("the domain left out", True), ("the images left out", False)):
         answer = left_out(rows, x, y, weights, by_domain)
+        counted = [max((of[s] for s in times if s in of), key=lambda i: answer[i, 2]) for of in found.values()]
         print(f"\n{title}: (1 - F at 1 px) removed, %, / masks worse, %, by least gain")
         print(f"{'set':16s}{'masks':>6s}" + "".join(f"{g:>12g}" for g in LEAST_GAINS))
         of_set: dict[str, list[int]] = defaultdict(list)
@@ -245,14 +255,14 @@ def _ece(confidence: F32, actual: F32, bins: int = 10) -> float:
 
 @app.command()
 def fit(
-    rows_file: Path,
+    rows_files: list[Path],
     model: Annotated[Path, typer.Option(help="The model version's folder, whose card is written.")],
     least_gain: Annotated[float, typer.Option()] = -0.2,
 ) -> None:
     """Fit on all rows, and write the estimate into the card."""
     from bpr_service.network.weights import CARD_FILE
 
-    rows = json.loads(rows_file.read_text())
+    rows = [row for path in rows_files for row in json.loads(path.read_text())]
     card = fitted(*table(rows))
     count = len({(row["set"], row["image"], row["mask"]) for row in rows})
     scales = ", ".join(sorted({f"{row['scale']:g}" for row in rows}))
