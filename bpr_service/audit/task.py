@@ -6,7 +6,7 @@ Letters: H, W are the picture's size, px; F the number of features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from bpr_service.refine.estimate import Estimator
 from bpr_service.refine.prepared import Prepared
 from bpr_service.refine.reassemble import Accumulator
 from bpr_service.refine.refiner import Refiner
+from bpr_service.refine.scale import Scales
 from bpr_service.refine.tasks import InstanceTask
 from bpr_service.results import Provenance
 
@@ -50,7 +51,7 @@ class SeeingTask(InstanceTask):
     def __init__(
         self,
         masks: Sequence[Mask],
-        scales: Sequence[Sequence[float]],
+        scales: Scales,
         surroundings: Surroundings,
         estimator: Estimator | None,
     ) -> None:
@@ -87,7 +88,7 @@ def see(
     surroundings = Surroundings(image, masks if among is None else among)
     task = SeeingTask(
         masks,
-        [scales[:1] for scales in refiner.scales_of(image, masks)],
+        replace(refiner.scales, tries=(1.0,)),
         surroundings,
         Estimator(card.estimate) if card.estimate else None,
     )

@@ -53,7 +53,7 @@ class Prepared(Generic[R]):
         self.model, self.device, self.resides = model, device, resides
         self.timings_ms: dict[str, float] = {"patches": 0.0, "crops": 0.0, "network": 0.0, "reassembly": 0.0}
         with self.timed("patches"):
-            self._count = task.place(config)
+            self._count = task.place(image, config)
         self._missing = self._count
         self._canvas: Canvas[Any] | None = None
 

@@ -9,7 +9,7 @@ reassembly -> masks``
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from bpr_service.refine.estimate import Estimator
 from bpr_service.refine.gate import CertaintyGate
 from bpr_service.refine.prepared import Prepared
 from bpr_service.refine.reassemble import Gate
-from bpr_service.refine.scale import OwnScale
+from bpr_service.refine.scale import Scales
 from bpr_service.refine.tasks import InstanceTask, PanopticTask, SemanticTask
 from bpr_service.results import MaskReport, PanopticResult, Provenance, RefineResult, SemanticResult
 
@@ -50,6 +50,7 @@ class Refiner:
         config: the settings, with what the model's card decides in them.
         gate: of label maps: the reason to keep a mask as it is, or None.
         instance_gate: of instance masks.
+        scales: of the masks of an image.
         resides: the device in whose memory patches are cut and averaged; None for the host's.
     """
 
@@ -71,6 +72,9 @@ class Refiner:
         if card.estimate:  # by which nothing is refused where another gate decides, or none
             refuses = config.gate and self.gate is None
             self._assess = partial(Assessor, estimator=Estimator(card.estimate), gate=refuses)
+        tries = config.tries if card.estimate else (1.0,)  # what chooses between them
+        asked = 1.0 if config.patch.scheme == "instance" and config.scale == "auto" else config.scale
+        self.scales = Scales(asked, tries, *card.scales)
         # Squares of one size are cut and averaged on an accelerator; boxes of many sizes, before and after it.
         self.resides = model.device if model.accelerator and config.patch.scheme != "instance" else None
         self._predict: Predict = model.predictor(config)
@@ -186,8 +190,9 @@ class Refiner:
         pixels = self._image(image, exif)
         height, width = pixels.shape[:2]
         parsed = [self._mask(i, m, height, width) for i, m in enumerate(_listed(masks))]
-        each = self.scales_of(pixels, parsed) if scales is None else self._asked_scales(scales, len(parsed))
-        task = InstanceTask(parsed, each, self.instance_gate, self._assess)
+        each = None if scales is None else self._asked_scales(scales, len(parsed))
+        choose = self.scales if each is None else lambda *_: each
+        task = InstanceTask(parsed, choose, self.instance_gate, self._assess)
         return self._prepared(pixels, task)
 
     def prepare_semantic(
@@ -196,7 +201,7 @@ class Refiner:
         """Boundary pixels and patches of every label; on the CPU."""
         pixels = self._image(image, exif)
         labels = _same_size(label_map, pixels)
-        return self._prepared(pixels, SemanticTask(labels, ignore_label, self.gate, self._own(pixels)(labels)))
+        return self._prepared(pixels, SemanticTask(labels, ignore_label, self.gate, self.scales.of_map))
 
     def prepare_panoptic(
         self, image: Any, segment_map: Any, segments_info: Sequence[dict[str, Any]], *, exif: Exif = "ignore"
@@ -204,7 +209,7 @@ class Refiner:
         """Boundary pixels and patches of every segment; on the CPU."""
         pixels = self._image(image, exif)
         segments = _same_size(segment_map, pixels)
-        return self._prepared(pixels, PanopticTask(segments, segments_info, self.gate, self._own(pixels)(segments)))
+        return self._prepared(pixels, PanopticTask(segments, segments_info, self.gate, self.scales.of_map))
 
     def batch_sizes(self, most: int) -> list[int]:
         """What to warm up with for batches of up to `most` patches: see `bpr_service.network.backends.batch_sizes`."""
@@ -221,23 +226,6 @@ class Refiner:
         predict = self._predict if self.resides is None else _from_host(self._predict, self.resides)
         out: NDArray[np.float32] = predict(crops)
         return out
-
-    def scales_of(self, image: NDArray[np.uint8], masks: Sequence[Mask]) -> list[tuple[float, ...]]:
-        """The scales that each mask of the (H, W, 3) uint8 RGB `image` is refined at: see `RefineConfig`."""
-        own, (least, most) = self._own(image), self.card.scales
-        tries = self.config.tries if self.card.estimate else (1.0,)
-
-        def each(scale: float) -> tuple[float, ...]:
-            return tuple(scale * t for t in tries if least <= scale * t <= most) or (scale,)
-
-        return [each(own(mask)) for mask in masks]
-
-    def _own(self, image: NDArray[np.uint8]) -> Callable[[Mask | NDArray[Any]], float]:
-        """The scale of a mask or a label map of `image`."""
-        asked = self.config.scale
-        if asked == "auto" and self.config.patch.scheme != "instance":
-            return OwnScale(image, self.card.scales[1])
-        return lambda _: 1.0 if asked == "auto" else asked
 
     def _asked_scales(self, scales: Sequence[float], count: int) -> list[tuple[float, ...]]:
         """One scale for each of `count` masks."""

@@ -17,8 +17,9 @@ Letters: H, W are the picture's size, px.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,39 @@ _WINDOW_PX = 96  # a multiple of the factors and their doubles
 _WINDOWS = 3  # a side of the picture
 _LEAST_DETAIL = 1.0  # mean square of the step between neighbours, in grey levels: below it there is nothing to see
 _ROUNDING = 1 / 12  # variance that rounding to whole grey levels leaves
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """The scales that masks are refined at: what is asked for, or each mask's own.
+
+    Attributes:
+        asked: the scale of all, or ``auto``.
+        tries: times the scale, each to be tried, as far as the model was trained at it.
+        least: the least scale that the model was trained at.
+        most: the greatest.
+    """
+
+    asked: float | Literal["auto"]
+    tries: tuple[float, ...]
+    least: float
+    most: float
+
+    def __call__(self, image: NDArray[np.uint8], masks: Sequence[Mask]) -> list[tuple[float, ...]]:
+        """Of each of `masks`, those to try in the (H, W, 3) uint8 RGB `image`."""
+        own = self._own(image)
+        return [self._tried(own(mask)) for mask in masks]
+
+    def of_map(self, image: NDArray[np.uint8], labels: NDArray[Any]) -> float:
+        """Of all labels of an (H, W) map, in an image."""
+        return self._own(image)(labels)
+
+    def _own(self, image: NDArray[np.uint8]) -> Callable[[Mask | NDArray[Any]], float]:
+        asked = self.asked
+        return OwnScale(image, self.most) if asked == "auto" else lambda _: asked
+
+    def _tried(self, scale: float) -> tuple[float, ...]:
+        return tuple(scale * t for t in self.tries if self.least <= scale * t <= self.most) or (scale,)
 
 
 class OwnScale:

@@ -36,13 +36,15 @@ from bpr_service.refine.reassemble import Accumulator, Gate
 from bpr_service.results import MaskReport, PanopticResult, Provenance, RefineResult, SemanticResult, changed, unchanged
 
 Labels = NDArray[Any]
+MapScale = Callable[[NDArray[np.uint8], Labels], float]
+"""The scale for a label map of an image."""
 R = TypeVar("R", bound=Provenance, covariant=True)
 
 
 class Task(Protocol[R]):
     """What a :class:`bpr_service.refine.prepared.Prepared` works through."""
 
-    def place(self, config: RefineConfig) -> int:
+    def place(self, image: NDArray[np.uint8], config: RefineConfig) -> int:
         """Place the patches; how many."""
 
     def open(self, image: NDArray[np.uint8], outputs: int, device: str | None) -> Canvas[Any]:
@@ -60,8 +62,8 @@ class InstanceTask:
     """Each mask on its own, at its own scale; at several, the one that is expected to give the best boundary."""
 
     masks: Sequence[Mask]
-    scales: Sequence[Sequence[float]]
-    """Of each mask, those to try."""
+    scales: Callable[[NDArray[np.uint8], Sequence[Mask]], Sequence[Sequence[float]]]
+    """Of each mask of an image, those to try."""
     gate: Gate | None = None
     assess: Callable[[NDArray[np.uint8], Sequence[Mask]], Assessor] | None = None
     _assessor: Assessor | None = None
@@ -71,9 +73,9 @@ class InstanceTask:
     _boxes: list[Boxes] = field(default_factory=list)
     _done: dict[int, _Outcome] = field(default_factory=dict)
 
-    def place(self, config: RefineConfig) -> int:
-        self._config = config
-        self._tries = [(i, scale) for i, scales in enumerate(self.scales) for scale in scales]
+    def place(self, image: NDArray[np.uint8], config: RefineConfig) -> int:
+        self._config, scales = config, self.scales(image, self.masks)
+        self._tries = [(i, scale) for i, tried in enumerate(scales) for scale in tried]
         at = {scale: config.patch.at(scale) for _, scale in self._tries}
         self._boxes = [place_patches(self.masks[i], at[scale]) for i, scale in self._tries]
         return sum(len(some) for some in self._boxes)
@@ -143,14 +145,15 @@ class _Outcome:
 class _LabelTask(Generic[R]):
     """What semantic and panoptic share: the labels of a map compete for its pixels."""
 
-    def __init__(self, label_map: Labels, void: int | None, gate: Gate | None, scale: float = 1.0) -> None:
+    def __init__(self, label_map: Labels, void: int | None, gate: Gate | None, scale: MapScale) -> None:
         self.regions = LabelRegions(label_map, void)
         self.gate, self.scale = gate, scale
         self._counts: list[int] = []  # patches of each label
         self._reasons: dict[int, str] = {}  # of labels that stay as they are
 
-    def place(self, config: RefineConfig) -> int:
-        regions, patch, every = self.regions, config.patch.at(self.scale), []
+    def place(self, image: NDArray[np.uint8], config: RefineConfig) -> int:
+        regions, every = self.regions, []
+        patch = config.patch.at(self.scale(image, regions.map))
         height, width = regions.map.shape
         found = LabelBoundaries(regions)
         for i, (x0, y0, x1, y1) in enumerate(regions.boxes.tolist()):
@@ -217,7 +220,7 @@ class PanopticTask(_LabelTask[PanopticResult]):
     """Every segment, things and stuff together; 0 is void."""
 
     def __init__(
-        self, segment_map: Labels, segments_info: Sequence[dict[str, Any]], gate: Gate | None, scale: float = 1.0
+        self, segment_map: Labels, segments_info: Sequence[dict[str, Any]], gate: Gate | None, scale: MapScale
     ) -> None:
         super().__init__(segment_map, 0, gate, scale)
         self.infos = _check_infos(self.regions, segments_info)
