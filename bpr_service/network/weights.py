@@ -115,7 +115,7 @@ class ModelCard(Settings):
     outputs: Literal[1, 2] = 1
     """Maps the network gives: the foreground logit, and an auxiliary map where there are two."""
     gate: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Least mean certainty of a mask's changes for them to be taken (:mod:`bpr_service.refine.gate`)."""
+    """Least mean certainty of a mask's changes for them to be taken (:mod:`bpr_service.refine.assess`)."""
     estimate: EstimateCard | None = None
     """What a refinement is worth, and whether it is taken; without it, `gate` decides."""
     audit: AuditCard | None = None

@@ -1,5 +1,8 @@
 """Assess each refined mask of a picture: its confidence, and whether it is taken (do no harm).
 
+Where the model's card holds an estimate of what a change is worth, that decides; where it holds none, a refined mask is
+taken where the network is certain of what it changed (`CertaintyGate`).
+
 Letters: H, W are the picture's size, px; F the number of features.
 """
 
@@ -14,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpr_service.refine.estimate import Estimator, features
-from bpr_service.refine.gate import HESITANT
 from bpr_service.refine.reassemble import sigmoid
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 Box = tuple[int, int, int, int]
 CELL_PX, PLACE_CELLS = 4, 8
 MOST_PLACES, WRONG_SHARE = 5, 0.125
+HESITANT = "the model expects no gain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +127,26 @@ def uncertain_places(averaged: Averaged, scale: float) -> tuple[Box, ...]:
         places.append((averaged.x + x, averaged.y + y, side_x, side_y))
         wrong[max(row - PLACE_CELLS, 0) : row + PLACE_CELLS, max(column - PLACE_CELLS, 0) : column + PLACE_CELLS] = 0
     return tuple(places)
+
+
+@dataclass(frozen=True, slots=True)
+class CertaintyGate:
+    """Keep the coarse mask when the changes' mean certainty is below ``least`` (0 to 1; from the model's card).
+
+    The certainty of a pixel is ``|2 p - 1|``, with p the averaged foreground probability; over the pixels that a
+    refinement would change its mean is also the network's own estimate of the share of them that it mends less the
+    share that it spoils. Masks that are exact already get few and hesitant changes, and those are what it refuses.
+    """
+
+    least: float
+
+    def __call__(self, coarse: Mask, averaged: Averaged) -> str | None:
+        """The reason to keep ``coarse``, or None to take the refined mask."""
+        probability = averaged.probability
+        height, width = probability.shape
+        before = coarse.window(averaged.x, averaged.y, averaged.x + width, averaged.y + height)
+        changed = averaged.covered & ((probability >= 0.5) != (before > 0))
+        if not changed.any():
+            return None
+        certainty = float(np.abs(2.0 * probability[changed] - 1.0).mean())
+        return HESITANT if certainty < self.least else None

@@ -25,9 +25,8 @@ from bpr_service.masks.mask import Mask, as_mask
 from bpr_service.network.backends import batch_sizes, label
 from bpr_service.network.model import Model, Predict, Runs, check_scale
 from bpr_service.network.weights import ModelCard, bundled_models
-from bpr_service.refine.assess import Assessor
+from bpr_service.refine.assess import Assessor, CertaintyGate
 from bpr_service.refine.estimate import Estimator
-from bpr_service.refine.gate import CertaintyGate
 from bpr_service.refine.prepared import Prepared
 from bpr_service.refine.reassemble import Gate
 from bpr_service.refine.scale import Scales

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from bpr_service.masks.mask import Mask
-from bpr_service.refine.assess import MOST_PLACES, Surroundings, uncertain_places
+from bpr_service.refine.assess import HESITANT, MOST_PLACES, Surroundings, uncertain_places
 from bpr_service.refine.estimate import FEATURES
-from bpr_service.refine.gate import HESITANT
 from bpr_service.refine.reassemble import Averaged
 from tests.refine.test_estimate import card
 from tests.scenes import Smooth, blob, photo, refiner

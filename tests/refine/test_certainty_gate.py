@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bpr_service.masks.mask import Mask
-from bpr_service.refine.gate import HESITANT, CertaintyGate
+from bpr_service.refine.assess import HESITANT, CertaintyGate
 from bpr_service.refine.reassemble import Averaged
 
 
