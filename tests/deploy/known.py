@@ -14,6 +14,7 @@ from unittest import mock
 
 from typer.main import get_command
 
+from bpr_service import command_options
 from bpr_service.cli import app
 from bpr_service.errors import BprError
 from bpr_service.jobs.dbos_setup import queues_of
@@ -70,10 +71,10 @@ def bpr() -> Any:
 
 
 def command_problems(words: Sequence[str]) -> Iterator[str]:
-    """What is wrong with ``bpr WORDS``: parsed as the real command does it, and not run."""
-    command, rest = bpr(), list(words)
+    """What is wrong with ``bpr WORDS``: parsed as the real command does it, where its paths are, and not run."""
+    command, rest, there = bpr(), list(words), mock.patch.object(command_options, "Path")
     try:
-        with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+        with there, redirect_stderr(StringIO()), redirect_stdout(StringIO()):
             while hasattr(command, "commands"):
                 command = command.commands[rest.pop(0)]
             context = command.make_context(command.name, rest)
