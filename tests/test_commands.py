@@ -85,7 +85,7 @@ def test_a_setting_that_differs_from_the_presets(coffee: Path, tmp_path: Path) -
     assert "cpu, openvino" in done.stderr
     fewer = bpr(*call, "-o", tmp_path / "b.png")
     rows = [next(line.split() for line in each.stderr.splitlines() if "refined" in line) for each in (done, fewer)]
-    assert int(rows[0][3]) > int(rows[1][3])
+    assert int(rows[0][4]) > int(rows[1][4])
 
 
 def test_png_semantic_and_panoptic(coffee: Path, tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ def test_options_derive_all_that_is_derived_and_share_the_model() -> None:
     assert other.model is one.model
     assert (other.config.patch.nms_threshold, other.config.batch_size) == (0.4, 3)
     assert other.config.patch.patch_size_px == one.config.patch.patch_size_px
-    certain = Refiner.load("fast")  # its card has no estimate: a gate of certainty
+    card = one.card.with_options(estimate=None, gate=0.2)  # then a gate of certainty
+    certain = Refiner(Model(None, card, folder=one.model.folder), one.config)
     assert (certain.instance_gate is not None, certain.with_options(gate=False).instance_gate) == (True, None)
     assert one.config.patch.scheme == "dense"
     assert not np.array_equal(one.predict(CROPS), other.predict(CROPS))  # mirrored too

@@ -112,8 +112,8 @@ def test_a_scale_that_no_model_was_trained_for_is_an_error(scale: float) -> None
 
 def test_the_error_says_what_the_model_was_trained_at() -> None:
     with pytest.raises(ConfigError, match="its only one"):
-        Refiner.load("fast", scale=0.5)
-    assert Refiner.load("fast", scale=1).config.scale == 1
+        refiner(Smooth(), scale=0.5)
+    assert refiner(Smooth(), scale=1).config.scale == 1
     with pytest.raises(ConfigError, match=r"0\.25 to 4"):
         Refiner.load("balanced", scale=8)
 
