@@ -327,7 +327,7 @@ def test_loaders_open_no_backend() -> None:
         spec.load()
     told = Told(Refiner.load("fast").card, build(RefineConfig, {"backend": "graphs", "precision": "bf16"}), None)
     with mock.patch.object(network_model, "load_network", side_effect=AssertionError("a network was loaded")):
-        model = RemoteModel(told, lambda crops: np.zeros((len(crops), 1, *crops.shape[1:3]), np.float32))
+        model = RemoteModel(told, lambda crops: np.zeros((len(crops), 2, *crops.shape[1:3]), np.float32))
         refiner = Refiner(model, told.config)
-        assert refiner.predict(np.zeros((2, 96, 96, 4), np.uint8)).shape == (2, 1, 96, 96)
+        assert refiner.predict(np.zeros((2, 96, 96, 4), np.uint8)).shape == (2, 2, 96, 96)
         assert refiner.refine(np.zeros((90, 90, 3), np.uint8), [np.eye(90, dtype=np.uint8)]).reports[0].patches > 0
