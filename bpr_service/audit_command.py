@@ -145,7 +145,7 @@ def _run(values: dict[str, Any], drive: dict[str, Any], fail_over: float | None)
     from bpr_service.config import parse_settings
     from bpr_service.jobs.refine.batch import Batch, run_batch
     from bpr_service.jobs.requests import AuditRequest, parse_request
-    from bpr_service.storage import check_target
+    from bpr_service.targets import check_target
 
     request = parse_request({"kind": "audit", **values, "settings": parse_settings(values["settings"] or ())})
     assert isinstance(request, AuditRequest)

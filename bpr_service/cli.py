@@ -75,7 +75,7 @@ def refine(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="Where they go, in the form they came in; - is standard output.")
+        str, typer.Option("-o", "--out", help="Where they go, in the form they came in; - is standard output.")
     ],
     task: command_options.Task = "instance",
     format_: Annotated[

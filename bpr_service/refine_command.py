@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,12 +28,12 @@ from bpr_service.formats.refining import RefinedUnit, refine_file_unit, refine_s
 from bpr_service.masks.images import open_image
 from bpr_service.masks.label_maps import panoptic_png, read_panoptic_png
 from bpr_service.masks.mask import Mask
-from bpr_service.masks.picture import before_after, write_picture
+from bpr_service.masks.picture import WRITTEN, before_after, write_picture
 from bpr_service.refine.refiner import Refiner
 from bpr_service.results import MaskReport
+from bpr_service.targets import check_suffix, check_target
 
 PIPE = "-"
-_SAME_SUFFIX = ({".tif", ".tiff"}, {".jsonl", ".ndjson"}, {".jpg", ".jpeg", ".png"})
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Arguments:
 
     image: Path
     mask: Path
-    out: Path
+    out: str
     task: str = "instance"
     format: str | None = None
     image_id: str | None = None
@@ -83,6 +84,8 @@ def run_refine(
     if arguments.picture is not None:
         write_picture(str(arguments.picture), before_after(refined.image, *_pair(refined)))
     told = [*refined.warnings, *_simplified(refined.simplified)]
+    if isinstance(refined.before, InstancePrediction) and not refined.before.instances:
+        told.append(f"{arguments.mask} has no mask of this image; it was copied as it is")
     _tell(refiner, arguments.out, _named(refined, one), refined.skipped, told)
 
 
@@ -112,10 +115,10 @@ def _folder(
         raise ConfigError("--task panoptic", expected="one image", got="a folder", fix="use bpr batch panoptic")
     task, found = folder_format(arguments.mask, arguments.task)
     values = {"task": task, "format": arguments.format or found, "images": str(arguments.image), "preset": preset,
-              "predictions": str(arguments.mask), "out": str(arguments.out), "ignore_label": arguments.ignore_label,
+              "predictions": str(arguments.mask), "out": arguments.out, "ignore_label": arguments.ignore_label,
               "model": None if model is None else str(model), "settings": settings}  # fmt: skip
     result = run_batch(build(RefineRequest, {**options.model_dump(), **values}), Batch(device=device))
-    print_result(result, str(arguments.out))
+    print_result(result, arguments.out)
     if result.exit_code:
         raise SystemExit(result.exit_code)
 
@@ -132,21 +135,26 @@ def _simplified(sums: dict[str, float]) -> list[str]:
 def _check_targets(arguments: Arguments) -> None:
     """Whether the results can be written, before the work."""
     if arguments.picture is not None:
-        storage.check_target(arguments.picture, "--picture")
-    if arguments.out == Path(PIPE):
+        check_target(arguments.picture, "--picture")
+        if arguments.picture.suffix.lower() not in WRITTEN:
+            wanted = f"a name that ends with {', '.join(filter(None, WRITTEN))}"
+            got = arguments.picture.suffix
+            raise ConfigError(f"--picture {arguments.picture}", expected=wanted, got=got, fix="name it so")
+    if arguments.out == PIPE:
         if arguments.task == "panoptic":
             raise ConfigError("-o -", expected="a file", got="standard output", fix="a panoptic result is two files")
         return
-    storage.check_target(arguments.out, "-o")
-    given, asked = arguments.mask.suffix.lower(), arguments.out.suffix.lower()
-    fits = given == asked or any({given, asked} <= same for same in _SAME_SUFFIX)
-    if given and asked and not fits:
-        raise ConfigError(
-            f"-o {arguments.out}",
-            expected=f"a name that ends with {given}, as {arguments.mask.name} does",
-            got=asked,
-            fix="masks are written in the form in which they came; --encoding chooses another inside JSON",
-        )
+    check_target(arguments.out, "-o")
+    check_suffix(str(arguments.mask), arguments.out, "-o")
+    targets = [("-o", Path(arguments.out)), ("--picture", arguments.picture)]
+    if arguments.task == "panoptic":
+        targets.append(("the segments beside -o", Path(arguments.out).with_suffix(".json")))
+    taken = {os.path.realpath(arguments.image): "the photograph"}
+    for what, path in targets:
+        real = "" if path is None else os.path.realpath(path)
+        if real in taken:
+            raise ConfigError(f"{what} {path}", expected="a file of its own", got=taken[real], fix="name another")
+        taken |= {real: what} if real else {}
 
 
 @contextmanager
@@ -154,9 +162,9 @@ def _piped(arguments: Arguments) -> Iterator[tuple[Path, Path, Path]]:
     """Image, mask and out as files: what comes on standard input, and what goes to standard output, by way of one."""
     with tempfile.TemporaryDirectory(prefix="bpr-") as folder:
         image, mask = (_from_pipe(path, Path(folder)) for path in (arguments.image, arguments.mask))
-        out = Path(folder, "out") if arguments.out == Path(PIPE) else arguments.out
+        out = Path(folder, "out") if arguments.out == PIPE else Path(arguments.out)
         yield image, mask, out
-        if arguments.out == Path(PIPE):
+        if arguments.out == PIPE:
             sys.stdout.buffer.write(out.read_bytes())
             sys.stdout.buffer.flush()
 
@@ -237,7 +245,7 @@ def _segments(path: Path | None) -> tuple[list[dict[str, Any]], Any]:
 
 def _tell(
     refiner: Refiner,
-    out: Path,
+    out: str,
     reports: Sequence[tuple[str, MaskReport]],
     skipped: dict[str, int],
     warnings: Sequence[str],

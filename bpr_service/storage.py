@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -123,7 +124,8 @@ def replacing(address: str) -> Iterator[IO[bytes]]:
     """Write a new file and put it in place at the end, all of it or nothing.
 
     Local: temporary file beside the target, fsync, ``os.replace``, fsync of the folder. Remote: a local
-    temporary file that is uploaded when it is complete.
+    temporary file that is uploaded when it is complete. A device or a pipe (``/dev/stdout``) gets what such a
+    file holds.
     """
     if is_remote(address):
         with _temporary(None) as (file, path):
@@ -132,6 +134,13 @@ def replacing(address: str) -> Iterator[IO[bytes]]:
             fs, target = filesystem(address)
             fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
             fs.put_file(path, target)
+        return
+    if is_special(address):
+        with _temporary(None) as (file, path):
+            yield file
+            file.close()
+            with open(path, "rb") as source, open(address, "wb") as device:
+                shutil.copyfileobj(source, device, COPY_BYTES)
         return
     with beneath.made(os.path.dirname(os.path.abspath(address))) as folder:
         with _temporary(folder) as (file, path):
@@ -155,6 +164,11 @@ def _temporary(folder: str | None) -> Iterator[tuple[IO[bytes], str]]:
             os.unlink(path)
 
 
+def is_special(address: str) -> bool:
+    """Whether a local path is there and neither a file nor a folder: a device, a pipe."""
+    return not is_remote(address) and os.path.exists(address) and not os.path.isfile(address) | os.path.isdir(address)
+
+
 def sync_folder(folder: str) -> None:
     """Make a rename inside a local folder durable."""
     handle = os.open(folder, os.O_RDONLY)
@@ -168,38 +182,6 @@ def write_bytes(address: str | Path, data: bytes) -> None:
     """Write a whole file atomically."""
     with replacing(str(address)) as file:
         file.write(data)
-
-
-def check_target(address: str | Path, what: str, *, folder: bool = False) -> None:
-    """Raise before the work where a result could not be written after it.
-
-    A folder that is missing is made when the result is written. Object storage is not asked.
-
-    Args:
-        what: what the message calls it, as ``--out``.
-        folder: the result is a folder of files, not one file.
-
-    Raises:
-        FormatError: it is a folder where a file is to go or the other way round, or nothing can be written there.
-    """
-    if is_remote(str(address)):
-        return
-    path = Path(address)
-    if path.exists() and path.is_dir() != folder:
-        wanted, found = ("a folder", "a file") if folder else ("a file", "a folder")
-        raise FormatError(f"{what} {path}", expected=wanted, got=found, fix="name another place")
-    try:
-        there = next(each for each in (path, *path.absolute().parents) if each.is_dir() or each.exists())
-        with tempfile.TemporaryFile(dir=there if there != path or folder else there.parent) as probe:
-            probe.write(bytes(4096))
-            probe.flush()
-    except OSError as error:
-        raise FormatError(
-            f"{what} {path}",
-            expected="a place that can be written",
-            got=error.strerror or str(error),
-            fix="check its folder, its permissions and the room on the disk",
-        ) from None
 
 
 def lock(path: str | Path) -> BaseFileLock:

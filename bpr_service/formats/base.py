@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from bpr_service import storage
 from bpr_service.errors import BprError, ConfigError, FormatError
-from bpr_service.formats.images import ImageFolder, NamePattern, image_size, plain
+from bpr_service.formats.images import ImageFolder, NamePattern, image_size
 from bpr_service.formats.options import FileOptions
 from bpr_service.masks.encoding import Encoding, Parts
 from bpr_service.masks.images import Exif
@@ -232,13 +232,7 @@ class PredictionFormat(ABC):
 
         Raises ``FormatError`` when the name leaves the folder, or nothing there fits it.
         """
-        name, within = unit.image, self.paths.within
-        if ".." in plain(name).split("/") or not name:
-            return storage.join_inside(self.paths.images, name, within=within)
-        here = storage.join(self.paths.images, name)
-        if name.startswith("/") or "\\" in name or (not storage.is_remote(here) and not storage.exists(here)):
-            name = self.folder.find(name)
-        return storage.join_inside(self.paths.images, name, within=within)
+        return storage.join_inside(self.paths.images, self.folder.present(unit.image), within=self.paths.within)
 
     def size(self, unit: Unit, size: tuple[int, int] | None) -> tuple[int, int]:
         """(H, W) of a unit's image: as given, else from its header, else as the file states."""

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import PurePosixPath
+from urllib.parse import unquote
 
 from bpr_service import storage
 from bpr_service.errors import BprError, FormatError, ImageError
@@ -19,6 +20,11 @@ _CITYSCAPES = re.compile(r"^[A-Za-z-]+_\d{6}_\d{6}(?=_|$|\.)")
 def plain(name: str) -> str:
     """A name with ``/`` between its parts, in Unicode's composed form, without ``./`` in front."""
     return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a name is none below a folder: absolute, of another system, an address, or on its way up."""
+    return name.startswith("/") or "\\" in name or "://" in name or "::" in name or ".." in name.split("/")
 
 
 def cityscapes_key(stem: str) -> str:
@@ -44,7 +50,7 @@ def _last(key: Callable[[str], str]) -> Callable[[str], list[str]]:
 
 _RULES: tuple[tuple[Callable[[str], str], Callable[[str], list[str]]], ...] = (
     (lambda name: name, _tails),  # the same path, perhaps below another folder
-    (_bare, lambda name: _tails(_bare(name))),  # up to the suffix
+    (_bare, lambda name: [*_tails(name), *_tails(_bare(name))]),  # up to the suffix, which the name may lack
     (lambda name: PurePosixPath(name).name, _last(lambda name: PurePosixPath(name).name)),  # in whatever folder
     (lambda name: PurePosixPath(name).stem, _last(lambda name: PurePosixPath(name).stem)),
 )
@@ -94,11 +100,11 @@ class NameIndex:
         """All names that fit ``name`` by the first rule that any fits; a number fits ``000000000139.jpg``."""
         if isinstance(name, int):
             return self._numbers.get(name, [])
-        wanted = plain(name)
-        for table, tries in self._tables:
-            for key in tries(wanted):
-                if key in table:
-                    return table[key]
+        for wanted in dict.fromkeys((plain(name), plain(unquote(name)))):  # %20, as addresses have it
+            for table, tries in self._tables:
+                for key in tries(wanted):
+                    if key in table:
+                        return table[key]
         return []
 
 
@@ -114,6 +120,17 @@ class ImageFolder:
     @cached_property
     def _index(self) -> NameIndex:
         return NameIndex([self.only] if self.only else storage.list_files(self.address, SUFFIXES))
+
+    def present(self, name: str) -> str:
+        """``name`` where a file of the folder has it, else the one that fits it by the rules of `NameIndex`.
+
+        Raises:
+            FormatError: none, or several, fit.
+        """
+        here = storage.join(self.address, name)
+        if name and (is_foreign(name) or (not storage.is_remote(here) and not storage.exists(here))):
+            return self.find(name)
+        return name
 
     def find(self, name: str | int) -> str:
         """The image for a prediction file ``name``, by the rules of `NameIndex`.
@@ -142,7 +159,8 @@ class ImageFolder:
 class NamePattern:
     """Which files of a folder are predictions, and of which image: ``*_mask.png``, the first star is the image's name.
 
-    Without a pattern every file is one, of the image of its own name.
+    Letter case does not matter. A pattern with a ``/`` is of the path below the folder (``*/mask.png``), one without of
+    its last part. Without a pattern every file is a prediction, of the image of its own name.
     """
 
     def __init__(self, pattern: str | None) -> None:
@@ -152,14 +170,15 @@ class NamePattern:
                 raise FormatError(
                     "--match", expected="a pattern with a star, as *_mask.png", got=repr(pattern), fix="add the star"
                 )
-            first, *rest = (re.escape(part) for part in pattern.split("*"))
-            self._expression = re.compile(first + "(?P<stem>.+?)" + ".*".join(rest))
+            first, *rest = (re.escape(part) for part in plain(pattern).split("*"))
+            self._expression = re.compile(first + "(?P<stem>.+?)" + ".*".join(rest), re.IGNORECASE)
+            self._of_path = "/" in pattern
 
     def image(self, name: str) -> str | None:
         """The name to look for among the images; None for a file that is no prediction."""
         if self._expression is None:
             return name
-        folder, _, last = name.rpartition("/")
+        folder, _, last = ("", "", plain(name)) if self._of_path else plain(name).rpartition("/")
         match = self._expression.fullmatch(last)
         return None if match is None else storage.join(folder, match["stem"]) if folder else match["stem"]
 

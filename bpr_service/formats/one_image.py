@@ -26,6 +26,10 @@ _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\
 _HEAD_BYTES = 1 << 16
 
 
+NOTHING = Unit(0, "", "the image", [])
+"""The unit of an image of which a file has no mask."""
+
+
 class OneImage:
     """A prediction file, and the unit of it that is of one photograph. The other units pass through as they are."""
 
@@ -74,12 +78,30 @@ def open_one(
     file = open_predictions(*kind, replace(paths, image=image.name))
     units = list(file.scan())
     chosen = _choose(units, image, masks, image_id, isinstance(file, MaskRecords))
+    if chosen is None and file.has_records and _has_none(file, units, image, image_id):
+        return OneImage(file, replace(NOTHING, image=image.name), units)
+    if chosen is None:
+        raise _unknown(units, units, image, masks, image_id)
     mine = replace(chosen, image=image.name, problem=None)
     return OneImage(file, mine, [unit for unit in units if unit is not chosen])
 
 
-def _choose(units: list[Unit], image: Path, masks: Path, image_id: str | None, nameless: bool) -> Unit:
-    """The unit of ``image``: by its id, its name, or because nothing in the file names an image and it is alone."""
+def _has_none(file: PredictionFormat, units: list[Unit], image: Path, image_id: str | None) -> bool:
+    """Whether the file knows the image and has no mask of it: it has none at all, or only its list of images does."""
+    records = getattr(file, "file", None)
+    images = records.head.images if records is not None else {}
+    if not images or not units:
+        return not units
+    if image_id is not None:
+        return image_id in map(str, images)
+    index = NameIndex([image.name])
+    return any(index.find(entry[0]) for entry in images.values() if isinstance(entry, tuple))
+
+
+def _choose(units: list[Unit], image: Path, masks: Path, image_id: str | None, nameless: bool) -> Unit | None:
+    """The unit of ``image``: by its id, its name, or because nothing in the file names an image and it is alone; None
+    where there is none. Raises ``FormatError`` where there are several.
+    """
     if nameless:
         return units[0]
     if image_id is not None:
@@ -91,13 +113,17 @@ def _choose(units: list[Unit], image: Path, masks: Path, image_id: str | None, n
         match = [unit for unit, tail in zip(match, tails, strict=True) if tail == max(tails)]
         if len(units) == 1 and not units[0].image:
             match = units
-    if len(match) == 1:
-        return match[0]
-    listed = ", ".join(f"{unit.name} ({unit.image})" if unit.image else unit.name for unit in (match or units)[:4])
-    raise FormatError(
+    if len(match) > 1:
+        raise _unknown(match, units, image, masks, image_id)
+    return match[0] if match else None
+
+
+def _unknown(match: list[Unit], units: list[Unit], image: Path, masks: Path, image_id: str | None) -> FormatError:
+    listed = ", ".join(f"{unit.name} ({unit.image})" if unit.image else unit.name for unit in match[:4])
+    return FormatError(
         f"{masks}: which image is {image.name}?",
         expected="one image of that name in the file" if image_id is None else f"an image with id {image_id}",
-        got=f"{len(match)} of {len(units)}: {listed}" if units else "no masks at all",
+        got=f"{len(match)} of {len(units)}: {listed}",
         fix="name it with --image-id, or refine all of them with bpr batch instance",
     )
 

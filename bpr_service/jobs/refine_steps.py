@@ -12,7 +12,7 @@ from bpr_service.jobs.refine.batch import settle_model, spec_of
 from bpr_service.jobs.refine.journal import PartWriter, count_failed
 from bpr_service.jobs.refine.parts import Watcher, refine_parts
 from bpr_service.jobs.refine.place import Place
-from bpr_service.jobs.refine.plan import Plan, load_plan, make_plan, open_file
+from bpr_service.jobs.refine.plan import Plan, check_result, load_plan, make_plan, open_file
 from bpr_service.jobs.refine.report import Report, Totals
 from bpr_service.jobs.refine.results import put_together
 from bpr_service.jobs.refine.unit import Outcome
@@ -51,6 +51,7 @@ def plan_job(context: Context, row: JobRow) -> int:
     if plan is None:
         model, sha256 = settle_model(request, ModelStore(context.settings.models))
         file = open_file(request, _within(context))
+        check_result(request, file)
         plan = context.patiently(row, lambda: make_plan(request, file, place, model=model, model_sha256=sha256))
         context.log(row.id, f"planned {plan.units} images in {plan.parts} parts")
     progress = {"total": plan.units, "parts": plan.parts}

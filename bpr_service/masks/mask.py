@@ -314,6 +314,9 @@ def as_mask(value: Any, height: int, width: int, *, max_pixels: int = MAX_PIXELS
 
 
 def _is_int(value: object) -> bool:
+    """A whole number, however it is written: 80 and 80.0."""
+    if isinstance(value, float):
+        return value.is_integer()
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 

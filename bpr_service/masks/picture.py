@@ -6,6 +6,7 @@ Shapes: H, W the image's size (px); N masks. Images are RGB uint8.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -58,11 +59,15 @@ def before_after(
     return np.vstack([part for row in rows for part in (row, gap)])
 
 
+WRITTEN = (".png", ".jpg", ".jpeg", ".webp", "")
+"""How the name of a picture may end."""
+
+
 def write_picture(path: str, picture: U8) -> None:
-    """Write an RGB picture as PNG, whole or not at all."""
+    """Write an RGB picture in the type that its name says (`WRITTEN`; PNG without one), whole or not at all."""
     from bpr_service import storage
 
-    _, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    _, data = cv2.imencode(Path(path).suffix.lower() or ".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     storage.write_bytes(path, data.tobytes())
 
 

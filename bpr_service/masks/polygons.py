@@ -29,7 +29,7 @@ def check_polygons(polygons: Any, height: int, width: int) -> list[Points]:
         polygons = [polygons]  # one part, written without the outer list
     if len(polygons) == 0:
         raise MaskError("no polygon", expected="one part or more", got="none", fix="leave the mask out, or draw it")
-    sized = [part for part in polygons if not _covers_nothing(part)]
+    sized = [part for part in polygons if not covers_nothing(part)]
     polygons = sized or polygons
     parts = []
     reach = float(max(height, width)) + 1024.0
@@ -121,7 +121,10 @@ def _fill(flips: NDArray[np.uint8], crop: NDArray[np.uint8]) -> None:
             crop[y, x] |= inside[x]
 
 
-def _covers_nothing(part: Any) -> bool:
+def covers_nothing(part: Any) -> bool:
+    """Whether a part of a polygon has one or two points, or none."""
+    if part is None:
+        return True
     return isinstance(part, list | tuple | np.ndarray) and len(part) in (0, 2, 4) and all(map(np.isscalar, part))
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, get_args
 
-from bpr_service.errors import BprError, FormatError
+from bpr_service.errors import FormatError
 from bpr_service.formats.base import Encoded, Instance, InstancePrediction, Paths, PredictionFormat, Task, Unit
 from bpr_service.formats.records.mask_record import encode_record, read_mask
 from bpr_service.formats.records.record_file import ARRAYS, Grouping, Record, RecordFile, parse, plain_id
@@ -37,8 +37,8 @@ class CocoResults(PredictionFormat):
         self.file = RecordFile(paths.predictions, ARRAYS, WHAT)
 
     def file_name(self, entry: Record) -> str:
-        """The image's file name in an entry of the data set's ``images``."""
-        return str(entry["file_name"])
+        """The image's file name in an entry of the data set's ``images``. Raises `KeyError` where there is none."""
+        return text_of(entry, "file_name")
 
     def _image(self, entry: Any) -> tuple[Any, ImageEntry | None]:
         if not isinstance(entry, dict) or "id" not in entry:
@@ -89,7 +89,7 @@ class CocoResults(PredictionFormat):
         is (``000000000139.jpg``)."""
         found: dict[Any, ImageEntry | None] = {}
         for image_id in ids:
-            with suppress(BprError):
+            with suppress(FormatError):
                 found[image_id] = self.folder.find(named.get(image_id, image_id)), None
         if ids and not found and self.paths.image is None:
             self.need("dataset", "--dataset ANN.json (it needs only 'images')", "to know which file an image id is")
@@ -125,6 +125,14 @@ class CocoResults(PredictionFormat):
 
     def write(self, out: str, records: Iterable[bytes]) -> None:
         self.file.write(out, records)
+
+
+def text_of(entry: Record, key: str) -> str:
+    """A text of an entry that is not empty, or a number as text. Raises `KeyError`."""
+    value = entry[key]
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise KeyError(key)
+    return str(value)
 
 
 def _size(entry: Record) -> tuple[int, int] | None:

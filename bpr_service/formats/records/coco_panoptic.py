@@ -8,6 +8,7 @@ Letters: H, W are an image's height and width in pixels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from bpr_service import storage
 from bpr_service.errors import BprError, FormatError
 from bpr_service.formats.base import Encoded, PanopticPrediction, Paths, PredictionFormat, Task, Unit, at
+from bpr_service.formats.images import ImageFolder
 from bpr_service.formats.records.record_file import Record, RecordFile, parse, plain_id
-from bpr_service.formats.records.splice import splice
+from bpr_service.formats.records.splice import Path, splice_at
 
 WHAT = "an object with annotations[{image_id, file_name, segments_info}]"
 JSON_NAME = "panoptic.json"
@@ -70,10 +72,14 @@ class CocoPanoptic(PredictionFormat):
         data = self.file.raw([(unit.source[1], unit.source[2])])[0]
         return data, parse(data)
 
-    def _png(self, record: Record) -> bytes:
-        folder = self.need("panoptic_dir", "--panoptic-dir DIR", "the folder of the panoptic PNGs")
-        name = str(record["file_name"])
-        return storage.read_bytes(storage.join_inside(folder, name, within=self.paths.within))
+    @cached_property
+    def _pngs(self) -> ImageFolder:
+        return ImageFolder(self.need("panoptic_dir", "--panoptic-dir DIR", "the folder of the panoptic PNGs"))
+
+    def _png(self, record: Record) -> tuple[str, bytes]:
+        """The name of a record's PNG in the folder of PNGs, and its bytes."""
+        name = self._pngs.present(str(record["file_name"]))
+        return name, storage.read_bytes(storage.join_inside(self._pngs.address, name, within=self.paths.within))
 
     def read(self, unit: Unit, size: tuple[int, int] | None = None) -> PanopticPrediction:
         from bpr_service.masks.mask import read_panoptic_png
@@ -81,7 +87,7 @@ class CocoPanoptic(PredictionFormat):
         where = f"annotation {unit.source[0]} (byte {unit.source[1]})"
         try:
             record = self._record(unit)[1]
-            segment_map = read_panoptic_png(self._png(record))
+            segment_map = read_panoptic_png(self._png(record)[1])
             infos = _checked(record["segments_info"], segment_map, str(record["file_name"]))
         except BprError as error:
             raise at(self.file.address, where, error) from error
@@ -90,20 +96,23 @@ class CocoPanoptic(PredictionFormat):
     def encode(self, unit: Unit, prediction: PanopticPrediction) -> Encoded:
         from bpr_service.masks.label_maps import panoptic_png
 
-        name = str(prediction.record["file_name"])
         if np.array_equal(prediction.segment_map, prediction.before):
             return self.untouched(unit)
         data, record = self._record(unit)
         left = {info["id"] for info in prediction.segments_info}
-        infos = [info for info in record["segments_info"] if plain_id(info["id"]) in left]
-        infos = recomputed(prediction.segment_map, prediction.before, infos)
-        files = {name: panoptic_png(prediction.segment_map)}
-        return Encoded(files=files, records={unit.source[0]: splice(data, {"segments_info": infos})})
+        old = [info for info in record["segments_info"] if plain_id(info["id"]) in left]
+        infos = recomputed(prediction.segment_map, prediction.before, old)
+        new: dict[Path, Any] = {("segments_info",): infos}
+        if len(old) == len(record["segments_info"]):  # none vanished: the others keep every byte
+            pairs = enumerate(zip(old, infos, strict=True))
+            new = {("segments_info", i): info for i, (was, info) in pairs if info != was}
+        files = {self._png(record)[0]: panoptic_png(prediction.segment_map)}
+        return Encoded(files=files, records={unit.source[0]: splice_at(data, new)})
 
     def untouched(self, unit: Unit) -> Encoded:
         data, record = self._record(unit)
         try:
-            files = {str(record["file_name"]): self._png(record)}
+            files = dict([self._png(record)])
         except BprError:
             files = {}  # the PNG is what cannot be read; the report says so
         return Encoded(files=files, records={unit.source[0]: data})

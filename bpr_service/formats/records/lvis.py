@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from bpr_service.formats.records.coco import CocoResults
+from bpr_service.formats.records.coco import CocoResults, text_of
 from bpr_service.formats.records.record_file import Record
 
 
@@ -19,5 +19,5 @@ class LvisResults(CocoResults):
 
     def file_name(self, entry: Record) -> str:
         if "file_name" in entry:
-            return str(entry["file_name"])
-        return "/".join(str(entry["coco_url"]).split("/")[-2:])
+            return super().file_name(entry)
+        return "/".join(text_of(entry, "coco_url").split("/")[-2:])

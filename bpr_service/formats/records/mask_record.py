@@ -12,10 +12,12 @@ from bpr_service.formats.options import FileOptions
 from bpr_service.formats.records.record_file import dump
 from bpr_service.formats.records.splice import splice
 from bpr_service.masks.encoding import encode_like, form_of
-from bpr_service.masks.polygons import joined
+from bpr_service.masks.polygons import covers_nothing, joined
 from bpr_service.masks.simplify import drawn
 
-NO_MASK, CROWD = "no segmentation", "a crowd"
+NO_MASK, CROWD, NO_AREA = "no segmentation", "a crowd", "an outline that covers nothing"
+ALONE = (NO_MASK, CROWD, NO_AREA)
+"""Why a mask is not even looked at: it has none, or needs asking for."""
 
 
 def read_mask(
@@ -35,8 +37,11 @@ def read_mask(
 
 def left_alone(record: Mapping[str, Any], given: Any, crowds: bool) -> str | None:
     """Why a record's mask is not refined: it has none, or is a crowd, which needs asking for; None where it is."""
-    if given is None or given in ([], "", {}):
+    counts = given.get("counts", 0) if isinstance(given, Mapping) else getattr(given, "counts", 0)
+    if given is None or given in ([], "", {}) or given != given or counts in (None, "", []):  # NaN: pandas has no null
         return NO_MASK
+    if isinstance(given, list) and all(covers_nothing(part) for part in given):
+        return NO_AREA
     return CROWD if record.get("iscrowd") in (1, True) and not crowds else None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from bpr_service import storage
 from bpr_service.errors import FormatError
+from bpr_service.formats.records.dress import BOM
 from bpr_service.formats.records.stream import stream_json
 
 Record = dict[str, Any]
@@ -57,7 +58,7 @@ class RecordFile:
             return True
         with storage.open_read(self.address) as file:
             head = file.read(LINE_BYTES)  # not readline: a file of object storage takes no length there
-        first, _, second = head.partition(b"\n")
+        first, _, second = head.removeprefix(BOM).partition(b"\n")
         if not first.strip().startswith(b"{") or not second.strip().startswith(b"{"):
             return False
         try:
@@ -74,24 +75,28 @@ class RecordFile:
         Raises:
             FormatError: broken JSON, no such array, or an element that is no object; with its byte.
         """
-        found: list[str | None] = []
-        position, spans = 0, _Spans()
+        key: str | None = None
+        position, found, spans = 0, False, _Spans()
         with storage.open_read(self.address) as file:
             for event in stream_json(file, self.address, lines=self.is_lines):
-                if not found and event.kind == "open" and (event.key is None or event.key in self.array_keys):
-                    found.append(event.key)
+                one_of = event.key is None or event.key in self.array_keys
+                if one_of and not position and event.kind == "open":  # one that is empty gives way to the next
+                    key, found = event.key, True
                     self.head.start = event.end
-                elif found and event.key == found[0] and event.kind == "close":
+                elif one_of and not found and event.kind == "value" and event.value is None:  # as good as empty
+                    found = True
+                    self.head.start = self.head.end = event.end
+                elif found and event.key == key and event.kind == "close":
                     self.head.end = event.start
-                elif found and event.key == found[0] and event.kind == "item":
+                elif found and event.key == key and event.kind == "item":
                     if not isinstance(event.value, dict):
                         raise self._other(f"{type(event.value).__name__} at byte {event.start}")
                     spans.add(event.start, event.end)
                     yield position, event.start, event.end - event.start, event.value
                     position += 1
                 elif event.kind == "item" and event.key == "images" and image is not None:
-                    key, value = image(event.value)
-                    self.head.images[key] = value
+                    image_id, value = image(event.value)
+                    self.head.images[image_id] = value
                 elif event.kind == "item" and event.key == "categories" and isinstance(event.value, dict):
                     self.head.categories[event.value.get("id")] = str(event.value.get("name", ""))
         if not found:
@@ -124,8 +129,12 @@ class RecordFile:
         head = self.head
         with storage.open_read(self.address) as source, storage.replacing(out) as target:
             copy_range(source, target, 0, head.start)
+            number = -1
             for number, record in enumerate(records):
                 target.write((head.between if number else head.before) + record)
+            if number < 0:
+                copy_range(source, target, head.start, None)
+                return
             target.write(head.after)
             copy_range(source, target, head.end, None)
 

@@ -13,23 +13,13 @@ from json import JSONDecodeError, JSONDecoder
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 from bpr_service.errors import FormatError
+from bpr_service.formats.records.dress import comma_too_many, dress_of
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = JSONDecoder()
 _TOKEN_CHARS = 16  # a literal, number or escape cut off by the end of the buffer starts within this many
 MAX_ITEM_CHARS = 64 << 20
-_DRESSES = (
-    (b"\x1f\x8b", "gzip-compressed", "unpack it: gunzip FILE.gz"),
-    (b"BZh", "bzip2-compressed", "unpack it: bunzip2 FILE.bz2"),
-    (b"\xfd7zXZ", "xz-compressed", "unpack it: unxz FILE.xz"),
-    (b"\x28\xb5\x2f\xfd", "zstd-compressed", "unpack it: unzstd FILE.zst"),
-    (b"PK\x03\x04", "a ZIP archive", "unpack it"),
-    (b"\xff\xd8\xff", "a JPEG picture", "masks in pictures have another --format; a mask is best kept as PNG"),
-    (b"\x89PNG", "a PNG picture", "masks in pictures have another --format, as png"),
-    (b"\xff\xfe", "UTF-16", "convert it: iconv -f UTF-16 -t UTF-8"),
-    (b"\xfe\xff", "UTF-16", "convert it: iconv -f UTF-16 -t UTF-8"),
-    (b"\0", "UTF-16 without a byte order mark", "convert it: iconv -f UTF-16BE -t UTF-8"),
-)
+_NO_COMMA = "remove the trailing comma"
 
 
 class Event(NamedTuple):
@@ -84,9 +74,8 @@ class _Scanner:
 
     def _refuse_other_dress(self, data: bytes) -> None:
         """Say which dress JSON has come in that its bytes cannot be read where they lie."""
-        for start, what, fix in _DRESSES:
-            if data.startswith(start) or (what.startswith("UTF-16 without") and data[1:2] == b"\0"):
-                raise FormatError(f"{self.name}: {what}", expected="JSON as UTF-8 text", got=what, fix=fix)
+        if dress := dress_of(data):
+            raise FormatError(f"{self.name}: {dress[0]}", expected="JSON as UTF-8 text", got=dress[0], fix=dress[1])
 
     def move(self, pos: int) -> None:
         self.byte += self._width(self.pos, pos)
@@ -121,6 +110,8 @@ class _Scanner:
             except JSONDecodeError as error:
                 cut_off = error.msg.startswith("Unterminated") or error.pos > len(self.text) - _TOKEN_CHARS
                 if self.at_end or not cut_off:
+                    if comma := comma_too_many(self.text, error.pos):
+                        raise self.fail(comma, error.pos, fix=_NO_COMMA) from None
                     raise self.fail(error.msg, error.pos) from None
             except ValueError as error:  # a whole number of thousands of digits
                 raise self.fail(str(error), self.pos, fix="write a number that a program can use") from None
@@ -185,7 +176,9 @@ def _records(scan: _Scanner) -> Iterator[Event]:
 
 def _members(scan: _Scanner) -> Iterator[Event]:
     while True:
-        if scan.peek() != '"':
+        if (char := scan.peek()) != '"':
+            if char == "}":  # an object without any key has ended before
+                raise scan.fail("a comma before '}'", scan.pos, fix=_NO_COMMA)
             raise scan.fail("no key where one belongs", scan.pos)
         key = scan.value()[0]
         scan.take(":")
@@ -212,4 +205,4 @@ def _array(scan: _Scanner, key: str | None) -> Iterator[Event]:
             yield Event("close", key, scan.byte - 1, scan.byte)
             return
         if scan.peek() == "]":
-            raise scan.fail("a comma before ']'", scan.pos, fix="remove the trailing comma")
+            raise scan.fail("a comma before ']'", scan.pos, fix=_NO_COMMA)

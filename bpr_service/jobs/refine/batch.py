@@ -15,19 +15,29 @@ from typing import Any
 from bpr_service import storage
 from bpr_service.audit.suspicion import judge_of
 from bpr_service.config import get_preset
-from bpr_service.errors import ConfigError, ConflictError
+from bpr_service.errors import ConfigError, ConflictError, NotFoundError
 from bpr_service.formats import PredictionFormat
 from bpr_service.jobs.refine.journal import PartWriter
 from bpr_service.jobs.refine.loader_process import RefinerSpec
 from bpr_service.jobs.refine.loaders import Busy, RefinerPool
 from bpr_service.jobs.refine.parts import Watcher, refine_parts
 from bpr_service.jobs.refine.place import Place
-from bpr_service.jobs.refine.plan import Plan, check_plan, fingerprint, load_plan, make_plan, open_file, share
+from bpr_service.jobs.refine.plan import (
+    Plan,
+    check_plan,
+    check_result,
+    fingerprint,
+    load_plan,
+    make_plan,
+    open_file,
+    share,
+)
 from bpr_service.jobs.refine.report import Report, Totals, default_trainer, figures
 from bpr_service.jobs.refine.results import put_together
 from bpr_service.jobs.refine.unit import Outcome
 from bpr_service.jobs.requests import RefineRequest
 from bpr_service.runtime.model_store import ModelStore
+from bpr_service.targets import check_target
 
 Drive = Callable[[RefineRequest, Place, range], int]
 """Refines parts of the plan of a place; how many images that was."""
@@ -88,12 +98,12 @@ def run_batch(
         FormatError, ConfigError, ModelError, NotFoundError: nothing was written.
         ConflictError: what was begun had other inputs or settings; parts are missing at the merge.
     """
-    place = _place(request, options)
+    file, place = open_file(request), _place(request, options)
+    _check_targets(request, options, file)
     started, images, busy = time.perf_counter(), 0, Busy(keep_batches=options.keep_batches)
     if not (options.resume or options.part or options.merge):
         place.clear()
     model, sha256 = settle_model(request, known=load_plan(place))
-    file = open_file(request)
     if options.merge:
         plan = load_plan(place)
         if plan is None:
@@ -155,6 +165,19 @@ def _place(request: RefineRequest, options: Batch) -> Place:
         what = "--part and --merge" if shared else "a result on object storage"
         raise ConfigError(what, expected="--work PLACE", got="none", fix="name a folder or address for unfinished work")
     return Place(options.work or f"{request.out.rstrip('/')}.bpr-work")
+
+
+def _check_targets(request: RefineRequest, options: Batch, file: PredictionFormat) -> None:
+    """Whether what is asked for can be written, and what it is measured against be read, before the work."""
+    check_result(request, file)
+    if options.report is not None:
+        check_target(options.report, "--report")
+    if options.ground_truth is None:
+        return
+    if options.report is None:
+        raise ConfigError("--ground-truth", expected="--report", got="none", fix="the figures are in the report")
+    if not storage.exists(options.ground_truth):
+        raise NotFoundError("--ground-truth", expected="a file or folder", got=options.ground_truth, fix="check it")
 
 
 def _parts(plan: Plan, options: Batch) -> range:

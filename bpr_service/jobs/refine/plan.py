@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from bpr_service import storage
-from bpr_service.errors import ConfigError, ConflictError, ModelError
+from bpr_service.errors import ConfigError, ConflictError, ModelError, NotFoundError
 from bpr_service.formats import Paths, PredictionFormat, Unit, open_predictions
 from bpr_service.jobs.refine.place import Place
 from bpr_service.jobs.requests import RefineRequest, digest
+from bpr_service.targets import check_suffix, check_target
 
 MANIFEST = "plan.json"
 MAX_PARTS = 4096
@@ -110,16 +111,33 @@ def open_file(request: RefineRequest, within: tuple[str, ...] | None = None) -> 
 
     Raises:
         ConfigError, UnknownName: it lacks what its format needs, or cannot become the asked kind of result.
+        NotFoundError: there is no folder of images.
     """
     paths = Paths(
         request.images, request.predictions, request.dataset, request.panoptic_dir, within, options=request.files
     )
     file = open_predictions(request.task, request.format, paths)
+    if not storage.is_remote(request.images) and not os.path.isdir(request.images):
+        raise NotFoundError("the images", expected="a folder", got=request.images, fix="check --images")
     if request.result != "file" and not (file.has_records and file.records_are_json):
         raise ConfigError("--result", expected="a format with JSON records", got=file.name, fix="leave it out")
     if request.result == "parquet" and find_spec("pyarrow") is None:
         raise ConfigError("--result parquet", expected="pyarrow", got="none", fix="pip install pyarrow, or take jsonl")
     return file
+
+
+def check_result(request: RefineRequest, file: PredictionFormat) -> None:
+    """Whether a run's result can be written where the request says, before the work.
+
+    Raises:
+        ConfigError: its name is that of another form of file.
+        FormatError: it is a folder where a file is to go or the other way round, or nothing can be written there.
+    """
+    audit = request.kind == "audit"
+    folder = not audit and (file.result_is_folder or request.result != "file")
+    check_target(request.out, "--out", folder=folder)
+    if not folder:
+        check_suffix("report.json" if audit else request.predictions, request.out, "--out")
 
 
 def fingerprint(request: RefineRequest, model: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 
 from bpr_service.errors import BodyError, InputError, LimitError
+from bpr_service.formats.records.dress import BOM, comma_too_many, dress_of
 from bpr_service.server.codec.faults import located
 from bpr_service.server.codec.memory import PARSER_MAPS, Allowance, json_bytes, longest_number
 
@@ -24,6 +25,7 @@ class Part:
     """One part of the form."""
 
     name: str = ""
+    filename: str = ""
     media_type: str = ""
     data: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
@@ -57,6 +59,7 @@ def parse_multipart(body: bytes, content_type: str) -> list[Part]:
     for part in collector.parts:
         _, disposition = parse_options_header(part.headers.get("content-disposition", ""))
         part.name = disposition.get(b"name", b"").decode("utf-8", "replace")
+        part.filename = disposition.get(b"filename", b"").decode("utf-8", "replace")
         part.media_type = part.headers.get("content-type", "").partition(";")[0].strip().lower()
     return collector.parts
 
@@ -111,12 +114,20 @@ class _Collector:
 # ---------------------------------------------------------------- JSON and base64
 
 
-def load_json(body: bytes | memoryview, allowance: Allowance) -> Any:
+def load_json(body: bytes | memoryview, allowance: Allowance, *, lines: bool = False) -> Any:
     """``body`` as JSON, its numbers and texts exactly as they stand.
 
+    Args:
+        lines: JSON lines become a list.
+
     Raises:
-        BodyError: it is none, is nested too deeply to be read, or has a NaN, for which JSON has no word.
+        BodyError: it is none, is packed, is nested too deeply to be read, or has a NaN, for which JSON has no word.
     """
+    if bytes(body[: len(BOM)]) == BOM:
+        body = body[len(BOM) :]
+    dress = dress_of(bytes(body[:8]))
+    if dress is not None and not dress[0].startswith("UTF"):  # the reader of files knows UTF-16 and UTF-32
+        raise BodyError(f"JSON that is {dress[0]}", expected="JSON as UTF-8 text", got=dress[0], fix=dress[1])
     text = np.frombuffer(body, np.uint8)
     allowance.take(json_bytes(text))
     try:
@@ -126,12 +137,21 @@ def load_json(body: bytes | memoryview, allowance: Allowance) -> Any:
     except orjson.JSONDecodeError:
         pass  # what it refuses may be half a surrogate pair, which files do have
     try:
-        return json.loads(bytes(body), parse_constant=_no_number)
+        return _read_exactly(bytes(body), lines)
     except (ValueError, RecursionError) as error:
-        got = f"{len(body)} bytes: {str(error)[:100]}"
-        raise BodyError(
-            "the body is not JSON", expected="a JSON object", got=got, fix="check how it is written"
-        ) from None
+        comma = comma_too_many(error.doc, error.pos) if isinstance(error, json.JSONDecodeError) else None
+        got = f"{len(body)} bytes: {comma or str(error)[:100]}"
+        fix = "remove the trailing comma" if comma else "check how it is written"
+        raise BodyError("the body is not JSON", expected="a JSON object", got=got, fix=fix) from None
+
+
+def _read_exactly(body: bytes, lines: bool) -> Any:
+    try:
+        return json.loads(body, parse_constant=_no_number)
+    except json.JSONDecodeError as error:
+        if not lines or not error.msg.startswith("Extra data") or not body.lstrip().startswith(b"{"):
+            raise
+    return [json.loads(line, parse_constant=_no_number) for line in body.splitlines() if line.strip()]
 
 
 def _no_number(word: str) -> Any:

@@ -68,17 +68,17 @@ def _semantic(asked: Asked, size: tuple[int, int], limits: Limits, allowance: Al
     masks, _ = decode_masks(asked, *size, limits, allowance)
     labels: list[int] = []
     for index, item in enumerate(items):
-        if item.category_id is None or item.category_id in labels:
+        if item.label is None or item.label in labels:
             raise located(
                 InputError(
                     "a semantic mask's category_id",
-                    expected="a label that no other mask has",
+                    expected="a label from 0 to 65535 that no other mask has",
                     got=repr(item.category_id),
                     fix="unite the masks of one class, or send a label_map",
                 ),
                 f"/masks/{index}/category_id",
             )
-        labels.append(item.category_id)
+        labels.append(item.label)
     void = void_label(asked.options.ignore_label)
     if void in labels:
         raise located(
@@ -121,7 +121,7 @@ def _panoptic(asked: Asked, size: tuple[int, int], limits: Limits, allowance: Al
     ids: list[int] = []
     for index, item in enumerate(items):
         segment = plain_id(item.id)
-        if not isinstance(segment, int) or not 0 < segment < 1 << 24 or segment in ids or item.category_id is None:
+        if not isinstance(segment, int) or not 0 < segment < 1 << 24 or segment in ids or item.label is None:
             raise located(
                 InputError(
                     "a panoptic mask",
@@ -137,7 +137,7 @@ def _panoptic(asked: Asked, size: tuple[int, int], limits: Limits, allowance: Al
     allowance.at_least(max(ids, default=0) + 1 + 2 * segment_map.size)
     visible = set(np.flatnonzero(which_labels(segment_map)).tolist())
     pairs = zip(ids, items, strict=True)
-    info = [{"id": segment, "category_id": item.category_id} for segment, item in pairs if segment in visible]
+    info = [{"id": segment, "category_id": item.label} for segment, item in pairs if segment in visible]
     return Map(segment_map, items, ids, segments_info=info)
 
 

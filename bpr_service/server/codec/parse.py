@@ -11,11 +11,11 @@ from pydantic import BaseModel
 
 from bpr_service.errors import BprError, InputError, LimitError
 from bpr_service.formats.records.mask_record import left_alone
-from bpr_service.formats.records.record_file import ARRAYS, plain_id
 from bpr_service.masks.images import ReadImage, open_image
 from bpr_service.masks.mask import Mask, as_mask
-from bpr_service.server.codec.bodies import Part, decode_base64, json_text, load_json, parse_multipart
+from bpr_service.server.codec.bodies import decode_base64, json_text, load_json, parse_multipart
 from bpr_service.server.codec.faults import located, validated
+from bpr_service.server.codec.form import MASK_KEYS, Form, masks_of, read_form
 from bpr_service.server.codec.memory import MASK_BYTES, PARSER_MAPS, WINDOW_BYTES, Allowance
 from bpr_service.server.codec.pictures import check_runs, check_size, read_header
 from bpr_service.server.codec.schemas import (
@@ -75,13 +75,17 @@ def parse(body: memoryview, content_type: str, task: Task, limits: Limits, allow
     allowance.at_least(KEPT_COPIES * len(body))
     if content_type.lower().startswith(MULTIPART):
         allowance.take(3 * len(body))
-        return _from_parts(parse_multipart(bytes(body), content_type), task, limits, allowance)
+        return _from_parts(read_form(parse_multipart(bytes(body), content_type), allowance), task, limits)
     document = load_json(body, allowance)
-    if isinstance(document, dict) and isinstance(document.get("masks"), list):
-        check_number(len(document["masks"]), limits)  # before each is checked
+    given = document.get("masks") if isinstance(document, dict) else None
+    if isinstance(given, list):
+        options = document.get("options")
+        chosen = masks_of(given, "", options.get("image_id") if isinstance(options, dict) else None)
+        given = _plain_entries(chosen, limits)  # numbered before each is checked
+        document["masks"] = [_known(mask) for mask in given]
     request = validated(_KINDS[task], document)
     with allowance.room(PARSER_MAPS * len(body)):  # what the parser gave back is used again
-        kept = None if request.masks is None else keep(document["masks"])
+        kept = None if request.masks is None else keep(given or [])
     label_map = getattr(request, "label_map", None) or getattr(request, "segment_map", None)
     return Asked(
         task,
@@ -101,59 +105,48 @@ def _map_name(task: Task) -> str:
 # ---------------------------------------------------------------- multipart
 
 
-def _from_parts(parts: list[Part], task: Task, limits: Limits, allowance: Allowance) -> Asked:
-    """``image`` (a file), ``masks`` (JSON, or PNG files, one a mask; of the other tasks one map),
-    ``options``.
-    """
-    image: bytes | None = None
-    options: Any = {}
-    pngs: list[bytes] = []
-    listed: Any = None
-    segments: Any = None
-    is_map = any(part.name != "masks" and part.name.endswith("_map") for part in parts)
-    for part in parts:
-        if part.name == "image":
-            image = part.data
-        elif part.name == "options":
-            options = load_json(part.data, allowance)
-        elif part.name == "segments_info":
-            segments = load_json(part.data, allowance)
-        elif part.name in ("masks", "label_map", "segment_map"):
-            if part.data.lstrip()[:1] in (b"[", b"{"):
-                listed = load_json(part.data, allowance)
-            else:
-                pngs.append(part.data)
-        else:
-            raise InputError(
-                "an unknown part of the form",
-                expected="image, masks, options, segments_info",
-                got=repr(part.name[:60]),
-                fix="leave it out",
-            )
-    if image is None:
-        got = ", ".join(part.name for part in parts[:8]) or "no parts"
-        raise InputError("the form has no image", expected="a part named image", got=got, fix="send the file as image")
-    if isinstance(listed, dict):
-        segments = listed.get("segments_info", segments)
-        listed = next((listed[key] for key in ARRAYS if key in listed), None)
-    if isinstance(listed, list):
-        check_number(len(listed), limits)
-    masks = _list_of(MaskIn, listed, "masks")
-    given = listed
-    if task == "instance" and not is_map:
-        masks = (masks or []) + [_png_mask(data) for data in pngs]
-        given = (listed or []) + [{"segmentation": {"png": base64.b64encode(data).decode()}} for data in pngs]
-    elif len(pngs) > 1:
-        raise InputError(f"{len(pngs)} maps", expected="one PNG", got=str(len(pngs)), fix="send one")
+def _from_parts(form: Form, task: Task, limits: Limits) -> Asked:
+    """What a form asks for."""
+    options = validated(RequestOptions, form.options)
+    if isinstance(form.masks, dict):
+        form.segments = form.masks.get("segments_info", form.segments)
+    given = None
+    if form.masks is not None and not (isinstance(form.masks, dict) and form.masks.keys() == {"segments_info"}):
+        given = _plain_entries(masks_of(form.masks, form.name, options.image_id), limits)
+    masks = None if given is None else [validated(MaskIn, _known(item)) for item in given]
+    if task == "instance" and not form.is_map:
+        masks = (masks or []) + [_png_mask(data) for data in form.pngs]
+        given = (given or []) + [{"segmentation": {"png": base64.b64encode(data).decode()}} for data in form.pngs]
+    elif len(form.pngs) > 1:
+        raise InputError(f"{len(form.pngs)} maps", expected="one PNG", got=str(len(form.pngs)), fix="send one")
+    assert form.image is not None
     return Asked(
         task,
-        image,
+        form.image,
         masks,
-        validated(RequestOptions, options),
-        pngs[0] if pngs and (is_map or task != "instance") else None,
-        _list_of(SegmentInfo, segments, "segments_info"),
+        options,
+        form.pngs[0] if form.pngs and (form.is_map or task != "instance") else None,
+        _list_of(SegmentInfo, form.segments, "segments_info"),
         None if given is None else keep(given),
     )
+
+
+def _plain_entries(masks: list[Any], limits: Limits) -> list[Any]:
+    """The masks, what is a mask without ``segmentation`` (an RLE by itself) put under that key."""
+    check_number(len(masks), limits)
+    return [_under_its_key(mask) if isinstance(mask, dict) else mask for mask in masks]
+
+
+def _under_its_key(mask: dict[str, Any]) -> dict[str, Any]:
+    keys = [key for key in ("size", "counts", "png", "soft") if key in mask]
+    if "segmentation" in mask or not MASK_KEYS.intersection(keys):
+        return mask
+    return {**{key: mask[key] for key in mask if key not in keys}, "segmentation": {key: mask[key] for key in keys}}
+
+
+def _known(mask: Any) -> Any:
+    """What of a mask is read; its other keys are kept as they came."""
+    return {key: mask[key] for key in MaskIn.model_fields if key in mask} if isinstance(mask, dict) else mask
 
 
 class _PngBytes(PngMask):
@@ -198,13 +191,12 @@ def decode_masks(
     """
     items = asked.masks or []
     check_number(len(items), limits)
-    _check_images(items)
     masks: list[Mask] = []
     reasons: list[str | None] = []
     pixels = 0
     for index, item in enumerate(items):
         try:
-            reason = left_alone(item.model_extra or {}, item.segmentation, asked.options.crowds)
+            reason = left_alone({"iscrowd": item.iscrowd}, item.segmentation, asked.options.crowds)
             mask = nothing(height, width)
             if reason is None:
                 mask = _decode_mask(item.segmentation, height, width, limits, allowance)
@@ -223,22 +215,6 @@ def decode_masks(
         masks.append(mask)
         reasons.append(reason)
     return masks, reasons
-
-
-def _check_images(items: list[MaskIn]) -> None:
-    """Raise `InputError` where masks say themselves that they are of several images."""
-    named = [(item.model_extra or {}).get("image_id") for item in items]
-    images = {plain_id(image): None for image in named if image is not None}
-    if len(images) > 1:
-        raise located(
-            InputError(
-                "masks of several images",
-                expected="masks with the image_id of this image alone",
-                got=f"image_id {', '.join(str(image)[:40] for image in list(images)[:4])}",
-                fix="send those of this image; a data set's file is what a job refines",
-            ),
-            "/masks",
-        )
 
 
 def nothing(height: int, width: int) -> Mask:

@@ -17,7 +17,13 @@ from bpr_service.masks.images import Exif
 
 Task = Literal["instance", "semantic", "panoptic"]
 
-_Side = Annotated[int, Field(ge=1, le=1 << 20)]
+
+def _whole(value: Any) -> Any:
+    """17.0 as 17."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Side = Annotated[int, Field(ge=1, le=1 << 20), BeforeValidator(_whole)]
 _Id = int | Annotated[float, Field(allow_inf_nan=False)] | Annotated[str, Field(max_length=256)] | None
 
 
@@ -53,6 +59,21 @@ class PngMask(_Strict):
     soft: bool = Field(default=False, description="the values are probabilities (8- or 16-bit gray)")
 
 
+def _rings(value: Any) -> Any:
+    """Outlines as flat lists: of ``[[x, y], ...]``, of one outline without the outer list; null outlines left out."""
+    if not isinstance(value, list):
+        return value
+    if value and all(isinstance(each, int | float) for each in value):
+        return [value]
+    return [_flat(part) for part in value if part is not None]
+
+
+def _flat(part: Any) -> Any:
+    if isinstance(part, list) and part and all(isinstance(point, list) for point in part):
+        return [number for point in part for number in point]
+    return part
+
+
 _Coordinate = Annotated[float, Field(strict=False, allow_inf_nan=False)]
 Polygon = Annotated[list[_Coordinate], Field(fail_fast=True)]
 
@@ -68,15 +89,10 @@ def _kind(value: Any) -> str:
 Segmentation = Annotated[
     Annotated[Rle, Tag("rle")]
     | Annotated[PngMask, Tag("png")]
-    | Annotated[list[Polygon], Field(fail_fast=True), Tag("polygons")]
+    | Annotated[list[Polygon], Field(fail_fast=True), BeforeValidator(_rings), Tag("polygons")]
     | Annotated[str, Field(description="a PNG, base64"), Tag("base64")],
     Discriminator(_kind),
 ]
-
-
-def _whole(value: Any) -> Any:
-    """17.0 as 17."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _nothing(value: Any) -> Any:
@@ -87,15 +103,22 @@ def _nothing(value: Any) -> Any:
 class MaskIn(BaseModel):
     """A mask. Keys that are not known come back as they were, and a mask that is not refined with all it had.
 
-    Without a `segmentation` (null, empty), or with `iscrowd` 1, it is left alone.
+    Without a `segmentation` (none, null, empty), or with `iscrowd` 1, it is left alone.
     """
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    id: _Id = None
-    category_id: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)] | None = None
+    id: Any = Field(default=None, description="a number or a text; comes back as it is")
+    category_id: Any = Field(default=None, description="comes back as it is; of maps: the label, 0 to 65535")
     score: Annotated[float, Field(strict=False, allow_inf_nan=False)] | None = None
-    segmentation: Annotated[Segmentation | None, BeforeValidator(_nothing)]
+    iscrowd: Any = None
+    segmentation: Annotated[Segmentation | None, BeforeValidator(_nothing)] = None
+
+    @property
+    def label(self) -> int | None:
+        """`category_id` where it is a label that a map can have."""
+        value = _whole(self.category_id)
+        return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535 else None
 
 
 class RequestOptions(_Strict):
@@ -124,6 +147,7 @@ class RequestOptions(_Strict):
         default=None, description="auto, or [low, high]: the values of the image that become black and white"
     )
     crowds: bool = Field(default=False, description="refine masks with `iscrowd` 1 too")
+    image_id: _Id = Field(default=None, description="of masks of several images: those of the image with this id")
 
 
 class InstanceRequest(_Strict):

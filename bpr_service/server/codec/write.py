@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from bpr_service.formats.records.mask_record import CROWD, NO_MASK
+from bpr_service.formats.records.mask_record import ALONE
 from bpr_service.masks.encoding import Encoding, encode_like, form_of
 from bpr_service.masks.label_maps import encode_png, panoptic_png, picture_like
 from bpr_service.masks.mask import Mask
@@ -62,7 +62,7 @@ def entries(
     """
     for mask, report, pairs in zip(masks, reports, given, strict=True):
         own: dict[str, str] = dict(pairs)
-        came, alone = own.get(SEGMENTATION), report["reason"] in (NO_MASK, CROWD)
+        came, alone = own.get(SEGMENTATION), report["reason"] in ALONE
         refined = report["status"] == "refined"
         new: dict[str, Any] = {} if alone else {"bbox": mask.bbox, "area": mask.area}
         if not alone and (refined or came is None or encoding != "same"):
