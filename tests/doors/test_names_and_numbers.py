@@ -61,10 +61,13 @@ def test_a_mask_that_is_none_leaves_its_siblings_alone(doors: Doors, door: str, 
 
 @kind(ABSENT, "refine", "batch", "http")
 def test_a_part_without_area_does_not_discard_the_others(doors: Doors, door: str) -> None:
-    rings = [*Mask.from_array(blob()).to_polygons(), [3.0, 3.0, 4.0, 4.0]]
-    record = {"image_id": "a" if door == "batch" else 1, "category_id": 1, "segmentation": rings}
-    (found,) = doors.records(door, saved(photo()), [record])
-    assert as_mask(found["segmentation"], H, W).to_array().sum() > blob().sum() / 2
+    rings = Mask.from_array(blob()).to_polygons()
+    both = []
+    for segmentation in (rings, [*rings, [3.0, 3.0, 4.0, 4.0]]):
+        record = {"image_id": "a" if door == "batch" else 1, "category_id": 1, "segmentation": segmentation}
+        (found,) = doors.records(door, saved(photo()), [record])
+        both.append(found["segmentation"])
+    assert both[0] == both[1] != rings
 
 
 @pytest.mark.parametrize("number", [17.0, 2**60 + 1])
@@ -102,6 +105,9 @@ def test_another_dress_is_said_by_name(doors: Doors, door: str, word: str, data:
     if door == "http":
         files = {"image": ("a.png", saved(photo())), "masks": ("a.json", data)}
         response = doors.server.client.post("/v1/refine/instance", files=files)
+        if word.startswith("UTF-16"):  # a whole body is in memory, and is read in the encoding that it has
+            assert response.status_code == 200, response.text
+            return
         assert response.status_code in (400, 422)
         said = response.text
     else:
