@@ -11,6 +11,11 @@ from bpr_service import storage
 from bpr_service.errors import ConfigError, FormatError
 
 SAME_SUFFIX = ({".tif", ".tiff"}, {".jsonl", ".ndjson"})
+FORMS = (
+    {".json", ".jsonl", ".ndjson", ".parquet", ".xml", ".txt", ".yaml", ".csv", ".npy", ".npz", ".gz", ".zip"}
+    | {".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".avif", ".heic", ".heif"}
+)
+"""Names that end so promise a form; others promise none."""
 
 
 def check_suffix(given: str, out: str, what: str) -> None:
@@ -23,7 +28,7 @@ def check_suffix(given: str, out: str, what: str) -> None:
     """
     came, asked = (PurePosixPath(name.replace("\\", "/")).suffix.lower() for name in (given, out))
     fits = came == asked or any({came, asked} <= same for same in SAME_SUFFIX)
-    if came and asked and not fits:
+    if came and asked in FORMS and not fits:
         raise ConfigError(
             f"{what} {out}",
             expected=f"a name that ends with {came}, as {PurePosixPath(given).name} does",

@@ -288,17 +288,19 @@ def test_figures_before_and_after(tmp_path: Path) -> None:
     stand_in = tmp_path / "trainer.py"
     stand_in.write_text("import json, sys; print(json.dumps({'argv': sys.argv[1:]}))")
     trainer = [sys.executable, str(stand_in)]
-    options = Batch(workers=0, report=str(tmp_path / "report.json"), ground_truth="gt.json")
+    truth = tmp_path / "gt.json"
+    truth.write_text("{}")
+    options = Batch(workers=0, report=str(tmp_path / "report.json"), ground_truth=str(truth))
     run_batch(request, options, trainer)
     figures: dict[str, Any] = json.loads((tmp_path / "report.json").read_text())["figures"]
-    command = ["evaluate", "instance", "--dataset", "gt.json", "--predictions"]
+    command = ["evaluate", "instance", "--dataset", str(truth), "--predictions"]
     assert figures["before"]["argv"] == [*command, request.predictions, "--json"]
     assert figures["after"]["argv"] == [*command, request.out, "--json"]
     run_batch(request, options, ["/no/such/trainer"])
     figures = json.loads((tmp_path / "report.json").read_text())["figures"]
     assert "install bpr-service" in figures["after"]["error"]
     with pytest.raises(ConfigError, match="--classes"):
-        run_batch(semantic_set(tmp_path / "s", 1), Batch(workers=0, ground_truth="labels"))
+        run_batch(semantic_set(tmp_path / "s", 1), Batch(workers=0, ground_truth=str(tmp_path)))
 
 
 def test_the_command(tmp_path: Path) -> None:

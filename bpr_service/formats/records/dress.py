@@ -11,6 +11,8 @@ _DRESSES = (
     (b"\xfd7zXZ", "xz-compressed", "unpack it: unxz FILE.xz"),
     (b"\x28\xb5\x2f\xfd", "zstd-compressed", "unpack it: unzstd FILE.zst"),
     (b"PK\x03\x04", "a ZIP archive", "unpack it"),
+    (b"\xff\xd8\xff", "a JPEG picture", "masks in pictures have another --format; a mask is best kept as PNG"),
+    (b"\x89PNG", "a PNG picture", "masks in pictures have another --format, as png"),
     (b"\xff\xfe\0\0", "UTF-32", "convert it: iconv -f UTF-32 -t UTF-8"),
     (b"\0\0\xfe\xff", "UTF-32", "convert it: iconv -f UTF-32 -t UTF-8"),
     (b"\xff\xfe", "UTF-16", "convert it: iconv -f UTF-16 -t UTF-8"),
