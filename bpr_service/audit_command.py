@@ -143,9 +143,9 @@ def estimate(
 def _run(values: dict[str, Any], drive: dict[str, Any], fail_over: float | None) -> None:
     from bpr_service.audit.report import suspects
     from bpr_service.config import parse_settings
+    from bpr_service.formats.targets import check_target
     from bpr_service.jobs.refine.batch import Batch, run_batch
     from bpr_service.jobs.requests import AuditRequest, parse_request
-    from bpr_service.targets import check_target
 
     request = parse_request({"kind": "audit", **values, "settings": parse_settings(values["settings"] or ())})
     assert isinstance(request, AuditRequest)

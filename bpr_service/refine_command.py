@@ -25,13 +25,13 @@ from bpr_service.formats.one_image import OneImage, folder_format, open_one
 from bpr_service.formats.records.coco_panoptic import recomputed
 from bpr_service.formats.records.record_file import plain_id
 from bpr_service.formats.refining import RefinedUnit, refine_file_unit, refine_segments
+from bpr_service.formats.targets import check_suffix, check_target
 from bpr_service.masks.images import open_image
 from bpr_service.masks.label_maps import panoptic_png, read_panoptic_png
 from bpr_service.masks.mask import Mask
 from bpr_service.masks.picture import WRITTEN, before_after, write_picture
 from bpr_service.refine.refiner import Refiner
 from bpr_service.results import MaskReport
-from bpr_service.targets import check_suffix, check_target
 
 PIPE = "-"
 

@@ -11,12 +11,14 @@ _DRESSES = (
     (b"\xfd7zXZ", "xz-compressed", "unpack it: unxz FILE.xz"),
     (b"\x28\xb5\x2f\xfd", "zstd-compressed", "unpack it: unzstd FILE.zst"),
     (b"PK\x03\x04", "a ZIP archive", "unpack it"),
-    (b"\xff\xd8\xff", "a JPEG picture", "masks in pictures have another --format; a mask is best kept as PNG"),
-    (b"\x89PNG", "a PNG picture", "masks in pictures have another --format, as png"),
     (b"\xff\xfe\0\0", "UTF-32", "convert it: iconv -f UTF-32 -t UTF-8"),
     (b"\0\0\xfe\xff", "UTF-32", "convert it: iconv -f UTF-32 -t UTF-8"),
     (b"\xff\xfe", "UTF-16", "convert it: iconv -f UTF-16 -t UTF-8"),
     (b"\xfe\xff", "UTF-16", "convert it: iconv -f UTF-16 -t UTF-8"),
+)
+_PICTURES = (
+    (b"\xff\xd8\xff", "a JPEG picture", "masks in pictures have another --format; a mask is best kept as PNG"),
+    (b"\x89PNG", "a PNG picture", "masks in pictures have another --format, as png"),
 )
 _BARE = {
     (0, 0, 0): ("UTF-32", "UTF-32BE"),
@@ -27,9 +29,12 @@ _BARE = {
 """Which of the first three bytes are not zero, where the text begins with an ASCII character and no mark."""
 
 
-def dress_of(head: bytes) -> tuple[str, str] | None:
-    """What the first bytes of a file are where they are no UTF-8 text, and what to do; None where they may be."""
-    for start, what, fix in _DRESSES:
+def dress_of(head: bytes, *, pictures: bool = False) -> tuple[str, str] | None:
+    """What the first bytes of a file are where they are no UTF-8 text, and what to do; None where they may be.
+
+    `pictures`: whether a picture is one of the things that it is not meant to be.
+    """
+    for start, what, fix in (*_DRESSES, *(_PICTURES if pictures else ())):
         if head.startswith(start):
             return what, fix
     if len(head) >= 3 and (bare := _BARE.get((int(head[0] > 0), int(head[1] > 0), int(head[2] > 0)))):

@@ -74,7 +74,7 @@ class _Scanner:
 
     def _refuse_other_dress(self, data: bytes) -> None:
         """Say which dress JSON has come in that its bytes cannot be read where they lie."""
-        if dress := dress_of(data):
+        if dress := dress_of(data, pictures=True):
             raise FormatError(f"{self.name}: {dress[0]}", expected="JSON as UTF-8 text", got=dress[0], fix=dress[1])
 
     def move(self, pos: int) -> None:

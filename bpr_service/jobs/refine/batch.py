@@ -17,6 +17,7 @@ from bpr_service.audit.suspicion import judge_of
 from bpr_service.config import get_preset
 from bpr_service.errors import ConfigError, ConflictError, NotFoundError
 from bpr_service.formats import PredictionFormat
+from bpr_service.formats.targets import check_target
 from bpr_service.jobs.refine.journal import PartWriter
 from bpr_service.jobs.refine.loader_process import RefinerSpec
 from bpr_service.jobs.refine.loaders import Busy, RefinerPool
@@ -37,7 +38,6 @@ from bpr_service.jobs.refine.results import put_together
 from bpr_service.jobs.refine.unit import Outcome
 from bpr_service.jobs.requests import RefineRequest
 from bpr_service.runtime.model_store import ModelStore
-from bpr_service.targets import check_target
 
 Drive = Callable[[RefineRequest, Place, range], int]
 """Refines parts of the plan of a place; how many images that was."""

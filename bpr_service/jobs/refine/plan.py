@@ -26,9 +26,9 @@ from typing import IO, Any
 from bpr_service import storage
 from bpr_service.errors import ConfigError, ConflictError, ModelError, NotFoundError
 from bpr_service.formats import Paths, PredictionFormat, Unit, open_predictions
+from bpr_service.formats.targets import check_suffix, check_target
 from bpr_service.jobs.refine.place import Place
 from bpr_service.jobs.requests import RefineRequest, digest
-from bpr_service.targets import check_suffix, check_target
 
 MANIFEST = "plan.json"
 MAX_PARTS = 4096

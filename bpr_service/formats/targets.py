@@ -11,10 +11,19 @@ from bpr_service import storage
 from bpr_service.errors import ConfigError, FormatError
 
 SAME_SUFFIX = ({".tif", ".tiff"}, {".jsonl", ".ndjson"})
-FORMS = (
-    {".json", ".jsonl", ".ndjson", ".parquet", ".xml", ".txt", ".yaml", ".csv", ".npy", ".npz", ".gz", ".zip"}
-    | {".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".avif", ".heic", ".heif"}
-)
+FORMS = {".json", ".jsonl", ".ndjson", ".parquet", ".xml", ".txt", ".yaml", ".csv", ".npy", ".npz", ".gz", ".zip"} | {
+    ".png",
+    ".tif",
+    ".tiff",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".webp",
+    ".gif",
+    ".avif",
+    ".heic",
+    ".heif",
+}
 """Names that end so promise a form; others promise none."""
 
 
