@@ -332,17 +332,6 @@ def test_422_masks_that_are_none(server: Running, segmentation: Any, word: str) 
     assert answer["pointer"] == "/masks/1/segmentation"
 
 
-@pytest.mark.parametrize("absent", [{}, {"segmentation": None}, {"segmentation": []}, {"segmentation": [[1, 2, 3, 4]]}])
-def test_a_mask_that_is_absent_or_without_area_comes_back_beside_the_others(
-    server: Running, absent: dict[str, Any]
-) -> None:
-    response = post(server, body(masks=[{"segmentation": RLE, "id": [1]}, absent]))
-    assert response.status_code == 200, response.text
-    first, second = response.json()["masks"]
-    assert (first["id"], second["status"]) == ([1], "unchanged")
-    assert second["reason"]
-
-
 def test_422_an_unknown_preset_lists_the_known(server: Running) -> None:
     answer = problem(post(server, body(options={"preset": "balancd"})), 422, "unknown_name", "balanced")
     assert "Did you mean 'balanced'" in answer["detail"]

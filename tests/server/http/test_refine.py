@@ -278,3 +278,16 @@ def test_a_request_can_switch_the_gate_off(server: Running, monkeypatch: pytest.
     assert refine(server, body())["masks"][0]["reason"] == "the gate says no"
     assert refine(server, body(options={"gate": True}))["masks"][0]["reason"] == "the gate says no"
     assert refine(server, body(options={"gate": False}))["masks"][0]["status"] == "refined"
+
+
+@pytest.mark.parametrize("absent", [{}, {"segmentation": None}, {"segmentation": []}, {"segmentation": [[1, 2, 3, 4]]}])
+def test_a_mask_that_is_absent_or_without_area_comes_back_beside_the_others(
+    server: Running, absent: dict[str, Any]
+) -> None:
+    response = server.client.post(
+        "/v1/refine/instance", json=body(masks=[{"segmentation": coarse().to_rle(), "id": [1]}, absent])
+    )
+    assert response.status_code == 200, response.text
+    first, second = response.json()["masks"]
+    assert (first["id"], second["status"]) == ([1], "unchanged")
+    assert second["reason"]
