@@ -41,6 +41,7 @@ _STATES: dict[str, State] = {
     "MAX_RECOVERY_ATTEMPTS_EXCEEDED": "failed",
     "CANCELLED": "cancelled",
 }
+ENDED = ("done", "failed", "cancelled")
 JobList = list["Job"]
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -64,7 +65,7 @@ class Job:
 
     @property
     def ended_for_good(self) -> bool:
-        return self.state in ("done", "failed", "cancelled")
+        return self.state in ENDED
 
     def to_json(self) -> dict[str, Any]:
         times = {key: _iso(getattr(self, key)) for key in ("created", "started", "ended")}
@@ -299,6 +300,8 @@ class JobEngine:
         return [self._job(row, states.get(row.workflow, "queued")) for row in rows]
 
     def _job(self, row: JobRow, state: State) -> Job:
+        if state in ENDED and row.ended is None:  # it ended after its row was read
+            row = self.database.job(row.id) or row
         if row.cancelled:
             state = "cancelled"
         progress = row.progress

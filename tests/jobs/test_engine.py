@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -35,6 +36,22 @@ def test_a_job_is_done_once(fleet: Fleet) -> None:
         fleet.engine.cancel(job.id)
     with pytest.raises(ConflictError, match="another request"):
         fleet.engine.submit({**job.request, "part_images": 3}, job.id)
+
+
+def test_a_job_that_ends_while_it_is_looked_up_has_its_result(local: Fleet) -> None:
+    job, engine = local.submit(images=1), local.engine
+    look = engine.client.list_workflows
+
+    def ends(**asked: Any) -> Any:
+        found = look(**asked)
+        engine.database.update_job(job.id, ended=True, result={"images": 1})
+        for status in found:
+            status.status = "SUCCESS"
+        return found
+
+    with mock.patch.object(engine.client, "list_workflows", ends):
+        done = engine.get(job.id)
+    assert (done.state, done.result, done.ended is None) == ("done", {"images": 1}, False)
 
 
 def test_cancel_and_resume(fleet: Fleet) -> None:
