@@ -128,9 +128,12 @@ def run_doctor(model: Path | None) -> None:
 
 
 def table_of(*columns: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    """A table that keeps its words whole in 80 columns."""
+    table = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
     for column in columns:
-        table.add_column(column, justify="right" if column.startswith(("pixels", "patches")) else "left")
+        right = column.startswith(("pixels", "patches"))
+        words = {"status": 10, "confidence": 10}  # "unchanged:", and the reason on the lines below
+        table.add_column(column, justify="right" if right else "left", min_width=words.get(column))
     return table
 
 
