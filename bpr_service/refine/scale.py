@@ -36,6 +36,7 @@ GRAIN = 0.008
 """A picture with less grain, over the detail it holds, was enlarged if it is soft at all."""
 ON_GRID = 0.98
 """Share of an outline's steps that lie on the grid of a mask that was enlarged."""
+_SHARP = 0.2
 _WINDOW_PX = 96  # a multiple of the factors and their doubles
 _WINDOWS = 3  # a side of the picture
 _LEAST_DETAIL = 1.0  # mean square of the step between neighbours, in grey levels: below it there is nothing to see
@@ -130,7 +131,11 @@ def detail_lost(image: NDArray[np.uint8], factors: Sequence[int]) -> Detail:
     def lost(factor: int) -> float:
         return float(np.mean([_lost(window, factor) for window in windows])) / detail
 
-    found = {k: lost(k) for k in factors}
+    least = min(factors)
+    found = {least: lost(least)}
+    if found[least] >= _SHARP:  # what was enlarged more loses less at the least factor: most end here
+        return Detail(dict.fromkeys(factors, 1.0), 1.0)
+    found |= {k: lost(k) for k in factors if k > least}
     grain = float(np.mean([_grain(window) for window in windows])) - _ROUNDING
     return Detail({k: v if v >= SOFT[k] or lost(2 * k) > 0.2 else 1.0 for k, v in found.items()}, grain / detail)
 
