@@ -71,8 +71,9 @@ class Refiner:
         if card.estimate:  # by which nothing is refused where another gate decides, or none
             refuses = config.gate and self.gate is None
             self._assess = partial(Assessor, estimator=Estimator(card.estimate), gate=refuses)
-        tries = config.tries if card.estimate else (1.0,)  # what chooses between them
-        asked = 1.0 if config.patch.scheme == "instance" and config.scale == "auto" else config.scale
+        boxes = config.patch.scheme == "instance"  # of any size: they have no scale
+        tries = config.tries if card.estimate and not boxes else (1.0,)  # the estimate chooses between them
+        asked = 1.0 if boxes and config.scale == "auto" else config.scale
         self.scales = Scales(asked, tries, *card.scales)
         # Squares of one size are cut and averaged on an accelerator; boxes of many sizes, before and after it.
         self.resides = model.device if model.accelerator and config.patch.scheme != "instance" else None

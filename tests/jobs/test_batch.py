@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -299,6 +300,10 @@ def test_figures_before_and_after(tmp_path: Path) -> None:
     run_batch(request, options, ["/no/such/trainer"])
     figures = json.loads((tmp_path / "report.json").read_text())["figures"]
     assert "install bpr-service" in figures["after"]["error"]
+    with pytest.raises(ConfigError, match="--truth: expected --report"):
+        run_batch(request, Batch(workers=0, ground_truth=str(truth)), trainer)
+    with pytest.raises(NotFoundError, match="--truth: expected a file or folder"):
+        run_batch(request, replace(options, ground_truth=str(tmp_path / "none.json")), trainer)
     with pytest.raises(ConfigError, match="--classes"):
         run_batch(semantic_set(tmp_path / "s", 1), Batch(workers=0, ground_truth=str(tmp_path)))
 

@@ -225,6 +225,9 @@ def test_equal_tries_keep_the_first_and_unknown_ones_are_left_out() -> None:
         .scale
         == 1
     )
+    image_sized = {"scales": (0.25, 4.0), "estimate": by_scale(-1), "scheme": "instance"}
+    boxes, once = (refiner(Smooth(), tries=t, **image_sized) for t in ((1.0, 0.5), (1.0,)))
+    assert boxes.refine(image, [frame]).reports == once.refine(image, [frame]).reports  # boxes of any size: no scale
     narrow = refiner(Smooth(), scales=(1.0, 1.0), estimate=by_scale(-1), tries=(1.0, 0.5))
     without = refiner(Smooth(), scales=(0.25, 4.0), tries=(0.5, 1.0))
     for engine in (narrow, without):

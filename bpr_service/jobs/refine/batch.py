@@ -175,9 +175,9 @@ def _check_targets(request: RefineRequest, options: Batch, file: PredictionForma
     if options.ground_truth is None:
         return
     if options.report is None:
-        raise ConfigError("--ground-truth", expected="--report", got="none", fix="the figures are in the report")
+        raise ConfigError("--truth", expected="--report", got="none", fix="the figures are in the report")
     if not storage.exists(options.ground_truth):
-        raise NotFoundError("--ground-truth", expected="a file or folder", got=options.ground_truth, fix="check it")
+        raise NotFoundError("--truth", expected="a file or folder", got=options.ground_truth, fix="check it")
 
 
 def _parts(plan: Plan, options: Batch) -> range:
