@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -36,7 +37,7 @@ GRAIN = 0.008
 """A picture with less grain, over the detail it holds, was enlarged if it is soft at all."""
 ON_GRID = 0.98
 """Share of an outline's steps that lie on the grid of a mask that was enlarged."""
-_SHARP = 0.2
+_SHARP = 0.2  # more is lost by twice the factor of what was enlarged, and by the least of what was not
 _WINDOW_PX = 96  # a multiple of the factors and their doubles
 _WINDOWS = 3  # a side of the picture
 _LEAST_DETAIL = 1.0  # mean square of the step between neighbours, in grey levels: below it there is nothing to see
@@ -123,21 +124,21 @@ def detail_lost(image: NDArray[np.uint8], factors: Sequence[int]) -> Detail:
         image: (H, W, 3) uint8 RGB.
         factors: whole numbers.
     """
+    unknown = Detail(dict.fromkeys(factors, 1.0), 1.0)
     windows = [window for window in _windows(image) if min(window.shape) >= 8 * max(factors)]
     detail = float(np.mean([np.square(np.diff(w, axis=a)).mean() for w in windows for a in (0, 1)])) if windows else 0.0
     if detail < _LEAST_DETAIL:
-        return Detail(dict.fromkeys(factors, 1.0), 1.0)
+        return unknown
 
+    @cache
     def lost(factor: int) -> float:
         return float(np.mean([_lost(window, factor) for window in windows])) / detail
 
-    least = min(factors)
-    found = {least: lost(least)}
-    if found[least] >= _SHARP:  # what was enlarged more loses less at the least factor: most end here
-        return Detail(dict.fromkeys(factors, 1.0), 1.0)
-    found |= {k: lost(k) for k in factors if k > least}
+    if lost(min(factors)) >= _SHARP:  # what was enlarged more loses less there: most pictures end here
+        return unknown
+    found = {k: lost(k) for k in factors}
     grain = float(np.mean([_grain(window) for window in windows])) - _ROUNDING
-    return Detail({k: v if v >= SOFT[k] or lost(2 * k) > 0.2 else 1.0 for k, v in found.items()}, grain / detail)
+    return Detail({k: v if v >= SOFT[k] or lost(2 * k) > _SHARP else 1.0 for k, v in found.items()}, grain / detail)
 
 
 def _windows(image: NDArray[np.uint8]) -> list[NDArray[np.float32]]:

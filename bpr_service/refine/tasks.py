@@ -71,6 +71,8 @@ class InstanceTask:
     _tries: list[tuple[int, float]] = field(default_factory=list)
     """Mask and scale of each try, that are masks to the canvas."""
     _boxes: list[Boxes] = field(default_factory=list)
+    _counts: list[int] = field(default_factory=list)
+    """Patches of each mask, of all its tries."""
     _done: dict[int, _Outcome] = field(default_factory=dict)
 
     def place(self, image: NDArray[np.uint8], config: RefineConfig) -> int:
@@ -78,7 +80,14 @@ class InstanceTask:
         self._tries = [(i, scale) for i, tried in enumerate(scales) for scale in tried]
         at = {scale: config.patch.at(scale) for _, scale in self._tries}
         self._boxes = [place_patches(self.masks[i], at[scale]) for i, scale in self._tries]
-        return sum(len(some) for some in self._boxes)
+        self._counts = [0] * len(self.masks)
+        for (i, _), boxes in zip(self._tries, self._boxes, strict=True):
+            self._counts[i] += len(boxes)
+        for i, mask in enumerate(self.masks):
+            if not self._counts[i]:
+                why = _why_none(mask.area, mask.height * mask.width)
+                self._done[i] = _Outcome((0.0, 0), mask, unchanged(i, why))
+        return sum(self._counts)
 
     def open(self, image: NDArray[np.uint8], outputs: int, device: str | None) -> Canvas[tuple[int, Accumulator]]:
         self._assessor = self.assess(image, self.masks) if self.assess else None
@@ -93,8 +102,11 @@ class InstanceTask:
         number, patches = done
         index, scale = self._tries[number]
         mask = coarse = self.masks[index]
-        count = patches.boxes.shape[0]
+        count = self._counts[index]
         reason, assessment = self._judge(coarse, patches, scale)
+        rank = (assessment.refined if assessment else 0.0, -number)
+        if index in self._done and self._done[index].rank > rank:
+            return
         if reason is not None:
             report = unchanged(index, reason, count)
         else:
@@ -104,9 +116,7 @@ class InstanceTask:
         thought: dict[str, Any] = {}
         if assessment:
             thought = {"confidence": round(assessment.confidence, 4), "uncertain": assessment.uncertain}
-        rank = (assessment.refined if assessment else 0.0, -number)
-        outcome = _Outcome(rank, mask, replace(report, scale=scale, **thought))
-        self._done[index] = max(self._done.get(index, outcome), outcome, key=lambda one: one.rank)
+        self._done[index] = _Outcome(rank, mask, replace(report, scale=scale, **thought))
 
     def _judge(self, coarse: Mask, patches: Accumulator, scale: float) -> tuple[str | None, Assessment | None]:
         """Why a coarse mask is kept, or None, and what is thought of the refined one."""
@@ -120,16 +130,8 @@ class InstanceTask:
         return reason or assessment.reason, assessment
 
     def result(self, provenance: Provenance) -> RefineResult:
-        counts = dict.fromkeys(range(len(self.masks)), 0)
-        for (i, _), boxes in zip(self._tries, self._boxes, strict=True):
-            counts[i] += len(boxes)
-        masks, reports = list(self.masks), []
-        for i, mask in enumerate(self.masks):
-            if counts[i]:
-                masks[i] = self._done[i].mask
-                reports.append(replace(self._done[i].report, patches=counts[i]))
-            else:
-                reports.append(unchanged(i, _why_none(mask.area, mask.height * mask.width)))
+        done = [self._done[i] for i in range(len(self.masks))]
+        masks, reports = [each.mask for each in done], [each.report for each in done]
         return RefineResult(masks, reports, coarse=list(self.masks), **_fields(provenance))
 
 
