@@ -16,7 +16,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -326,12 +326,12 @@ def pictures(names: list[str], args: argparse.Namespace) -> None:
         print(picture, flush=True)
 
 
-def selected(only: str) -> list[str]:
+def selected(only: str, rows: Mapping[str, Any]) -> list[str]:
     """The rows that ``--only`` names: a full name means that row, anything else all that start so."""
     wanted = tuple(filter(None, only.split(",")))
-    exact = {each for each in wanted if each in ROWS}
+    exact = {each for each in wanted if each in rows}
     prefixes = tuple(each for each in wanted if each not in exact) if wanted else ("",)
-    return [name for name in ROWS if name in exact or name.startswith(prefixes)]
+    return [name for name in rows if name in exact or name.startswith(prefixes)]
 
 
 def main() -> None:
@@ -350,7 +350,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    names = selected(args.only)
+    names = selected(args.only, ROWS)
     if args.what == "table":
         for seed in map(int, args.seeds.split(",")):
             for name in names:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from heads import LOSSES_OFF, ROOT, configuration, selected_truth, slug
+from heads import LOSSES_OFF, ROOT, configuration, selected, selected_truth, slug
 
 ROWS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mask_rcnn/plain": ("mask_rcnn", "plain", {}),
@@ -160,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "heads_compare")
-    parser.add_argument("--only", default="", help="what the names of rows start with")
+    parser.add_argument("--only", default="", help="rows, or what their names start with, separated by commas")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--base-steps", type=int, default=3000)
     parser.add_argument("--steps", type=int, default=1000)
@@ -172,7 +172,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     found = []
     for seed in map(int, args.seeds.split(",")):
-        for name in (row for row in ROWS if row.startswith(args.only)):
+        for name in selected(args.only, ROWS):
             found.append(run_row(name, seed, args))
             (args.out / "compare.md").write_text(table(found))
             print(table(found), flush=True)

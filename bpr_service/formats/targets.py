@@ -9,21 +9,11 @@ from pathlib import Path, PurePosixPath
 
 from bpr_service import storage
 from bpr_service.errors import ConfigError, FormatError
+from bpr_service.formats.one_image import PICTURES
 
 SAME_SUFFIX = ({".tif", ".tiff"}, {".jsonl", ".ndjson"})
-FORMS = {".json", ".jsonl", ".ndjson", ".parquet", ".xml", ".txt", ".yaml", ".csv", ".npy", ".npz", ".gz", ".zip"} | {
-    ".png",
-    ".tif",
-    ".tiff",
-    ".jpg",
-    ".jpeg",
-    ".bmp",
-    ".webp",
-    ".gif",
-    ".avif",
-    ".heic",
-    ".heif",
-}
+FORMS = {".json", ".jsonl", ".ndjson", ".parquet", ".xml", ".txt", ".yaml", ".csv", ".npy", ".npz", ".gz", ".zip"}
+FORMS |= {*PICTURES, ".avif", ".heic", ".heif"}
 """Names that end so promise a form; others promise none."""
 
 

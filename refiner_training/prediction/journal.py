@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bpr_service import storage
 from bpr_service.errors import ConflictError
 from refiner_training.prediction.images import ImageRecord
 from refiner_training.prediction.options import Options
@@ -87,16 +88,15 @@ class Journal:
 
     def finish_list(self) -> None:
         """Write all results as one JSON list."""
-        temporary = self.out.with_name(self.out.name + ".tmp")
-        with temporary.open("w") as file:
-            file.write("[")
+        with storage.replacing(str(self.out)) as file:
+            file.write(b"[")
             first = True
             for line in self.lines():
                 for result in line["found"]:
-                    file.write(("" if first else ",") + "\n" + json.dumps(result))
+                    file.write((("" if first else ",") + "\n" + json.dumps(result)).encode())
                     first = False
-            file.write("\n]\n")
-        self._replace(temporary)
+            file.write(b"\n]\n")
+        self.path.unlink()
 
     def finish_panoptic(self, records: Sequence[ImageRecord], record: dict[str, Any]) -> None:
         """Write a COCO panoptic file."""
@@ -104,7 +104,6 @@ class Journal:
         pairs = zip(record["class_ids"], record["class_names"], strict=True)
         categories = [{"id": i, "name": name, "isthing": int(i in things)} for i, name in pairs]
         names = {each.id: each.name for each in records}
-        temporary = self.out.with_name(self.out.name + ".tmp")
         images, annotations = [], []
         for line in self.lines():
             found = line["found"]
@@ -113,13 +112,7 @@ class Journal:
             images.append(image)
             annotations.append(found)
         content = {"images": images, "annotations": annotations, "categories": categories}
-        temporary.write_text(json.dumps(content))
-        self._replace(temporary)
-
-    def _replace(self, temporary: Path) -> None:
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, self.out)
+        storage.write_bytes(self.out, json.dumps(content).encode())
         self.path.unlink()
 
 
@@ -133,4 +126,4 @@ def begin_folder(folder: Path, head: dict[str, Any], resume: bool) -> None:
     if resume and any(folder.rglob("*.png")):
         check_same(note, json.loads(note.read_text()) if note.is_file() else None, head)
     folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(head, indent=1))
+    storage.write_bytes(note, json.dumps(head, indent=1).encode())

@@ -45,8 +45,7 @@ def segments_of_instances(
     """Segment ids (H, W), 0 where there is none, and their records: better masks lie on top."""
     ids = np.zeros(size, np.int32)
     segments: list[dict[str, Any]] = []
-    order = found.mask_scores.argsort(descending=True)
-    ranked = Detections(*(getattr(found, name)[order] for name in found.__dataclass_fields__))
+    ranked = found.picked(found.mask_scores.argsort(descending=True))
     for mask, label, score in zip(
         ranked.masks(*size), ranked.labels.tolist(), ranked.mask_scores.tolist(), strict=True
     ):

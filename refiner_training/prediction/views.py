@@ -60,7 +60,7 @@ def merged_instances(found: Sequence[Detections], nms_threshold: float, most: in
     """
     every = Detections(*(torch.cat([getattr(each, name) for each in found]) for name in found[0].__dataclass_fields__))
     keep = batched_nms(every.boxes, every.mask_scores, every.labels, nms_threshold)
-    kept = Detections(*(getattr(every, name)[keep] for name in every.__dataclass_fields__))
+    kept = every.picked(keep)
     if len(kept) == 0:
         return kept
     grids, seen = torch.zeros_like(kept.grids, dtype=torch.float32), kept.scores.new_zeros(len(kept))
@@ -78,8 +78,7 @@ def merged_instances(found: Sequence[Detections], nms_threshold: float, most: in
         seen[rows] += 1
     grids = grids / seen.clamp(min=1)[:, None, None]
     merged = replace(kept, scores=scores / len(found), mask_scores=mask_scores / len(found), grids=grids)
-    order = merged.mask_scores.argsort(descending=True, stable=True)[:most]
-    return Detections(*(getattr(merged, name)[order] for name in merged.__dataclass_fields__))
+    return merged.picked(merged.mask_scores.argsort(descending=True, stable=True)[:most])
 
 
 def resampled(grids: Tensor, rects: Tensor, onto: Tensor) -> Tensor:

@@ -59,8 +59,7 @@ def best_ious(found: Detections, target: Target) -> Tensor:
     best = torch.zeros(len(truth))
     if len(truth) == 0:
         return best
-    order = found.mask_scores.argsort(descending=True)[:20]
-    top = Detections(*(getattr(found, name)[order] for name in found.__dataclass_fields__))
+    top = found.picked(found.mask_scores.argsort(descending=True)[:20])
     areas = truth.flatten(1).sum(1).float()
     for mask in top.masks(*truth.shape[-2:]):
         h, w = mask.crop.shape

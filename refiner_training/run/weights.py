@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bpr_service import storage
 from bpr_service.errors import ModelError
 from refiner_training.run.checkpoint import weights_of
 from refiner_training.run.weight_names import PLACES, Source, our_names, source_of, turned
@@ -54,8 +55,7 @@ class WeightsReport:
 
     def write(self, path: Path) -> None:
         """Keep it beside the run's checkpoints."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1))
+        storage.write_bytes(path, json.dumps(asdict(self), indent=1).encode())
 
 
 def load_weights(

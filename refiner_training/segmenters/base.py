@@ -46,6 +46,10 @@ class Detections:
     def __len__(self) -> int:
         return len(self.boxes)
 
+    def picked(self, which: Tensor) -> Detections:
+        """Those of an index or a mask over n, in its order."""
+        return Detections(*(getattr(self, name)[which] for name in self.__dataclass_fields__))
+
     def masks(self, height: int, width: int, threshold: float = 0.5) -> Iterator[Mask]:
         """The instances' masks as box + crop, one at a time, so that no two are ever held as frames."""
         for grid, rect, box in zip(self.grids.float().cpu(), self.rects.tolist(), self.boxes.tolist(), strict=True):
