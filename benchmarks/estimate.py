@@ -2,20 +2,22 @@
 
     python benchmarks/estimate.py collect --model MODEL --json rows.json [--sets ...] [--subset 2]
     python benchmarks/estimate.py collect --model MODEL --json enlarged.json --sets ccp_x3 --scales 3
+    python benchmarks/estimate.py own [--sets ...] [--subset 2]
     python benchmarks/estimate.py report rows.json enlarged.json
     python benchmarks/estimate.py fit rows.json enlarged.json --model MODEL_DIR --least-gain -0.2
 
 ``collect`` refines the val sets at several scales without a gate and keeps, of each mask and scale, the features and
-what became of it. ``report`` prints, for several least gains, what is removed of (1 - F at 1 px) and the share of masks
-made worse by over 0.005 of IoU, at one of the scales: fitted on the other domains (the domain left out) and on the
-other images of all domains (fivefold). ``fit`` fits on all rows and writes the estimate into the model's card.
+what became of it. ``own`` counts the masks by the scale that a Refiner takes for them. ``report`` prints, for several
+least gains, what is removed of (1 - F at 1 px) and the share of masks made worse by over 0.005 of IoU, at one of the
+scales or at the best by the estimate of several: fitted on the other domains (the domain left out) and on the other
+images of all domains (fivefold). ``fit`` fits on all rows and writes the estimate into the model's card.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Annotated, Any
 from zlib import crc32
@@ -51,9 +53,7 @@ def collect(
 ) -> None:
     """Refine the val sets without a gate; keep the features and the outcome of each mask."""
     import torch
-    from quality_domains import DOMAIN_SETS, domain_items
     from quality_measure import pairs, shown
-    from quality_sets import corpus_items
 
     from bpr_service.config import parse_settings
     from bpr_service.masks.images import read_image
@@ -66,11 +66,9 @@ def collect(
     torch.set_num_threads(1)
     base = Refiner.load(model, **parse_settings(option or []))
     sizes = [float(part) for part in scales.split(",")]
-    names = [s for s in sets.split(",") if s] or ["ccp", "bsds", "exact", *DOMAIN_SETS]
     rows: list[dict[str, Any]] = []
-    for name in names:
-        items = domain_items(data, name) if name in DOMAIN_SETS else corpus_items(data, [name], 1)
-        for item in items[::subset]:
+    for name in names_of(sets):
+        for item in items_of(data, name)[::subset]:
             coarse, truth = pairs(item)
             if not coarse:
                 continue
@@ -118,6 +116,42 @@ def sensible(scale: float, mask: Any) -> bool:
     if scale < 0.5:
         return bool(mask.area < 64 * 64)
     return scale <= 2 or min(mask.height, mask.width) >= 384
+
+
+@app.command()
+def own(
+    sets: Annotated[str, typer.Option(help="Comma-separated; all instance sets by default.")] = "",
+    subset: Annotated[int, typer.Option(min=1, help="Take every N-th image.")] = 1,
+    data: Annotated[Path, typer.Option()] = DATA,
+) -> None:
+    """Print how many masks of each set are refined at which scale, where none is asked for."""
+    from quality_measure import pairs, shown
+
+    from bpr_service.masks.images import read_image
+    from bpr_service.refine.scale import OwnScale
+
+    for name in names_of(sets):
+        found: Counter[float] = Counter()
+        for item in items_of(data, name)[::subset]:
+            coarse, _ = pairs(item)
+            scale = OwnScale(shown(read_image(item.image), item.payload), 4)
+            found.update(map(scale, coarse))
+        print(f"{name:16s}" + "".join(f"{count:7d} at {scale:g}" for scale, count in sorted(found.items())), flush=True)
+
+
+def names_of(sets: str) -> list[str]:
+    """The val sets that ``--sets`` names; all of instances where it names none."""
+    from quality_domains import DOMAIN_SETS
+
+    return [s for s in sets.split(",") if s] or ["ccp", "bsds", "exact", *DOMAIN_SETS]
+
+
+def items_of(data: Path, name: str) -> list[Any]:
+    """The items of a val set."""
+    from quality_domains import DOMAIN_SETS, domain_items
+    from quality_sets import corpus_items
+
+    return domain_items(data, name) if name in DOMAIN_SETS else corpus_items(data, [name], 1)
 
 
 # ---- fitting --------------------------------------------------------------------------------------------------------
