@@ -118,6 +118,10 @@ def apply(
     report: Annotated[str, typer.Argument(help="The report of the audit.")],
     decisions: Annotated[str, typer.Argument(help="The decisions that its page saved.")],
     out: Annotated[str, typer.Option("-o", "--out", help="The same annotations with the taken masks replaced.")],
+    images: Annotated[str | None, typer.Option(help="Where the images lie; default: where the report says.")] = None,
+    annotations: Annotated[str | None, typer.Option(help="The annotations; default: those of the report.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="As for the audit; default: that of the report.")] = None,
+    panoptic_dir: Annotated[str | None, typer.Option(help="As for the audit; default: that of the report.")] = None,
 ) -> None:
     """Write the annotations again with the masks that were taken, and nothing else, replaced."""
     from bpr_service.audit.decisions import apply as write
@@ -125,6 +129,7 @@ def apply(
 
     taken = {key: what for key, what in read_decisions(decisions).items() if what == "take"}
     head, rows = read_report(report, taken)
+    head = head.at(images=images, annotations=annotations, dataset=dataset, panoptic_dir=panoptic_dir)
     typer.echo(f"{out}: {write(head, rows, out)} masks replaced")
 
 

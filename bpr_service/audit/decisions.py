@@ -55,6 +55,12 @@ class Head:
 
     values: dict[str, Any]
 
+    def at(self, **places: str | None) -> Head:
+        """The head with its files elsewhere: of ``images``, ``annotations``, ``dataset``, ``panoptic_dir`` those that
+        are given.
+        """
+        return Head({**self.values, **{key: place for key, place in places.items() if place is not None}})
+
     def open(self) -> PredictionFormat:
         """The annotation file."""
         v = self.values

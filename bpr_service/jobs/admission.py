@@ -7,7 +7,7 @@ from typing import Any
 
 from bpr_service.config import RefineConfig, build
 from bpr_service.errors import ForbiddenError, LimitError
-from bpr_service.jobs.requests import RefineRequest, TrainRequest
+from bpr_service.jobs.requests import AuditRequest, RefineRequest, TrainRequest
 from bpr_service.jobs.settings import JobSettings
 
 
@@ -33,6 +33,9 @@ def _bounded(request: RefineRequest | TrainRequest) -> Iterator[tuple[str, Any, 
     if isinstance(request, RefineRequest):
         if "max_pixels" in request.settings:
             yield "settings.max_pixels", build(RefineConfig, request.settings).max_pixels, "max_pixels"
+        if isinstance(request, AuditRequest):
+            yield "page_masks", request.page_masks, "max_page_masks"
+            yield "sample", request.sample, "max_page_masks"
         return
     yield "time_limit_s", request.time_limit_s, "max_time_limit_s"
     yield "disk_limit_mb", request.disk_limit_mb, "max_disk_limit_mb"

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -85,7 +85,7 @@ class Database:
                 c.execute(sa.text("SELECT pg_advisory_xact_lock(7311001)"))
             meta.create_all(c)
             known = {column["name"] for column in sa.inspect(c).get_columns(jobs.name)}
-            for name in ("owner", "out"):  # of a later release than the table
+            for name in ("owner", "out", "page_out"):  # of a later release than the table
                 if name not in known:
                     c.execute(sa.text(f"ALTER TABLE {jobs.name} ADD COLUMN {name} TEXT"))
 
@@ -112,18 +112,20 @@ class Database:
 
     @patiently
     def add_job(
-        self, job_id: str, kind: str, request: str, *, owner: str | None, out: str | None, then: Enqueue
+        self, job_id: str, kind: str, request: str, *, owner: str | None, outs: Sequence[str], then: Enqueue
     ) -> bool:
         """Add a job and put it into its queue, both or neither; False when the id is known.
 
         Args:
+            outs: where it writes: nothing, ``out``, or ``out`` and a page.
             then: queues the job's first attempt on the connection that it is given.
         """
         statement = self._insert(jobs).values(
             id=job_id,
             kind=kind,
             owner=owner,
-            out=out,
+            out=outs[0] if outs else None,
+            page_out=outs[1] if len(outs) > 1 else None,
             request=request,
             created=self.now,
             attempt=1,
@@ -191,11 +193,12 @@ class Database:
             return int(c.execute(query).scalar_one())
 
     @patiently
-    def is_taken(self, out: str, owner: str | None) -> bool:
-        """True where a job of another owner writes, or wrote, to ``out``."""
+    def is_taken(self, outs: Sequence[str], owner: str | None) -> bool:
+        """True where a job of another owner writes, or wrote, to one of them."""
+        there = sa.or_(jobs.c.out.in_(outs), jobs.c.page_out.in_(outs))
         other = jobs.c.owner.is_distinct_from(owner)
         with self.engine.connect() as c:
-            return c.execute(sa.select(jobs.c.id).where(jobs.c.out == out, other).limit(1)).first() is not None
+            return c.execute(sa.select(jobs.c.id).where(there, other).limit(1)).first() is not None
 
     @patiently
     def ended_jobs(self) -> list[tuple[str, float]]:

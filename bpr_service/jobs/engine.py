@@ -20,6 +20,7 @@ from bpr_service.errors import ConfigError, ConflictError, NotFoundError, NotRea
 from bpr_service.jobs.admission import check_ceilings, check_promotion, check_quota
 from bpr_service.jobs.database import Database, Enqueue
 from bpr_service.jobs.prune import prune
+from bpr_service.jobs.refine.place import PAGE
 from bpr_service.jobs.refine.plan import fingerprint
 from bpr_service.jobs.requests import RefineRequest, TrainRequest, canonical, digest, parse_request
 from bpr_service.jobs.roots import Roots, folders_of
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
-QUEUES: dict[str, str] = {"refine": "jobs", "train": "train"}
+WORKFLOWS: dict[str, tuple[str, str]] = {
+    "refine": ("jobs", "refine"), "audit": ("jobs", "refine"), "train": ("train", "train"),
+}  # fmt: skip
+"""The queue and the workflow of each kind: an audit is planned, done in parts and merged as a refinement is."""
 _STATES: dict[str, State] = {
     "ENQUEUED": "queued",
     "DELAYED": "queued",
@@ -122,8 +126,6 @@ class JobEngine:
             ConflictError: the id is taken by another request, or ``out`` by another owner.
         """
         request = parse_request(values)
-        if request.kind not in QUEUES:
-            raise ConfigError("kind of a job", expected="refine or train", got=request.kind, fix="run bpr audit")
         if isinstance(request, TrainRequest):
             request = check_promotion(request, self.settings, may_promote=may_promote)
         resolved = self.roots.confine(request)
@@ -144,8 +146,8 @@ class JobEngine:
         enqueue = self._enqueue(job_id, request.kind)
         row = self.database.job(job_id)
         if row is None:
-            out = self._free(resolved, owner)
-            self.database.add_job(job_id, request.kind, text, owner=owner, out=out, then=enqueue)
+            outs = self._free(resolved, owner)
+            self.database.add_job(job_id, request.kind, text, owner=owner, outs=outs, then=enqueue)
             row = self._row(job_id)
         if row.owner != owner or canonical(parse_request(row.request)) != text:
             raise ConflictError(
@@ -153,14 +155,14 @@ class JobEngine:
             )
         return self.get(job_id)
 
-    def _free(self, request: RefineRequest | TrainRequest, owner: str | None) -> str | None:
+    def _free(self, request: RefineRequest | TrainRequest, owner: str | None) -> tuple[str, ...]:
         """Where the request writes, once it is known that this owner may have one more job, and may write there."""
         check_quota(self.database.count_open(owner), self.settings)
         if not isinstance(request, RefineRequest):
-            return None
-        if self.database.is_taken(request.out, owner):
+            return ()
+        if self.database.is_taken(request.outputs, owner):
             raise ConflictError("out", expected="a place that no other owner's job writes to", fix="choose another")
-        return request.out
+        return request.outputs
 
     def get(self, job_id: str) -> Job:
         """Raises ``NotFoundError``."""
@@ -226,8 +228,17 @@ class JobEngine:
 
     def open_out(self, job: Job) -> BinaryIO:
         """What a job that is done wrote to ``out``, where that is a file. Raises as `storage.open_read`."""
+        return self._open(str((job.result or {})["out"]))
+
+    def open_page(self, job: Job) -> BinaryIO:
+        """The page of an audit that is done. Raises as `storage.open_read`."""
+        if job.request["page_out"] is not None:
+            return self._open(job.request["page_out"])
+        return storage.open_read(str(self.folder(job.id) / PAGE))
+
+    def _open(self, name: str) -> BinaryIO:
         with within(self._folders):
-            return storage.open_read(self.roots.resolve(str((job.result or {})["out"])))
+            return storage.open_read(self.roots.resolve(name))
 
     def log(self, job_id: str, *, tail_bytes: int = 1 << 20) -> str:
         """The end of a job's log. Raises ``NotFoundError`` for a job that does not exist."""
@@ -287,9 +298,10 @@ class JobEngine:
         from bpr_service.jobs.dbos_setup import enqueue
 
         client = self.client  # makes the tables where they are missing
+        queue, workflow = WORKFLOWS[kind]
 
         def put(connection: Connection, attempt: int) -> None:
-            enqueue(client, connection, QUEUES[kind], kind, f"{job_id}:{attempt}", (job_id, str(attempt)))
+            enqueue(client, connection, queue, workflow, f"{job_id}:{attempt}", (job_id, str(attempt)))
 
         return put
 
@@ -305,7 +317,7 @@ class JobEngine:
         if row.cancelled:
             state = "cancelled"
         progress = row.progress
-        if row.kind == "refine" and "total" in progress:
+        if "parts" in progress:
             done, failed = self.database.sum_parts(row.id)
             progress = {**progress, "done": done, "failed": failed}
         same = ("id", "kind", "owner", "request", "message", "result", "created", "started", "ended", "attempt")

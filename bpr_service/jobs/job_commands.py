@@ -24,7 +24,7 @@ def worker(
     device: Device = "cpu",
     workers: Annotated[int, typer.Option(help="Loader processes; 0: none.", min=0, max=64)] = 0,
     kind: Annotated[
-        list[str] | None, typer.Option(help="Work on these jobs only: refine, train; default: all.")
+        list[str] | None, typer.Option(help="Work on these jobs only: refine (and audit), train; default: all.")
     ] = None,
 ) -> None:
     """Work on jobs until told to stop. Settings are the BPR_JOBS_* variables."""
@@ -70,7 +70,7 @@ def submit(
     job_id: Annotated[str | None, typer.Option("--id", help="The job's id; the same id is done once.")] = None,
     watch_: Annotated[bool, typer.Option("--watch", help="Wait for the end.")] = False,
 ) -> None:
-    """Submit a refine or train job."""
+    """Submit a refine, audit or train job."""
     job = _engine().submit(_read_request(request), job_id)
     typer.echo(job.id)
     if watch_:

@@ -11,12 +11,12 @@ from bpr_service.jobs.context import Context
 from bpr_service.jobs.refine.batch import settle_model, spec_of
 from bpr_service.jobs.refine.journal import PartWriter, count_failed
 from bpr_service.jobs.refine.parts import Watcher, refine_parts
-from bpr_service.jobs.refine.place import Place
+from bpr_service.jobs.refine.place import PAGE, Place
 from bpr_service.jobs.refine.plan import Plan, check_result, load_plan, make_plan, open_file
 from bpr_service.jobs.refine.report import Report, Totals
 from bpr_service.jobs.refine.results import put_together
 from bpr_service.jobs.refine.unit import Outcome
-from bpr_service.jobs.requests import RefineRequest, parse_request
+from bpr_service.jobs.requests import AuditRequest, RefineRequest, parse_request
 from bpr_service.jobs.roots import Roots
 from bpr_service.jobs.tables import JobRow
 from bpr_service.runtime.model_store import ModelStore
@@ -122,10 +122,14 @@ def merge_job(context: Context, row: JobRow) -> None:
     file = open_file(request, _within(context))
     spec = spec_of(request, plan.model, ModelStore(context.settings.models))
     head = {"job": row.id, "request": row.request, "model": plan.model, "model_sha256": plan.model_sha256}
+    named = parse_request(row.request)
+    assert isinstance(named, RefineRequest)
+    if isinstance(request, AuditRequest) and request.page_out is None:
+        request = request.with_options(page_out=str(place.scratch / PAGE))
 
     def once() -> Totals:
         with Report(place.scratch) as report:
-            for header in put_together(request, file, place, plan, spec):
+            for header in put_together(request, file, place, plan, spec, named):
                 report.add(header)
                 context.alive()
                 context.stopping()
@@ -139,6 +143,7 @@ def merge_job(context: Context, row: JobRow) -> None:
     context.database.update_job(
         row.id, row.attempt, result={"out": row.request["out"], **summary}, message=message, ended=True
     )
-    context.log(row.id, f"done: {totals.images} images, {totals.refined} masks refined, {totals.failed_count} failed")
+    done = "audited" if row.kind == "audit" else "refined"
+    context.log(row.id, f"done: {totals.images} images, {totals.refined} masks {done}, {totals.failed_count} failed")
     for journal in place.scratch.glob("*.journal"):
         journal.unlink(missing_ok=True)

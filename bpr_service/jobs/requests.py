@@ -41,6 +41,11 @@ class RefineRequest(FileOptions):
     """Images of the smallest part that one worker takes at a time; long files have larger parts."""
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """Where the run writes."""
+        return (self.out,)
+
+    @property
     def files(self) -> FileOptions:
         """How the file is read and written."""
         return FileOptions(**self.model_dump(include=set(FileOptions.model_fields)))
@@ -56,12 +61,18 @@ class AuditRequest(RefineRequest):
     """Find the wrong masks of an annotation file, which ``predictions`` names; ``out`` is the report, one JSON file."""
 
     kind: Literal["audit"] = "audit"
+    result: Literal["file"] = "file"
     page_out: str | None = None
-    """Write the page that shows the worst masks here: one HTML file."""
+    """Write the page that shows the worst masks here: one HTML file. A job keeps one in its folder in any case."""
     page_masks: int = Field(default=1000, ge=1, le=20_000)
     """Masks of the page."""
     sample: int = Field(default=0, ge=0, le=100_000)
     """Masks that are drawn for a person to look at, so that the share of wrong masks can be estimated."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Where the run writes."""
+        return (self.out,) if self.page_out is None else (self.out, self.page_out)
 
 
 class HeldOut(Settings):

@@ -13,6 +13,7 @@ from bpr_service.jobs.requests import HeldOut, RefineRequest, TrainRequest
 from bpr_service.jobs.settings import JobSettings, Root
 
 _NAMED = re.compile(r"([A-Za-z0-9_-]+):(?!//)(.*)", re.DOTALL)
+WRITES = ("out", "page_out")
 READS = ("images", "predictions", "dataset", "panoptic_dir", "ground_truth")
 
 
@@ -98,8 +99,10 @@ class Roots:
             if values.get(field):
                 values[field] = self.resolve(values[field])
         if isinstance(request, RefineRequest):
-            values["out"] = self.resolve(values["out"], write=True)
-            return RefineRequest(**values)
+            for field in WRITES:
+                if values.get(field):
+                    values[field] = self.resolve(values[field], write=True)
+            return type(request)(**values)
         if request.held_out is not None:
             held = {key: self.resolve(value) for key, value in values["held_out"].items() if key in READS and value}
             values["held_out"] = HeldOut(**{**values["held_out"], **held})

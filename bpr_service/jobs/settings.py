@@ -69,6 +69,8 @@ class JobSettings(EnvironmentSettings):
     """Jobs of one owner that wait or run."""
     max_pixels: int = Field(default=1 << 27, ge=1)
     """The largest ``settings.max_pixels`` of a job."""
+    max_page_masks: int = Field(default=20_000, ge=1)
+    """The most masks of an audit's page, and of its sample."""
     max_steps: int = Field(default=1_000_000, ge=1)
     """The most steps of a training job."""
     max_batch_size: int = Field(default=4096, ge=1)

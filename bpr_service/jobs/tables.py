@@ -19,6 +19,7 @@ jobs = sa.Table(
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("owner", sa.Text),
     sa.Column("out", sa.Text),
+    sa.Column("page_out", sa.Text),
     sa.Column("request", sa.Text, nullable=False),
     sa.Column("created", sa.Float, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False, default=1),

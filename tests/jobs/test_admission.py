@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from bpr_service.cli import app
-from bpr_service.errors import ConfigError, ConflictError, ForbiddenError, LimitError, NotFoundError, NotReadyError
+from bpr_service.errors import ConflictError, ForbiddenError, LimitError, NotFoundError, NotReadyError
 from bpr_service.jobs.engine import JobEngine
 from bpr_service.jobs.requests import HeldOut
 from bpr_service.jobs.settings import JobSettings, Promotion
@@ -78,11 +78,6 @@ def test_ceilings(values: dict[str, Any], named: str, engine: JobEngine) -> None
     with pytest.raises(LimitError, match=named):
         engine.submit(values)
     assert engine.list() == []
-
-
-def test_an_audit_is_no_job(engine: JobEngine) -> None:
-    with pytest.raises(ConfigError, match="refine or train"):
-        engine.submit({**REFINE, "kind": "audit", "page_out": "/etc/x"})
 
 
 def test_what_is_given_back_is_opened_beneath_its_root(engine: JobEngine, tmp_path: Path) -> None:

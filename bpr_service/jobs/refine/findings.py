@@ -18,7 +18,7 @@ from bpr_service.jobs.refine.merge import frames
 from bpr_service.jobs.refine.place import Place
 from bpr_service.jobs.refine.plan import Plan, unit_counts
 from bpr_service.jobs.refine.unit import FOUND, MEASURED
-from bpr_service.jobs.requests import AuditRequest, digest
+from bpr_service.jobs.requests import AuditRequest, RefineRequest, digest
 from bpr_service.network.weights import ModelCard
 
 OPTIONAL = ("dataset", "panoptic_dir", "ignore_label")
@@ -26,9 +26,12 @@ OPTIONAL = ("dataset", "panoptic_dir", "ignore_label")
 
 
 def write_audit(
-    request: AuditRequest, file: PredictionFormat, place: Place, plan: Plan, card: ModelCard
+    request: AuditRequest, file: PredictionFormat, place: Place, plan: Plan, card: ModelCard, named: RefineRequest
 ) -> Iterator[dict[str, Any]]:
     """Write the report, and the page where the request has one; yields every unit's header.
+
+    Args:
+        named: the request with its files as the report and the page are to name them.
 
     Raises:
         ConflictError: a part is missing, damaged, or of another plan.
@@ -50,10 +53,10 @@ def write_audit(
         categories = names.categories if names else {}
         head: dict[str, Any] = {
             "task": request.task,
-            "images": request.images,
-            "annotations": request.predictions,
+            "images": named.images,
+            "annotations": named.predictions,
             "format": file.name,
-            **{key: value for key in OPTIONAL if (value := getattr(request, key)) is not None},
+            **{key: value for key in OPTIONAL if (value := getattr(named, key)) is not None},
             "model": f"{card.name}@{card.version}",
             "model_sha256": plan.model_sha256,
         }
@@ -67,9 +70,9 @@ def write_audit(
                 shown = np.concatenate([shown, np.setdiff1d(drawn.indices, shown)])
             page_head = {
                 "id": digest(plan.mark, request.out)[:16],
-                "title": f"{len(shown)} of {len(ranking)} masks of {request.predictions.rsplit('/', 1)[-1]}",
-                "images": request.images,
-                "annotations": request.predictions,
+                "title": f"{len(shown)} of {len(ranking)} masks of {named.predictions.rsplit('/', 1)[-1]}",
+                "images": named.images,
+                "annotations": named.predictions,
                 "categories": categories,
             }
             write_page(

@@ -16,6 +16,8 @@ from bpr_service import storage
 from bpr_service.errors import NotFoundError, StorageError
 from bpr_service.jobs.requests import digest
 
+PAGE = "page.html"
+"""Name of an audit's page, where a job keeps it."""
 OWN = ("plan.json", "plan-", "part-", ".plan-")
 """How the names of a run's own files begin."""
 

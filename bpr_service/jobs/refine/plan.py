@@ -151,7 +151,8 @@ def fingerprint(request: RefineRequest, model: str) -> str:
             fs, path = storage.filesystem(address)
             info = fs.info(path)
             stamps.append([address, str(info.get("size")), str(info.get("ETag", info.get("LastModified")))])
-    return digest(request.model_dump(mode="json", exclude={"out", "result"}), stamps, model)
+    written = {"out", "result", "page_out", "page_masks", "sample"}  # of the merge: parts are the same whatever it is
+    return digest(request.model_dump(mode="json", exclude=written), stamps, model)
 
 
 def load_plan(place: Place) -> Plan | None:

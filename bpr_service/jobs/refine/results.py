@@ -33,15 +33,21 @@ Records = list[tuple[int, bytes]]
 
 
 def put_together(
-    request: RefineRequest, file: PredictionFormat, place: Place, plan: Plan, spec: RefinerSpec
+    request: RefineRequest,
+    file: PredictionFormat,
+    place: Place,
+    plan: Plan,
+    spec: RefinerSpec,
+    named: RefineRequest | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Write the result of a run as the request asks for it; yields every unit's header. Raises as the writers do.
 
     Args:
         spec: the Refiner that the parts were made with.
+        named: the request with its files as results are to name them; by default as they are opened.
     """
     if isinstance(request, AuditRequest):
-        return write_audit(request, file, place, plan, spec.card())
+        return write_audit(request, file, place, plan, spec.card(), named or request)
     if request.result == "file":
         return merge(file, place, plan, request.out)
     return write_results(place, plan, request.out, request.result)

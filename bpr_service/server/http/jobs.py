@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from bpr_service import storage
 from bpr_service.errors import BusyError, ConflictError, NotFoundError, NotReadyError
 from bpr_service.jobs.engine import Job, JobEngine
-from bpr_service.jobs.requests import RefineRequest, TrainRequest
+from bpr_service.jobs.requests import AuditRequest, RefineRequest, TrainRequest
 from bpr_service.server.http.auth import ANYBODY, Caller
 from bpr_service.server.http.openapi import problems
 
@@ -131,6 +131,13 @@ def _add_submit(router: APIRouter, jobs: JobEngine, threads: JobThreads) -> None
         """Refine a prediction file. Paths are ``ROOT:relative/path``, or addresses inside a root."""
         return await submit(request, "refine", values, key)
 
+    @router.post("/audit", status_code=202, responses=refusals, openapi_extra=_body(AuditRequest))
+    async def submit_audit(
+        request: Request, values: Annotated[dict[str, Any], Body()], key: Key = None
+    ) -> JSONResponse:
+        """Find the wrong masks of an annotation file, which ``predictions`` names; ``out`` is the report."""
+        return await submit(request, "audit", values, key)
+
     @router.post("/train", status_code=202, responses=refusals, openapi_extra=_body(TrainRequest))
     async def submit_train(
         request: Request, values: Annotated[dict[str, Any], Body()], key: Key = None
@@ -178,7 +185,9 @@ def _add_reading(router: APIRouter, jobs: JobEngine, threads: JobThreads) -> Non
 
     @router.get("/{job_id}/result", responses=problems(401, 403, 404, 409, 429, 503))
     async def get_result(job_id: str, request: Request, file: str | None = None) -> Response:
-        """The summary; ``?file=report`` gives the report, ``?file=predictions`` a refined JSON file."""
+        """The summary; ``?file=report`` gives the report, ``?file=predictions`` a refined JSON file, ``?file=page`` the
+        page of an audit.
+        """
         return await threads.call(_own, lambda _: _result(jobs, job_id, file), jobs, request.state.caller, job_id)
 
 
@@ -250,10 +259,17 @@ def _result(jobs: JobEngine, job_id: str, file: str | None) -> Response:
         raise ConflictError(f"job {job_id} has no result", expected="a job that is done", got=job.state)
     if file is None:
         return JSONResponse(job.result)
+    kind = "application/json"
     if file == "report" and job.kind == "refine":
         stream = storage.open_read(str(jobs.folder(job_id) / "report.json"))
+    elif (file, job.kind) == ("report", "audit"):
+        stream = jobs.open_out(job)
+    elif (file, job.kind) == ("page", "audit"):
+        stream, kind = jobs.open_page(job), "text/plain; charset=utf-8"  # a file of the caller's: it runs nowhere here
     elif file == "predictions" and job.kind == "refine" and str(job.result["out"]).endswith(".json"):
         stream = jobs.open_out(job)
     else:
-        raise NotFoundError(f"result file {file!r}", expected="report, or predictions where that is one file")
-    return StreamingResponse(iter(lambda: stream.read(storage.COPY_BYTES), b""), media_type="application/json")
+        raise NotFoundError(
+            f"result file {file!r}", expected="report; of an audit, page; predictions where that is one file"
+        )
+    return StreamingResponse(iter(lambda: stream.read(storage.COPY_BYTES), b""), media_type=kind)
