@@ -121,6 +121,8 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Train
 def read_settings(kind: type[_S], path: Path, overrides: Mapping[str, Any] | None = None) -> _S:
     """Read and check a YAML file; paths in it are relative to the working directory.
 
+    ``base: OTHER.yaml`` in it names a file beside it, whose values hold where this one has none.
+
     Args:
         kind: the settings that it holds.
         overrides: dotted names and values, as ``{"run.steps": 100}``.
@@ -129,6 +131,11 @@ def read_settings(kind: type[_S], path: Path, overrides: Mapping[str, Any] | Non
         FormatError: no file, or no YAML.
         ConfigError, UnknownName: a name that does not exist, or a value of the wrong type.
     """
+    return build(kind, with_parts(_values(path), overrides or {}))
+
+
+def _values(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a YAML file says, over what its ``base`` says."""
     if not path.is_file():
         raise FormatError(str(path), expected="a YAML file", got="none", fix="check the path")
     try:
@@ -139,4 +146,21 @@ def read_settings(kind: type[_S], path: Path, overrides: Mapping[str, Any] | Non
     if not isinstance(values, dict):
         fix = "see refiner_training/configs"
         raise ConfigError(str(path), expected="keys and values", got=type(values).__name__, fix=fix)
-    return build(kind, with_parts(values, overrides or {}))
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str) or path.resolve() in above:
+        got = repr(base) if not isinstance(base, str) else "a circle"
+        raise ConfigError(f"{path}: base", expected="the name of another file", got=got, fix="name a complete one")
+    return _over(_values(path.parent / base, (*above, path.resolve())), values)
+
+
+def _over(below: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested ``values`` laid over those ``below``; a list takes the place of a list."""
+    result = dict(below)
+    for name, value in values.items():
+        under = below.get(name)
+        if isinstance(value, Mapping) and isinstance(under, Mapping):
+            value = _over(under, value)
+        result[name] = value
+    return result

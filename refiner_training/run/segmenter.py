@@ -20,8 +20,9 @@ from refiner_training.run.validation import SegmenterScore
 from refiner_training.run.weights import load_weights
 from refiner_training.segmenters.base import Segmenter, Target
 from refiner_training.segmenters.config import SegmenterConfig
-from refiner_training.segmenters.data import ClassMap, StreamSampler, make_loader, open_data, val_loader
+from refiner_training.segmenters.data import ClassMap, open_data
 from refiner_training.segmenters.registry import build_segmenter, kind_of
+from refiner_training.segmenters.stream import StreamSampler, make_loader, val_loader
 
 SAME = ("arch", "head", "config.data", "config.model", "config.heads", "config.optim", "config.run.seed",
         "config.run.batch_size")  # fmt: skip
@@ -184,7 +185,7 @@ def train_segmenter(
         if rank == 0:
             report.write(folder / "weights.json")
             print(report, file=sys.stderr)
-    sampler = StreamSampler(len(dataset), seed=run.seed, first=first * run.batch_size, rank=rank, world=world)
+    sampler = StreamSampler(dataset.repeats(), seed=run.seed, first=first * run.batch_size, rank=rank, world=world)
     training = make_loader(dataset, sampler, run.batch_size // world, run.workers)
     validation = None
     if run.validate_every and run.validation_batches:

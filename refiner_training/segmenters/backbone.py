@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import timm
+import torch
 from pydantic import Field
 from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
@@ -93,8 +94,7 @@ def create_body(config: BackboneConfig, strides: list[int]) -> Any:
     if config.norm == "group":
         options["norm_layer"] = partial(group_norm)
     try:
-        probe: Any = timm.create_model(config.name, features_only=True, pretrained=False)
-        reductions = probe.feature_info.reduction()
+        reductions = _reductions(config.name)
         indices = tuple(reductions.index(stride) for stride in strides)
         body: Any = timm.create_model(config.name, out_indices=indices, **options)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -108,6 +108,15 @@ def create_body(config: BackboneConfig, strides: list[int]) -> Any:
         stride_first(body, config.name)
     freeze(body, config)
     return freeze_batch_norm_2d(body) if config.norm == "frozen" else body  # type: ignore[no-untyped-call]
+
+
+@cache
+def _reductions(name: str) -> list[int]:
+    """The strides at which a timm model gives features; built on the meta device, which draws no random numbers."""
+    with torch.device("meta"):
+        probe: Any = timm.create_model(name, features_only=True, pretrained=False)
+    strides: list[int] = probe.feature_info.reduction()
+    return strides
 
 
 def stride_first(body: nn.Module, name: str) -> None:

@@ -30,7 +30,10 @@ class InstanceData(Settings):
     Attributes:
         classes: ``all`` categories; ``agnostic``, every instance is one class; or names, others are left out.
         num_classes: how many classes that makes; training refuses data with another number.
+        augmentation: ``flip`` alone, or ``ssd`` as well: YOLACT's, see `refiner_training.segmenters.augment`.
         flip: chance of a horizontal flip.
+        repeat_threshold: t of LVIS' repeat-factor sampling: images with a category that a smaller share of images
+            than t has are shown more often; 0 shows every image once an epoch.
     """
 
     kind: Literal["instance"] = "instance"
@@ -40,7 +43,9 @@ class InstanceData(Settings):
     val_annotations: Path | None = None
     classes: Literal["all", "agnostic"] | tuple[str, ...] = "all"
     num_classes: int = Field(ge=1)
+    augmentation: Literal["flip", "ssd"] = "flip"
     flip: float = Field(default=0.5, ge=0, le=1)
+    repeat_threshold: float = Field(default=0.0, ge=0, le=1)
 
 
 class SemanticData(Settings):

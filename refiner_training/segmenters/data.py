@@ -1,4 +1,4 @@
-"""Training data of segmenters: COCO-style instances, and label PNGs, as endless and exactly resumable streams.
+"""Training data of segmenters: COCO-style instances, and label PNGs.
 
 Letters: n instances of an image, H and W its height and width in pixels.
 """
@@ -6,27 +6,27 @@ Letters: n instances of an image, H and W its height and width in pixels.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from bpr_service.errors import ConfigError, FormatError
 from bpr_service.masks.images import read_image
 from bpr_service.masks.label_maps import read_label_map
 from bpr_service.masks.mask import as_mask
+from refiner_training.segmenters.augment import Sample, augmented, scale_crop_flip
 from refiner_training.segmenters.base import Target
 from refiner_training.segmenters.config import InstanceData, SemanticData
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-Sample = tuple[Tensor, Target]
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,18 @@ class InstanceSet(Dataset[Sample]):
                 fix="correct width and height of the image's record",
             )
         rng = np.random.default_rng((self.seed, position))
-        if self.augment and rng.random() < self.data.flip:
-            image, target = flip_instances(image, target)
-        return image, target
+        return augmented(image, target, self.data, rng) if self.augment else (image, target)
+
+    def repeats(self) -> NDArray[np.float64]:
+        """How often an epoch shows each image, on average: 1, or more where it has a category that few images have.
+
+        r(i) = max over its categories c of max(1, sqrt(t / f(c))), f(c) the share of images with c, t the
+        configuration's ``repeat_threshold`` (Gupta, Dollar, Girshick, *LVIS*, CVPR 2019, section 5.2).
+        """
+        seen = [{int(each["category_id"]) for each in self.instances[int(image["id"])]} for image in self.images]
+        counts = Counter(category for categories in seen for category in categories)
+        wanted = self.data.repeat_threshold * len(self.images)
+        return np.array([max((max(1, wanted / counts[c]) for c in own), default=1) ** 0.5 for own in seen])
 
 
 class LabelSet(Dataset[Sample]):
@@ -196,6 +205,10 @@ class LabelSet(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def repeats(self) -> NDArray[np.float64]:
+        """Every image once an epoch."""
+        return np.ones(len(self))
 
     def label_map(self, index: int) -> NDArray[np.uint8]:
         """(H, W) uint8 labels of one image, checked."""
@@ -229,34 +242,6 @@ def to_tensor(image: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 255
 
 
-def flip_instances(image: Tensor, target: Target) -> Sample:
-    """Mirror left and right."""
-    width = image.shape[-1]
-    boxes = target["boxes"].clone()
-    boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
-    return image.flip(-1), {"boxes": boxes, "labels": target["labels"], "masks": target["masks"].flip(-1)}
-
-
-def scale_crop_flip(
-    image: NDArray[Any], labels: NDArray[Any], data: SemanticData, rng: np.random.Generator
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Random scale, crop to ``data.crop_px`` (what is missing is ignored) and flip."""
-    scale = rng.uniform(*data.scale)
-    size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
-    image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-    labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
-    rows, columns = data.crop_px
-    height, width = labels.shape
-    y, x = (int(rng.integers(0, max(have - want, 0) + 1)) for have, want in ((height, rows), (width, columns)))
-    image, labels = image[y : y + rows, x : x + columns], labels[y : y + rows, x : x + columns]
-    missing = ((0, rows - labels.shape[0]), (0, columns - labels.shape[1]))
-    labels = np.pad(labels, missing, constant_values=data.ignore_label)
-    image = np.pad(image, (*missing, (0, 0)))
-    if rng.random() < data.flip:
-        image, labels = image[:, ::-1], labels[:, ::-1]
-    return np.ascontiguousarray(image), np.ascontiguousarray(labels)
-
-
 def image_files(folder: Path, suffix: str = "") -> list[Path]:
     """Image files of a folder, its folders included, in order of name."""
     if not folder.is_dir():
@@ -267,26 +252,6 @@ def image_files(folder: Path, suffix: str = "") -> list[Path]:
         fix = f"put images ({', '.join(IMAGE_SUFFIXES)}) there"
         raise FormatError(str(folder), expected="one image or more", got="none", fix=fix)
     return files
-
-
-class StreamSampler(Sampler[tuple[int, int]]):
-    """Endless (index, position): every epoch a new order; what position p shows depends on seed and p alone.
-
-    Processes take every ``world``-th position, so one run on many processes sees what one process would.
-    """
-
-    def __init__(self, count: int, *, seed: int, first: int = 0, rank: int = 0, world: int = 1) -> None:
-        self.count, self.seed, self.first, self.rank, self.world = count, seed, first, rank, world
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch, order = -1, np.empty(0, np.int64)
-        position = self.first + self.rank
-        while True:
-            if position // self.count != epoch:
-                epoch = position // self.count
-                order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
-            yield int(order[position % self.count]), position
-            position += self.world
 
 
 def open_data(data: InstanceData | SemanticData, split: str, *, seed: int = 0, augment: bool) -> InstanceSet | LabelSet:
@@ -301,27 +266,3 @@ def open_data(data: InstanceData | SemanticData, split: str, *, seed: int = 0, a
     if isinstance(data, InstanceData):
         return InstanceSet(images, truth, data, seed=seed, augment=augment)
     return LabelSet(images, truth, data, seed=seed, augment=augment)
-
-
-def collate(samples: list[Sample]) -> tuple[list[Tensor], list[Target]]:
-    """A batch as two lists: images differ in size."""
-    return [image for image, _ in samples], [target for _, target in samples]
-
-
-def make_loader(dataset: InstanceSet | LabelSet, sampler: StreamSampler, batch: int, workers: int) -> DataLoader[Any]:
-    """Batches of one process, for ever."""
-    return DataLoader(
-        dataset,
-        batch_size=batch,
-        sampler=sampler,
-        num_workers=workers,
-        collate_fn=collate,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def val_loader(dataset: InstanceSet | LabelSet) -> DataLoader[Any]:
-    """One image a batch, in order."""
-    places: Any = [(index, index) for index in range(len(dataset))]
-    return DataLoader(dataset, batch_size=1, sampler=places, collate_fn=collate)

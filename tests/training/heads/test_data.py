@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from bpr_service.config import build
-from bpr_service.errors import ConfigError, FormatError, UnknownName
-from refiner_training.segmenters.config import SegmenterConfig, load_segmenter_config
-from refiner_training.segmenters.data import InstanceSet, LabelSet, StreamSampler, flip_instances, open_data
+from bpr_service.errors import ConfigError, FormatError
+from refiner_training.segmenters.config import SegmenterConfig
+from refiner_training.segmenters.data import InstanceSet, LabelSet, open_data
 from refiner_training.segmenters.synthetic import make_set, tiny_config
-
-CONFIGS = sorted((Path(__file__).parents[3] / "refiner_training" / "configs" / "segmenter").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -149,14 +145,6 @@ def test_lvis_names_come_from_the_url(own: dict[str, Path]) -> None:
     assert dataset[0, 0][0].shape == (3, 96, 128)
 
 
-def test_flip_mirrors_boxes_and_masks(own: dict[str, Path]) -> None:
-    image, target = instances(own)[0, 0]
-    flipped, mirrored = flip_instances(image, target)
-    torch.testing.assert_close(flipped.flip(-1), image)
-    columns = mirrored["masks"][0].any(0).nonzero().flatten()
-    assert mirrored["boxes"][0, [0, 2]].tolist() == [columns.min(), columns.max() + 1]
-
-
 # ---- label maps --------------------------------------------------------------------------------------------------
 
 
@@ -189,71 +177,3 @@ def test_no_images(own: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     with pytest.raises(FormatError, match="one image or more"):
         labels(own, **{"data.train_images": str(tmp_path / "nothing")})
-
-
-# ---- the stream --------------------------------------------------------------------------------------------------
-
-
-def test_the_stream_is_a_permutation_an_epoch_and_resumes_anywhere() -> None:
-    whole = list(islice(StreamSampler(7, seed=3), 21))
-    for epoch in range(3):
-        assert sorted(index for index, _ in whole[7 * epoch : 7 * epoch + 7]) == list(range(7))
-    assert [index for index, _ in whole[:7]] != [index for index, _ in whole[7:14]]
-    assert list(islice(StreamSampler(7, seed=3, first=10), 11)) == whole[10:]
-    ranks = [list(islice(StreamSampler(7, seed=3, rank=r, world=2), 10)) for r in range(2)]
-    assert sorted(ranks[0] + ranks[1], key=lambda item: item[1]) == whole[:20]
-
-
-def test_an_item_depends_on_its_position_alone(own: dict[str, Path]) -> None:
-    dataset = labels(own, augment=True)
-    torch.testing.assert_close(dataset[0, 5], dataset[0, 5])
-    assert any(not torch.equal(dataset[0, 5][0], dataset[0, p][0]) for p in range(6, 9))
-
-
-# ---- configurations ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_configurations_are_valid(path: Path) -> None:
-    assert load_segmenter_config(path).name
-
-
-def test_papers_schedules_are_configured() -> None:
-    by_name = {path.stem: load_segmenter_config(path) for path in CONFIGS}
-    coco = by_name["coco_mask_rcnn_1x"]
-    assert (coco.optim.lr, coco.run.steps, coco.run.batch_size) == (0.02, 90_000, 16)
-    assert coco.optim.milestones == (60_000, 80_000)
-    assert by_name["coco_mask_rcnn_3x"].run.steps == 270_000
-    assert by_name["coco_yolact"].optim.milestones == (280_000, 600_000, 700_000, 750_000)
-    cityscapes = by_name["cityscapes_mask_rcnn"]
-    assert (cityscapes.run.steps, cityscapes.run.batch_size, cityscapes.optim.milestones) == (24_000, 8, (18_000,))
-    assert by_name["lvis_mask_rcnn"].data.num_classes == 1203
-    dense = by_name["cityscapes_deeplab"]
-    assert dense.optim.schedule == "poly"
-    assert abs(dense.run.steps * dense.run.batch_size / 2975 - 100) < 1
-
-
-def test_an_unknown_key_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text(CONFIGS[0].read_text() + "\nsteps: 5\n")
-    with pytest.raises(UnknownName, match="'steps'"):
-        load_segmenter_config(path)
-    path.write_text(CONFIGS[0].read_text())
-    with pytest.raises((ConfigError, UnknownName), match=r"heads\.beis\.cbld"):
-        load_segmenter_config(path, {"heads.beis.cbld": False})
-
-
-def test_a_late_milestone_is_refused() -> None:
-    path = next(p for p in CONFIGS if p.stem == "coco_mask_rcnn_1x")
-    with pytest.raises(ConfigError, match="milestone 60000"):
-        load_segmenter_config(path, {"run.steps": 100})
-
-
-@pytest.mark.parametrize("text", ["- a", "a: ["])
-def test_no_configuration(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text(text)
-    with pytest.raises((ConfigError, FormatError)):
-        load_segmenter_config(path)
-    with pytest.raises(FormatError, match="expected a YAML file"):
-        load_segmenter_config(tmp_path / "none.yaml")

@@ -129,8 +129,9 @@ def test_learning_rate() -> None:
 def test_overfits_two_pictures(arch: str, head: str, configure: Any) -> None:
     """The whole path learns: a tiny model fits its own training pictures far better than it began."""
     from refiner_training.run.validation import mean_iou
-    from refiner_training.segmenters.data import collate, open_data
+    from refiner_training.segmenters.data import open_data
     from refiner_training.segmenters.registry import build_segmenter
+    from refiner_training.segmenters.stream import collate
 
     config = configure(arch)
     dataset: Any = open_data(config.data, "train", augment=False)
