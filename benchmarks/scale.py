@@ -53,7 +53,7 @@ class Simulated(PredictionFormat):
         with open(out, "wb") as file:
             file.writelines(data + b"\n" for data in records)
 
-    def read(self, unit: Unit) -> Any:
+    def read(self, unit: Unit, size: tuple[int, int] | None = None) -> Any:
         raise NotImplementedError
 
     def encode(self, unit: Unit, prediction: Any) -> Encoded:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from bpr_service import cli
@@ -16,7 +17,7 @@ def call_bpr(*arguments: object, cwd: Path | None = None, stdin: bytes = b"") ->
     """``bpr ARGUMENTS`` with its exit code and what it printed; an exception that it lets through is raised here."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="surrogateescape") for _ in range(2))
     before, code = Path.cwd(), 0
-    streams = {"stdin": io.TextIOWrapper(io.BytesIO(stdin)), "stdout": out, "stderr": err}
+    streams: Any = {"stdin": io.TextIOWrapper(io.BytesIO(stdin)), "stdout": out, "stderr": err}
     try:
         os.chdir(cwd or before)
         with mock.patch.dict(os.environ, {"COLUMNS": "200"}), mock.patch.multiple(sys, **streams):
@@ -29,5 +30,5 @@ def call_bpr(*arguments: object, cwd: Path | None = None, stdin: bytes = b"") ->
     texts = []
     for stream in (out, err):
         stream.flush()
-        texts.append(stream.buffer.getvalue().decode("utf-8", "surrogateescape"))  # type: ignore[attr-defined]
+        texts.append(stream.buffer.getvalue().decode("utf-8", "surrogateescape"))
     return subprocess.CompletedProcess(list(map(str, arguments)), code, *texts)

@@ -225,7 +225,7 @@ def test_detections_there_and_back(server: Running) -> None:
     assert np.array_equal(out.tracker_id, detections.tracker_id)
     assert np.array_equal(detections.mask, masks), "the detections that came in are not touched"
     with pytest.raises(errors.InputError, match="another number"):
-        to_detections(refined, detections[:2])
+        to_detections(refined, detections[:2])  # type: ignore
     with pytest.raises(errors.InputError, match="without masks"):
         from_detections(supervision.Detections(xyxy=np.zeros((1, 4))))
 

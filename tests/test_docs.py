@@ -159,8 +159,8 @@ def test_commands_that_are_not_run_exist() -> None:
     assert sum(words[0] in ("bpr", "bpr-train") for words in found) > 25
     assert [wrong for words in found if (wrong := problem(words))] == []
     names = [[word for word in shlex.split(text) if re.match(r"-*[a-z]", word)] for text in inline]
-    wrong = [p for words in names if (p := problem(words)) and "left out" not in p]
-    assert wrong == []
+    unknown = [p for words in names if (p := problem(words)) and "left out" not in p]
+    assert unknown == []
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ def test_every_door_gives_the_same_bits_on_a_device(tmp_path: Path, kind: str) -
         assert a.encoded == b.encoded
         assert a.changed_px == b.changed_px
         image, prediction = read_image(Path(file.image_path(unit))), file.read(unit)
+        want: Any
         if kind == "instance":
             want = refiner.refine(image, prediction.masks)
             got = by_engine(refiner, lambda one, i=image, p=prediction: one.prepare(i, p.masks))

@@ -12,7 +12,8 @@ from bpr_service.audit.unit import listed
 from bpr_service.errors import FormatError
 from bpr_service.formats import FORMATS, open_predictions
 from bpr_service.masks.mask import Mask
-from tests.formats.samples import disc, kinds, result_paths, sample
+from tests.formats.drawing import disc
+from tests.formats.samples import kinds, result_paths, sample
 
 
 def head_of(kind: tuple[str, str], file: Any) -> Head:

@@ -157,7 +157,7 @@ def test_transformers(refiner: Refiner) -> None:
     assert semantic.dtype == torch.int64
     plain = refiner.refine_semantic(PICTURE, labels.numpy().astype(np.uint16), None).label_map
     np.testing.assert_array_equal(semantic, plain)
-    nothing = {"segmentation": None, "segments_info": []}
+    nothing: dict[str, Any] = {"segmentation": None, "segments_info": []}
     assert connect.refine_segmentation(refiner, PICTURE, nothing) == nothing
 
 

@@ -57,7 +57,7 @@ def saved(array: np.ndarray, kind: str = "PNG", orientation: int = 1, **options:
 
 def stored(array: np.ndarray, orientation: int) -> np.ndarray:
     """An upright (H, W) array as the pixels of a file of that orientation lie."""
-    back = {1: lambda a: a, 3: lambda a: a[::-1, ::-1], 6: np.rot90, 5: lambda a: np.swapaxes(a, 0, 1)}
+    back: Any = {1: lambda a: a, 3: lambda a: a[::-1, ::-1], 6: np.rot90, 5: lambda a: np.swapaxes(a, 0, 1)}
     return np.ascontiguousarray(back[orientation](array))
 
 

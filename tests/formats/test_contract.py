@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +157,11 @@ def test_a_polygon_that_gets_a_hole_becomes_an_rle(tmp_path: Path) -> None:
     from bpr_service.masks.mask import Mask
 
     file = sample(("instance", "coco"), tmp_path)
+
+    def become(mask: Mask, unit: Any, prediction: Any) -> Any:
+        return prediction.with_masks([mask] * 2)
+
     for hole, kind in ((ring(3, 2), dict), (disc(20, 20), list)):
-        masks = [Mask.from_array(hole)] * 2
-        write_all(file, tmp_path / "out.json", lambda unit, prediction, masks=masks: prediction.with_masks(masks))
+        write_all(file, tmp_path / "out.json", partial(become, Mask.from_array(hole)))
         third = json.loads((tmp_path / "out.json").read_text())[2]
         assert isinstance(third["segmentation"], kind)

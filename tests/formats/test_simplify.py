@@ -48,7 +48,7 @@ def test_refined_masks_go_out_as_polygons_of_few_corners(
 
 def test_coco_says_box_and_area_of_what_it_draws(tmp_path: Path, refiner: Refiner) -> None:
     file = simplifying(("instance", "coco"), tmp_path)
-    records = {}
+    records: dict[Any, Any] = {}
     for unit in file.scan():
         records |= refine_file_unit(refiner, file, unit).encoded.records
     file.write(str(tmp_path / "out.json"), [records[i] for i in sorted(records)])

@@ -33,7 +33,13 @@ def labelme(root: Path) -> Paths:
     (root / "pred").mkdir(parents=True)
     for name, own in (("a", shapes), ("b", [{"label": "old", "points": SQUARE}])):
         image(root / "images" / f"{name}.jpg")
-        document = {"version": "5.5.0", "flags": {}, "shapes": own, "imagePath": f"..\\images\\{name}.jpg", **frame}
+        document: Any = {
+            "version": "5.5.0",
+            "flags": {},
+            "shapes": own,
+            "imagePath": f"..\\images\\{name}.jpg",
+            **frame,
+        }
         (root / "pred" / f"{name}.json").write_text(json.dumps(document, ensure_ascii=False, indent=2))
     (root / "pred" / "notes.json").write_text('{"author": "somebody"}')
     return Paths(str(root / "images"), str(root / "pred"))

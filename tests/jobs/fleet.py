@@ -12,16 +12,17 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bpr_service.jobs.engine import Job, JobEngine
 from bpr_service.jobs.refine.batch import Batch, run_batch
 from bpr_service.jobs.requests import RefineRequest
-from bpr_service.jobs.settings import JobSettings
+from bpr_service.jobs.settings import JobSettings, Root
 from tests.jobs.samples import coco_set
 
-FAST = {"poll_s": 0.1, "beat_s": 0.2, "dead_after_s": 6.0, "retry_s": 0.2, "log_units": True}
+FAST: Any = {"poll_s": 0.1, "beat_s": 0.2, "dead_after_s": 6.0, "retry_s": 0.2, "log_units": True}
 
 
 class Fleet:
@@ -30,7 +31,7 @@ class Fleet:
     def __init__(self, root: Path, database: str) -> None:
         self.root, self.workers = root, list[subprocess.Popen[bytes]]()
         self.settings = JobSettings(
-            database=database, folder=str(root / "jobs"), roots={"data": {"path": str(root)}},
+            database=database, folder=str(root / "jobs"), roots={"data": Root(path=str(root))},
             models=str(root / "models"), **FAST,
         )  # fmt: skip
         self.engine = JobEngine(self.settings)
@@ -119,6 +120,10 @@ def hook_refine_unit(root: Path, *, before: str = "", after: str = "") -> str:
     return str(site)
 
 
+def _past(fleet: Fleet, before: int, job: Job) -> bool:
+    return job.ended_for_good or sum(fleet.refined(job.id).values()) > before
+
+
 def kill_at_random(fleet: Fleet, job_id: str, kills: int, seed: int, pause_s: float = 0.0) -> None:
     """kill -9 a worker, ``kills`` times, once some more units were done than at the last kill; start another.
 
@@ -128,7 +133,7 @@ def kill_at_random(fleet: Fleet, job_id: str, kills: int, seed: int, pause_s: fl
     rng = random.Random(seed)
     for _ in range(kills):
         before = sum(fleet.refined(job_id).values())
-        fleet.wait(job_id, lambda job, n=before: job.ended_for_good or sum(fleet.refined(job.id).values()) > n, s=600)
+        fleet.wait(job_id, partial(_past, fleet, before), s=600)
         time.sleep(rng.uniform(0, pause_s))
         victim = rng.choice([worker for worker in fleet.workers if worker.poll() is None])
         victim.send_signal(signal.SIGKILL)

@@ -108,7 +108,7 @@ def test_promotion_needs_leave(engine: JobEngine) -> None:
     with pytest.raises(ForbiddenError, match="scope admin"):
         engine.submit(wish, may_promote=False)
     assert engine.submit(wish, may_promote=True).request["held_out"]["images"] == "data:theirs"
-    limited(engine, promotion=Promotion(names=("mine",), held_out=HeldOut(**OURS)))
+    limited(engine, promotion=Promotion(names=("mine",), held_out=HeldOut.model_validate(OURS)))
     job = engine.submit(wish, "by-rule", may_promote=False)
     assert job.request["held_out"]["images"] == "data:ours"
     with pytest.raises(ForbiddenError):

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,16 +112,17 @@ def test_a_merge_that_is_killed_is_done_again(done: tuple[RefineRequest, bytes],
 
 def killed_at(frame: int, request: RefineRequest, work: str) -> None:
     """Merge, and die with the frame of that number; for a child process."""
-    frames, seen = merge.read_frames, [frame]
+    module: Any = merge
+    frames, seen = module.read_frames, [frame]
 
     def dying(journal: object) -> object:
-        for one in frames(journal):  # type: ignore[arg-type]
+        for one in frames(journal):
             seen[0] -= 1
             if seen[0] < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield one
 
-    merge.read_frames = dying  # type: ignore[assignment]
+    module.read_frames = dying
     run_batch(request, Batch(work=work, merge=True))
     os._exit(0)
 

@@ -35,7 +35,7 @@ STEPS = 40
 def scene(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A picture with a bright disc, the disc, and a coarse version of it."""
     rng = np.random.default_rng(seed)
-    y, x = 30 + rng.integers(12), 40 + rng.integers(16)
+    y, x = 30 + int(rng.integers(12)), 40 + int(rng.integers(16))
     truth = disc(y, x, 18)
     image = (60 + 120 * truth[..., None] + rng.integers(0, 30, (H, W, 3))).astype(np.uint8)
     return image, truth, disc(y + 3, x - 2, 17)

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,10 @@ def lives(pid: int) -> bool:
     return state != "Z"
 
 
+def _past(fleet: TrainFleet, before: int, job: Job) -> bool:
+    return job.ended_for_good or len(fleet.starts(job.id)) > max(before - 1, 0)
+
+
 def test_killed_three_times_it_registers_one_version(fleet: TrainFleet) -> None:
     for _ in range(1 if fleet.settings.on_sqlite else 2):
         fleet.begin()
@@ -86,7 +91,7 @@ def test_killed_three_times_it_registers_one_version(fleet: TrainFleet) -> None:
     rng = random.Random(2)
     for _ in range(3):
         before = len(fleet.starts(job.id))
-        fleet.wait(job.id, lambda job, n=before: job.ended_for_good or len(fleet.starts(job.id)) > max(n - 1, 0))
+        fleet.wait(job.id, partial(_past, fleet, before))
         time.sleep(rng.uniform(0.1, 0.5))
         for worker in [w for w in fleet.workers if w.poll() is None]:
             worker.send_signal(signal.SIGKILL)

@@ -121,7 +121,7 @@ def test_png_round_trip_and_kinds() -> None:
 def test_soft_masks_keep_probabilities_and_their_binary_form(depth: int) -> None:
     rng = np.random.default_rng(2)
     top = (1 << depth) - 1
-    levels = rng.integers(0, top + 1, (13, 17)).astype(np.uint8 if depth == 8 else np.uint16)
+    levels: Any = rng.integers(0, top + 1, (13, 17)).astype(np.uint8 if depth == 8 else np.uint16)
     mask = Mask.from_png(_png(Image.fromarray(levels)), soft=True)
     assert_array_equal(mask.to_array(), levels.astype(float) / top >= 0.5)
     assert mask.soft is not None

@@ -47,7 +47,7 @@ def test_each_size_is_recorded_once_and_the_answers_are_in_order() -> None:
 def test_graphs_give_the_logits_of_the_network(precision: str, tolerance: float, compiled: bool) -> None:
     device = torch.device("cuda")
     network = build_network("light_unet_s").eval().to(device)
-    forward = graphed(network, precision, device, 64, compiled=compiled)
+    forward = graphed(network, precision, str(device), 64, compiled=compiled)
     with torch.inference_mode():
         for count in (21, 5, 21):
             patches = torch.randn(count, 4, 64, 64, device=device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,11 +44,12 @@ def test_it_keeps_nearly_every_pixel() -> None:
     from bpr_service.examples import load_example
 
     refiner = Refiner.load("fast")
+    model: Any = refiner.model
     example = load_example("astronaut")
     prepared = refiner.prepare(example.image, [i["segmentation"] for i in example.instances])
     crops = prepared.crops(0, 24)
     assert isinstance(crops, np.ndarray)
-    logits = int8_forward(refiner.model.network, 96, crops)(normalise(crops))
+    logits = int8_forward(model.network, 96, crops)(normalise(crops))
     assert np.mean((logits > 0) == (refiner.predict(crops) > 0)) > 0.99
 
 

@@ -39,7 +39,7 @@ def test_four_presets_hold_two_networks() -> None:
 
 def test_threads_that_load_at_once_share_one(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    real = module.open_backend
+    real = module.open_backend  # type: ignore[attr-defined]
 
     def counted(backend: str, *rest: Any) -> Any:
         opened.append(backend)
@@ -77,6 +77,7 @@ def test_options_derive_all_that_is_derived_and_share_the_model() -> None:
     assert (other.config.patch.nms_threshold, other.config.batch_size) == (0.4, 3)
     assert other.config.patch.patch_size_px == one.config.patch.patch_size_px
     card = one.card.with_options(estimate=None, gate=0.2)  # then a gate of certainty
+    assert isinstance(one.model, Model)
     certain = Refiner(Model(None, card, folder=one.model.folder), one.config)
     assert (certain.instance_gate is not None, certain.with_options(gate=False).instance_gate) == (True, None)
     assert one.config.patch.scheme == "dense"

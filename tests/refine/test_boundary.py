@@ -15,7 +15,7 @@ def by_hand(frame: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int
     """The definition: 3x3 sums with the border repeated, mixed where neither 0 nor 9, sorted stably."""
     padded = np.pad(frame.astype(int), 1, mode="edge")
     h, w = frame.shape
-    sums = sum(padded[i : i + h, j : j + w] for i in range(3) for j in range(3))
+    sums = np.sum([padded[i : i + h, j : j + w] for i in range(3) for j in range(3)], axis=0)
     ys, xs = np.nonzero((sums > 0) & (sums < 9))
     scores = np.minimum(sums, 9 - sums)[ys, xs] / 4.5
     order = np.argsort(-scores, kind="stable")

@@ -53,7 +53,8 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("name", sorted(edge_cases()))
 def test_masks_and_reports_are_those_of_the_processor(name: str, options: dict[str, Any]) -> None:
     frame = edge_cases()[name]
-    image, frames = photo(*frame.shape), [frame, blob(*frame.shape, seed=4), np.zeros_like(frame)]
+    height, width = frame.shape
+    image, frames = photo(height, width), [frame, blob(height, width, seed=4), np.zeros_like(frame)]
     want = refiner(Soft(options.get("outputs", 1)), **options).refine(image, frames)
     got = on_a_device(**options).refine(image, frames)
     assert got.reports == want.reports

@@ -63,7 +63,8 @@ def test_equals_a_plain_float64_loop(name: str, options: dict[str, Any]) -> None
     side = config.patch.network_size_px
     logits = np.random.default_rng(0).normal(size=(boxes.shape[0], 2, side, side)).astype(np.float32)
     given = logits.copy()
-    sums = Accumulator(boxes, *frame.shape, 2, config)
+    height, width = frame.shape
+    sums = Accumulator(boxes, height, width, 2, config)
     for start in range(0, boxes.shape[0], 7):
         sums.add(start, logits[start : start + 7])
     assert sums.missing == 0
@@ -96,7 +97,8 @@ def test_the_order_of_adding_does_not_matter() -> None:
         for i in order:
             sums.add(i, logits[i : i + 1])
         results.append(sums.averaged(mask).probability)
-    np.testing.assert_allclose(*results, atol=1e-6)
+    one, other = results
+    np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_pixels_under_no_patch_keep_the_coarse_value() -> None:

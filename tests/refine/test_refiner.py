@@ -44,7 +44,8 @@ def test_a_network_that_changes_nothing_changes_nothing(name: str, scheme: str) 
 @pytest.mark.parametrize("name", sorted(edge_cases()))
 def test_what_lies_under_a_patch_is_refined_and_the_rest_is_kept(name: str) -> None:
     frame = edge_cases()[name]
-    image = np.repeat(blob(*frame.shape, seed=9)[:, :, None] * np.uint8(255), 3, axis=2)
+    height, width = frame.shape
+    image = np.repeat(blob(height, width, seed=9)[:, :, None] * np.uint8(255), 3, axis=2)
     engine = refiner(Paint())
     result = engine.refine(image, [frame])
     want = frame.copy()

@@ -225,7 +225,7 @@ def test_equal_tries_keep_the_first_and_unknown_ones_are_left_out() -> None:
         .scale
         == 1
     )
-    image_sized = {"scales": (0.25, 4.0), "estimate": by_scale(-1), "scheme": "instance"}
+    image_sized: dict[str, Any] = {"scales": (0.25, 4.0), "estimate": by_scale(-1), "scheme": "instance"}
     boxes, once = (refiner(Smooth(), tries=t, **image_sized) for t in ((1.0, 0.5), (1.0,)))
     assert boxes.refine(image, [frame]).reports == once.refine(image, [frame]).reports  # boxes of any size: no scale
     narrow = refiner(Smooth(), scales=(1.0, 1.0), estimate=by_scale(-1), tries=(1.0, 0.5))
@@ -240,8 +240,8 @@ def by_scale(weight: float) -> EstimateCard:
     hidden = np.zeros((len(FEATURES) + 1, 1))
     hidden[FEATURES.index("scale")] = 1
     out = [[0.0, 0.0, weight, 0.0], [0.0, 0.0, 0.5, 0.5]]
-    plain = {"mean": [0.0] * len(FEATURES), "scale": [1.0] * len(FEATURES)}
-    return EstimateCard(features=list(FEATURES), hidden=hidden.tolist(), out=out, least_gain=-1, **plain)
+    mean, scale = [0.0] * len(FEATURES), [1.0] * len(FEATURES)
+    return EstimateCard(features=list(FEATURES), mean=mean, scale=scale, hidden=hidden.tolist(), out=out, least_gain=-1)
 
 
 @pytest.mark.parametrize("tries", [(), (0.0,), (1.0, -1.0), (1.0,) * 5, ("x",)])

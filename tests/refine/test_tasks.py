@@ -34,12 +34,12 @@ def by_hand(labels: Any, void: int, engine: Refiner, logits: Any, boxes: Any) ->
     """Confidence of every label at every pixel, then the best; ties: the coarse label, then the smallest."""
     values = [int(v) for v in np.unique(labels) if v != void]
     confidence = np.stack([(labels == v).astype(float) for v in values])
-    start = 0
+    start, (height, width) = 0, labels.shape
     for k, value in enumerate(values):
         n = boxes[k].shape[0]
         if n == 0:
             continue
-        sums = Accumulator(boxes[k], *labels.shape, 1, engine.config)
+        sums = Accumulator(boxes[k], height, width, 1, engine.config)
         sums.add(0, logits[start : start + n])
         said = sums.averaged(Mask.from_array(labels == value))
         window = np.s_[said.y : said.y + said.covered.shape[0], said.x : said.x + said.covered.shape[1]]

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from bpr_service.errors import ModelError
 from bpr_service.runtime.follow import AGAIN_S, StoreFollower
@@ -63,7 +64,7 @@ def test_what_changes_meanwhile_is_left_to_the_next_look(tmp_path: Path) -> None
     follower = StoreFollower(engine, chosen_in(store))  # type: ignore[arg-type]
     first, second = (store.add(export(tmp_path / f"e{i}", i), "mine") for i in (1, 2))
     store.activate(first.ref)
-    engine.meanwhile = lambda: store.activate(second.ref)  # type: ignore[method-assign]
+    engine.meanwhile = lambda: store.activate(second.ref)  # type: ignore
     follower.look()
     assert engine.version == "bundled"
     engine.meanwhile = lambda: None  # type: ignore[method-assign]
@@ -94,7 +95,8 @@ def test_a_version_that_failed_once_is_tried_again_after_a_pause(tmp_path: Path)
 
 
 def test_storage_that_fails_is_looked_at_again() -> None:
-    engine, answers = Engine(), iter([OSError("the network is down"), "new"])
+    replies: list[Any] = [OSError("the network is down"), "new"]
+    engine, answers = Engine(), iter(replies)
 
     def chosen(name: str) -> str:
         answer = next(answers, "new")

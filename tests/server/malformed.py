@@ -171,7 +171,7 @@ def multipart(r: random.Random) -> bytes:
 
 def wild_map(r: random.Random) -> bytes:
     data = r.choice([png(disc().astype("uint8")), png(picture()), png(picture())[:300], b"", r.randbytes(60)])
-    request = {"image": {"data": b64(png(picture()))}}
+    request: dict[str, Any] = {"image": {"data": b64(png(picture()))}}
     request[r.choice(["label_map", "segment_map", "masks"])] = r.choice(
         [{"data": b64(data)}, None, [], r.choice(WEIRD)]
     )

@@ -151,7 +151,8 @@ def mutated(kind: str, number: int) -> tuple[str, bytes]:
     """Task and JSON body of the ``number``th damaged request of a kind; the same each time."""
     r = random.Random(f"{kind} {number}")
     mask: Any = Mask.from_array(square()).to_rle()
-    image, task, more = saved(photograph(), "PNG"), "instance", {}
+    more: dict[str, Any] = {}
+    image, task = saved(photograph(), "PNG"), "instance"
     if kind in PICTURES:
         image = damaged(r, PICTURES[kind]())
     elif kind in MASKS:

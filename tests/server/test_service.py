@@ -96,7 +96,7 @@ def test_every_answer_has_the_security_headers_and_an_id(server: Running, path: 
 
 def test_a_request_id_that_is_not_plain_is_replaced(server: Running) -> None:
     for given in ("x" * 65, "a b", "né", '"><script>'):
-        headers = {"X-Request-ID": given.encode()}
+        headers = [(b"X-Request-ID", given.encode())]
         assert server.client.get("/livez", headers=headers).headers["x-request-id"] != given
     assert server.client.get("/livez", headers={"X-Request-ID": "ok-1"}).headers["x-request-id"] == "ok-1"
 

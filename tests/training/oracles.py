@@ -20,7 +20,7 @@ def boundary_region(mask: Frame, distance: int) -> Frame:
     """As in the definition: pad by one zero pixel, erode 3x3 `distance` times, subtract."""
     padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     eroded = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=distance)
-    region: Frame = mask - eroded[1:-1, 1:-1]
+    region: Any = mask - eroded[1:-1, 1:-1]
     return region
 
 

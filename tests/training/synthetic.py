@@ -64,7 +64,11 @@ def write_coco(
                 segmentation = [[x, y, x + w, y, x + w, y + h, x, y + h]]
                 m = Mask.from_polygons(segmentation, *SIZE)
                 mask = m.to_array()
-            annotation = {"id": 10 + len(truth["annotations"]), "image_id": image_id, "category_id": category}
+            annotation: dict[str, Any] = {
+                "id": 10 + len(truth["annotations"]),
+                "image_id": image_id,
+                "category_id": category,
+            }
             annotation |= {"segmentation": segmentation, "area": m.area, "bbox": m.bbox, "iscrowd": int(is_crowd)}
             truth["annotations"].append(annotation)
             if is_crowd:
@@ -136,7 +140,7 @@ def write_panoptic(folder: Path, *, images: int = 4, seed: int = 0) -> dict[str,
     for i in range(images):
         write_image(folder / "images" / f"{i:03d}.jpg", rng)
         for side, label_map in zip(sides, label_maps(rng), strict=True):
-            ids, info = np.zeros(SIZE, np.int32), []
+            ids, info = np.zeros(SIZE, np.int32), list[dict[str, Any]]()
             for c in range(4):
                 parts, count = ndimage.label(label_map == c)
                 for n in range(1, count + 1) if c % 2 else ([None] if count else []):

@@ -76,9 +76,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_card_says_the_scales_that_its_recipe_trains_at() -> None:
     config = load_config(ROOT / "refiner_training/configs/corpus_wide_balanced.yaml")
     assert scales_of(config) == (0.25, 4.0)
-    once = config.data.model_copy(update={"scale_share": 0.0})  # type: ignore[union-attr]
+    once = config.data.model_copy(update={"scale_share": 0.0})
     assert scales_of(config.model_copy(update={"data": once})) == (1.0, 1.0)
-    small = config.data.model_copy(update={"scales": (0.5, 4.0)})  # type: ignore[union-attr]
+    small = config.data.model_copy(update={"scales": (0.5, 4.0)})
     assert scales_of(config.model_copy(update={"data": small})) == (0.25, 2.0)
 
 

@@ -39,7 +39,7 @@ def test_only_the_changed_shape_differs(tmp_path: Path) -> None:
     differ = [(a, b) for a, b in lines if a != b]
     assert [a.split("=")[0].strip() for a, _ in differ] == ["rle", "<polygon label"]
     assert all(a.endswith(b[b.rindex(" z_order") :]) for a, b in differ)
-    assert ElementTree.fromstring(new).find(".//mask").get("label") == "c<t"  # type: ignore[union-attr]
+    assert ElementTree.fromstring(new).find(".//mask").get("label") == "c<t"
 
 
 def test_a_polygon_that_gets_a_hole_becomes_a_mask(tmp_path: Path) -> None:

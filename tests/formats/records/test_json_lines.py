@@ -33,9 +33,9 @@ def test_untouched_lines_come_back_byte_for_byte(lines: Any, tmp_path: Path) -> 
 
 def test_changed_lines_hold_what_the_array_would(lines: Any, tmp_path: Path) -> None:
     array = sample(("instance", "coco"), tmp_path / "array")
+    mask = Mask.from_array(disc(20, 20))
     for file, name in ((lines, "out.jsonl"), (array, "out.json")):
-        mask = Mask.from_array(disc(20, 20))
-        write_all(file, tmp_path / name, lambda unit, read, mask=mask: read.with_masks([mask] * len(read.masks)))
+        write_all(file, tmp_path / name, lambda _, read: read.with_masks([mask] * len(read.masks)))
     out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_bytes().split(b"\n") if line.strip()]
     assert out == json.loads((tmp_path / "out.json").read_text())
     again = open_predictions("instance", "coco", replace(lines.paths, predictions=str(tmp_path / "out.jsonl")))

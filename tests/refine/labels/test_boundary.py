@@ -57,12 +57,12 @@ def test_the_boundary_of_each_label_is_that_of_its_mask(name: str, void: int | N
 def test_the_patches_of_each_label_are_those_of_its_mask(
     name: str, size: int, threshold: float, cover: bool, scheme: Any
 ) -> None:
-    regions = LabelRegions(MAPS[name], 255)
+    regions, (height, width) = LabelRegions(MAPS[name], 255), MAPS[name].shape
     config = PatchConfig(patch_size_px=size, nms_threshold=threshold, cover=cover, scheme=scheme)
     for i, (boundary, mask) in enumerate(zip(LabelBoundaries(regions), regions, strict=True)):
         want = place_patches(mask, config)
-        got = place_along(boundary, mask.box, *MAPS[name].shape, config)
+        got = place_along(boundary, mask.box, height, width, config)
         assert got.dtype == np.int32
         np.testing.assert_array_equal(got, want)
-        of_map, of_mask = (drop_full(got, *MAPS[name].shape, w) for w in (partial(regions.window, i), mask.window))
+        of_map, of_mask = (drop_full(got, height, width, w) for w in (partial(regions.window, i), mask.window))
         np.testing.assert_array_equal(of_map, of_mask)

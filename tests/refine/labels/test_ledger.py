@@ -54,9 +54,9 @@ def test_blocks_give_the_map_that_one_gives(
     order: str, average: str, kind: type[Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels, image, engine = label_map(330, 410), photo(330, 410), refiner(kind=kind, average=average)
-    whole = engine.prepare_semantic(image, labels)
+    whole: Any = engine.prepare_semantic(image, labels)
     monkeypatch.setattr(ledger, "BLOCK_PX", 100)
-    blocks = engine.prepare_semantic(image, labels)
+    blocks: Any = engine.prepare_semantic(image, labels)
     assert (np.diff(blocks.task.ledger.owners) < 0).sum() > 4
     assert (np.diff(whole.task.ledger.owners) >= 0).all()
     assert blocks.n_patches == whole.n_patches
@@ -107,7 +107,7 @@ def test_a_gate_sees_whole_labels_and_every_output(kind: type[Model]) -> None:
 def test_what_is_held_is_a_strip_of_the_map(kind: type[Model], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_canvas, "GROUP_BYTES", 1)
     labels = np.kron(np.arange(64 * 4).reshape(64, 4) % 3, np.ones((48, 48), int)).astype(np.uint8)
-    prepared = refiner(kind=kind).prepare_semantic(photo(*labels.shape), labels)
+    prepared: Any = refiner(kind=kind).prepare_semantic(photo(*labels.shape), labels)
     book: Ledger = prepared.task.ledger
     run(prepared, "forward")
     assert 0 < book.rooms.size < book._labels.size / 3

@@ -123,8 +123,8 @@ def test_401_and_403_where_there_are_keys() -> None:
             "scope admin",
             "reader",
         )
-        answer = server.client.post(url, json={"version": "v9"}, headers={"authorization": f"Bearer {'b' * 20}"})
-        assert answer.json()["version"] == "v9"
+        done = server.client.post(url, json={"version": "v9"}, headers={"authorization": f"Bearer {'b' * 20}"})
+        assert done.json()["version"] == "v9"
         for path in (
             "/livez",
             "/readyz",
@@ -205,7 +205,7 @@ def test_413_pixels_are_counted_from_the_header(small: Running, size: tuple[int,
 
 
 def test_413_pixels_of_masks_too(small: Running) -> None:
-    masks = [{"segmentation": {"png": b64(bomb(5000, 5000))}}]
+    masks: Any = [{"segmentation": {"png": b64(bomb(5000, 5000))}}]
     problem(post(small, body(masks=masks)), 413, "too_large", "at most 50000 pixels")
     masks = [{"segmentation": {"size": [60_000, 60_000], "counts": "abc"}}]
     problem(post(small, body(masks=masks)), 413, "too_large", "at most 50000 pixels")
@@ -214,7 +214,7 @@ def test_413_pixels_of_masks_too(small: Running) -> None:
 def test_413_masks_runs_points_and_patches(small: Running) -> None:
     rle = coarse().to_rle()
     problem(post(small, body(masks=[{"segmentation": rle}] * 4)), 413, "too_large", "at most 3, got 4")
-    wild = {"size": [HEIGHT, WIDTH], "counts": [1] * 2000}
+    wild: Any = {"size": [HEIGHT, WIDTH], "counts": [1] * 2000}
     problem(post(small, body(masks=[{"segmentation": wild}])), 413, "too_large", "at most 400 runs, got 2000")
     wild = {"size": [HEIGHT, WIDTH], "counts": "1" * 2000}
     answer = problem(

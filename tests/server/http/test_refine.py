@@ -14,7 +14,7 @@ import pytest
 from bpr_service.masks.label_maps import panoptic_png, read_label_map, read_panoptic_png
 from bpr_service.masks.mask import Mask, as_mask
 from bpr_service.refine.refiner import Refiner
-from bpr_service.server.http.openapi import examples
+from bpr_service.server.codec.schemas import examples
 from tests.server.helpers import HEIGHT, WIDTH, Running, b64, body, coarse, disc, picture, png
 
 

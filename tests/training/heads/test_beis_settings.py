@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 
 from tests.training.heads.test_beis import make_head, make_rois, step
 
@@ -27,9 +28,9 @@ def test_processes_share_their_observations(monkeypatch: pytest.MonkeyPatch) -> 
     def gather(into: list[Any], own: Any) -> None:
         into[:] = [[seen[0]], [seen[1]]]
 
-    monkeypatch.setattr(beis_contrast.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(beis_contrast.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(beis_contrast.distributed, "all_gather_object", gather)
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_gather_object", gather)
     for rank in (0, 1):
         found = beis_contrast._of_all_processes([seen[rank]])
         assert [float(entry[0][0, 0]) for entry in found] == [0, 1]

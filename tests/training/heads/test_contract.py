@@ -37,12 +37,12 @@ DETECTOR = {
 
 @pytest.fixture(params=PAIRS, ids=[f"{a}-{h}" for a, h in PAIRS])
 def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
-    return request.param  # type: ignore[no-any-return]
+    return request.param
 
 
 @pytest.fixture
 def config(pair: tuple[str, str], configure: Any) -> SegmenterConfig:
-    return configure(pair[0])  # type: ignore[no-any-return]
+    return configure(pair[0])
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def instances(paths: dict[str, Path], **overrides: Any) -> InstanceSet:
     return dataset
 
 
-def labels(paths: dict[str, Path], augment: bool = False, **overrides: Any) -> LabelSet:
+def labels(paths: dict[str, Path], augment: Any = False, **overrides: Any) -> LabelSet:
     config = build(SegmenterConfig, tiny_config("semantic", paths, **overrides))
     dataset = open_data(config.data, "train", augment=augment)
     assert isinstance(dataset, LabelSet)

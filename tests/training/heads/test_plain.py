@@ -104,7 +104,7 @@ def test_the_tables_rule_differs_from_the_stock_rule(configure: Any) -> None:
 def test_blendmask_box_losses_are_torchvisions_fcos(configure: Any) -> None:
     config = configure("blendmask")
     ours = build_segmenter("blendmask", "plain", config).train()
-    stock = FCOS(ours.detector.backbone, 3).train()  # type: ignore[union-attr,arg-type]
+    stock = FCOS(ours.detector.backbone, 3).train()  # type: ignore
     own = {name: value for name, value in ours.detector.head.state_dict().items() if "attention" not in name}  # type: ignore[union-attr]
     stock.head.load_state_dict(own)
     stock.transform = GeneralizedRCNNTransform([96], 128, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

@@ -113,7 +113,7 @@ def test_bmask_mask_depends_on_the_boundary_through_b2m_alone(bmask: BMaskHead) 
     torch.testing.assert_close(logits(one), logits(other))
 
 
-def test_bmask_boundary_gradient_reaches_the_mask_tower(bmask: BMaskHead) -> None:
+def test_bmask_boundary_gradient_reaches_the_mask_tower(bmask: Any) -> None:
     rois = rois_of(2)
     bmask.losses(bmask(rois), rois)["loss_boundary"].backward()
     first = bmask.mask_tower[0].weight.grad
@@ -121,7 +121,7 @@ def test_bmask_boundary_gradient_reaches_the_mask_tower(bmask: BMaskHead) -> Non
     assert first.abs().sum() > 0
 
 
-def test_bmask_eval_skips_the_boundary_predictor_not_its_features(bmask: BMaskHead) -> None:
+def test_bmask_eval_skips_the_boundary_predictor_not_its_features(bmask: Any) -> None:
     bmask.eval()
     rois = rois_of(2)
     before = bmask(rois)
@@ -178,7 +178,7 @@ def test_squeeze_has_four_outputs_in_training_and_one_in_evaluation(squeeze: Bou
     assert set(squeeze.eval()(rois)) == {"mask"}
 
 
-def test_squeeze_flows_start_at_zero_and_learn(squeeze: BoundarySqueezeHead) -> None:
+def test_squeeze_flows_start_at_zero_and_learn(squeeze: Any) -> None:
     flow = squeeze.squeeze.directions["contraction"].flow
     assert not flow.weight.any()
     torch.nn.init.normal_(squeeze.predictors["contraction"].logits.weight)
@@ -236,7 +236,7 @@ def test_detach_sum_stops_the_gradient_in_the_sum_only() -> None:
     seen = []
     for detach in (False, True):
         torch.manual_seed(0)
-        module = BoundarySqueezeModule(4, detach)
+        module: Any = BoundarySqueezeModule(4, detach)
         torch.nn.init.normal_(module.directions["contraction"].flow.weight, std=0.1)
         features = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
         fine = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))

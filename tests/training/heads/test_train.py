@@ -58,7 +58,7 @@ def test_a_resumed_run_is_the_undisturbed_one(arch: str, head: str, configure: A
 
     kept = SegmenterModule.on_train_batch_end
     try:
-        SegmenterModule.on_train_batch_end = stop_after_two  # type: ignore[method-assign]
+        SegmenterModule.on_train_batch_end = stop_after_two  # type: ignore
         with pytest.raises(Stop):
             train_segmenter(arch, head, two, folder, progress="none")
         stopped["now"] = False

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -21,7 +23,7 @@ def test_pair_change_equals_its_definition(workers: int) -> None:
     coarse, refined, truth = triples()
     sides = [[Mask.from_array(a) for a in side] for side in (coarse, refined, truth)]
     got = pair_change(*sides, workers=workers)
-    f = {"before": [], "after": []}
+    f: dict[str, list[Any]] = {"before": [], "after": []}
     for when, side in (("before", coarse), ("after", refined)):
         ious = [oracles.iou(m, t) for m, t in zip(side, truth, strict=True)]
         f[when] = [oracles.boundary_f(m, t, 1) for m, t in zip(side, truth, strict=True)]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -69,7 +70,7 @@ def test_a_source_has_its_own_mix(tmp_path: Path) -> None:
     folder = label_folder(tmp_path)
     store = tmp_path / "store"
     write_scenes(store, label_scenes(folder / "labels", folder / "images", "a"))
-    settings = {"batch_size": 8, "sources": {"a": 1.0}, "soft_share": 0.0, "scale_share": 0.0}
+    settings: Any = {"batch_size": 8, "sources": {"a": 1.0}, "soft_share": 0.0, "scale_share": 0.0}
     plain = PatchStream(SceneStore(store), StreamConfig(mix={"exact": 1.0}, **settings))
     other = StreamConfig(mix={"exact": 1.0}, source_mix={"a": {"warp": 1.0}}, **settings)
     patches, targets = PatchStream(SceneStore(store), other).batch(0)

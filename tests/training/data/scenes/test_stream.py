@@ -33,7 +33,13 @@ def picture(mask: np.ndarray) -> np.ndarray:
 
 def batch(store: SceneStore, **options: Any) -> tuple[np.ndarray, np.ndarray]:
     """Patches and targets of a stream that changes nothing but what is asked for."""
-    settings = {"batch_size": 24, "sources": {"a": 1.0}, "mix": {"exact": 1.0}, "soft_share": 0.0, "scale_share": 0.0}
+    settings: Any = {
+        "batch_size": 24,
+        "sources": {"a": 1.0},
+        "mix": {"exact": 1.0},
+        "soft_share": 0.0,
+        "scale_share": 0.0,
+    }
     patches, targets = PatchStream(store, StreamConfig(**(settings | options))).batch(0)
     return patches.numpy(), targets.numpy()
 
@@ -88,9 +94,10 @@ def test_a_plain_background_keeps_the_object(store: SceneStore) -> None:
         patches, targets = batch(store, plain_share=share)
         deep = [cv2.erode(t, np.ones((9, 9), np.uint8)) > 0 for t in targets]
         far = [cv2.dilate(t, np.ones((9, 9), np.uint8)) == 0 for t in targets]
-        return tuple(
+        inside, outside = (
             float(np.std([p[m][:, :3].mean() for p, m in zip(patches, ms, strict=True)])) for ms in (deep, far)
         )
+        return inside, outside
 
     (deep, far), (kept, changed) = spread(0.0), spread(1.0)
     assert changed > 3 * far
