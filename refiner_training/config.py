@@ -26,6 +26,14 @@ class NetworkConfig(NetworkRecipe):
 
     start_from: Path | None = None
     """A model version to take the weights from, for fine-tuning."""
+    encoder_weights: Path | None = None
+    """A file of its encoder's weights alone, as timm, torchvision or `efficientnet-lite-pytorch` has them."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.start_from is not None and self.encoder_weights is not None:
+            raise ValueError("start_from holds the encoder's weights too; leave it or encoder_weights out")
+        return self
 
 
 class SimulatedData(Settings):

@@ -74,3 +74,30 @@ def deeplab(channels: int, outputs: int = 1) -> nn.Module:
         encoder_name="resnet50", encoder_weights=None, in_channels=channels, classes=outputs
     )
     return network
+
+
+class UNetLite0(nn.Module):
+    """EfficientNet-Lite0 (Tan and Le, ICML 2019) under a light U-Net decoder, from segmentation-models-pytorch.
+
+    The mask channel is added to the logit, so that an undecided network keeps the mask it was given.
+    """
+
+    def __init__(self, channels: int, outputs: int = 1) -> None:
+        super().__init__()
+        import segmentation_models_pytorch as smp
+
+        unet = smp.Unet(
+            "tu-tf_efficientnet_lite0",
+            encoder_weights=None,
+            in_channels=channels,
+            classes=outputs,
+            decoder_channels=(96, 64, 48, 32, 16),
+        )
+        self.encoder, self.decoder, self.head = unet.encoder, unet.decoder, unet.segmentation_head
+        self.residual = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(P, 4, S, S) -> (P, outputs, S, S); S a multiple of 32."""
+        logits: Tensor = self.head(self.decoder(self.encoder(patches)))
+        foreground = logits[:, :1] + self.residual * patches[:, 3:4]
+        return torch.cat((foreground, logits[:, 1:]), 1) if logits.shape[1] > 1 else foreground

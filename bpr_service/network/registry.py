@@ -38,6 +38,12 @@ def _deeplab(**arguments: Any) -> nn.Module:
     return deeplab(CHANNELS, **arguments)
 
 
+def _unet_lite0(**arguments: Any) -> nn.Module:
+    from bpr_service.network.fcn import UNetLite0
+
+    return UNetLite0(CHANNELS, **arguments)
+
+
 def _fast_scnn(outputs: int = 1) -> nn.Module:
     from bpr_service.network.fast_scnn import FastSCNN
 
@@ -65,6 +71,7 @@ NETWORKS: dict[str, NetworkSpec] = {
     "fcn_resnet18": NetworkSpec(partial(_resnet, "resnet18"), 8),
     "fcn_resnet50": NetworkSpec(partial(_resnet, "resnet50"), 8),
     "deeplabv3plus_resnet50": NetworkSpec(_deeplab, 16),
+    "unet_lite0": NetworkSpec(_unet_lite0, 32),
     "fast_scnn": NetworkSpec(_fast_scnn, 32),
     "light_unet_s": NetworkSpec(partial(_light, {"widths": (24, 48, 64, 96), "depth": 1}), 16),
     "light_unet_m": NetworkSpec(partial(_light, {"widths": (48, 96, 160, 224), "depth": 1}), 16),

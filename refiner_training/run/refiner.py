@@ -6,6 +6,7 @@ Shapes: N patches of S x S px. Patches arrive as (N, S, S, 4) uint8 (RGB + mask)
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from refiner_training.run.loss import boundary_loss
 from refiner_training.run.module import TrainingModule
 from refiner_training.run.streams import VALIDATION_SEED, loader, open_data
 from refiner_training.run.trainer import Progress, begin, fit
+from refiner_training.run.weights import WeightsReport, load_encoder
 
 NEW_OUTPUT = 0.1
 """What the random weights of an output that is added to a trained network are multiplied by."""
@@ -37,6 +39,9 @@ class RefinerModule(TrainingModule):
         self.config = config
         if config.network.start_from is not None:
             start_from(self.network, config)
+        self.encoder_report: WeightsReport | None = None
+        if config.network.encoder_weights is not None:
+            self.encoder_report = load_encoder(self.network, config.network.name, config.network.encoder_weights)
         patch = config.patch
         self.padding = round(patch.padding_px * patch.network_size_px / patch.crop_size_px)
 
@@ -132,7 +137,7 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = True, progress: P
 
     Raises:
         ConfigError, UnknownName, FormatError: data, network or checkpoint do not fit, before any training.
-        ModelError: ``last.ckpt`` is damaged or of another layout.
+        ModelError: ``last.ckpt`` is damaged or of another layout; ``network.encoder_weights`` cannot be used.
     """
     run = config.run
     begin(run)
@@ -141,6 +146,9 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = True, progress: P
     record, checkpoint = module.record(), folder / "last.ckpt"
     same = ("config.network.name", "config.network.arguments", "config.patch")
     first = resume_step(checkpoint, "refiner", record, same) if resume and checkpoint.is_file() else 0
+    if first == 0 and module.encoder_report is not None and module.global_rank == 0:
+        module.encoder_report.write(folder / "weights.json")
+        print(module.encoder_report, file=sys.stderr)
     training = loader(open_data(config.data, config, seed=run.seed, first=first), run.workers)
     validation = None
     if config.validation is not None and run.validation_batches and run.validate_every:

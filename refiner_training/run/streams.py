@@ -57,16 +57,17 @@ def open_data(
     from refiner_training.data.scenes.store import SceneStore
     from refiner_training.data.scenes.stream import PatchStream, StreamConfig
 
-    if patch.network_size_px != patch.crop_size_px or patch.scheme == "instance":
+    if patch.scheme == "instance":
         raise ConfigError(
             "simulated data",
-            expected=f"network_size_px equal to patch_size_px + 2 padding_px ({patch.crop_size_px}), no instance crops",
-            got=f"{patch.network_size_px}, {patch.scheme}",
-            fix="change one of them, or build a patch set",
+            expected="patches of one size, as scheme dense cuts them",
+            got="scheme instance, whose crops are as large as their objects",
+            fix="set patch.scheme to dense, or build a patch set",
         )
     stream = StreamConfig(
         patch_size_px=patch.patch_size_px,
         padding_px=patch.padding_px,
+        network_size_px=patch.network_size_px,
         batch_size=config.run.batch_size,
         sources=data.used(config.notes),
         **data.model_dump(exclude={"kind", "scenes", "sources", "leave_out", "stated_terms_only"}),

@@ -1,8 +1,8 @@
 """What the weights of other trainers are called here, and how they must be turned to mean the same.
 
-Known: torchvision's detectors (Mask R-CNN, FCOS, RetinaNet), detectron2's Mask R-CNN and BMask R-CNN, and timm's
-backbones. A rule is a pattern of a foreign name and the name that it has in our detector, without the prefix that the
-architecture gives it.
+Known: torchvision's detectors (Mask R-CNN, FCOS, RetinaNet), detectron2's Mask R-CNN and BMask R-CNN, timm's and
+torchvision's backbones, and EfficientNet-Lite0 as `efficientnet-lite-pytorch` has it. A rule is a pattern of a foreign
+name and the name that it has in our detector, without the prefix that the architecture gives it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Source = Literal["torchvision", "detectron2", "timm", "ours"]
+Source = Literal["torchvision", "detectron2", "timm", "efficientnet", "ours"]
 Rules = Sequence[tuple[str, Callable[[re.Match[str]], str]]]
 
 HEAD = "detector.roi_heads.head."
@@ -23,8 +23,9 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
     "blendmask": {"BODY": ("detector.backbone.body",), "FPN": ("detector.backbone.fpn",)},
     "yolact": {"BODY": ("pyramid.body",), "FPN": ("pyramid.fpn",)},
     "deeplabv3plus": {"BODY": ("model.encoder.model",)},
+    "refiner": {"BODY": ("encoder.model", "encoder")},
 }
-"""Where an architecture has its backbone and its feature pyramid."""
+"""Where an architecture has its backbone and its feature pyramid; ``refiner``: any refinement network."""
 BRANCHES = {
     "MASK_TOWER": tuple(HEAD + name for name in ("tower", "mask_tower")),
     "MASK_PREDICTOR": tuple(HEAD + name for name in ("predictor", "mask_predictor", "predictors.mask")),
@@ -69,6 +70,28 @@ DETECTRON2: Rules = (
     (_HEAD + r"((?:mask_to_boundary|boundary_to_mask)\.\w+)", lambda m: f"{HEAD}{m[1]}"),
 )
 TIMM: Rules = ((r"(.+)", lambda m: f"BODY.{m[1]}"),)
+LITE0_BLOCKS = (1, 2, 2, 3, 3, 4, 1)
+"""Blocks of each stage of EfficientNet-B0 and Lite0 (Tan and Le, ICML 2019, Table 1)."""
+_PARTS = {"expand_conv": "conv_pw", "bn0": "bn1", "depthwise_conv": "conv_dw", "bn1": "bn2", "project_conv": "conv_pwl",
+          "bn2": "bn3"}  # fmt: skip
+_FIRST_PARTS = {"depthwise_conv": "conv_dw", "bn1": "bn1", "project_conv": "conv_pw", "bn2": "bn2"}
+
+
+def _block(m: re.Match[str]) -> str:
+    """Blocks are numbered through there, by stage in timm; those of the first stage do not expand."""
+    stage, block = 0, int(m[1])
+    while stage < len(LITE0_BLOCKS) - 1 and block >= LITE0_BLOCKS[stage]:
+        block -= LITE0_BLOCKS[stage]
+        stage += 1
+    parts = _PARTS if stage else _FIRST_PARTS
+    return f"BODY.blocks.{stage}.{block}.{parts.get(m[2], m[2])}.{m[3]}"
+
+
+EFFICIENTNET: Rules = (
+    (r"_conv_stem\.(\w+)", lambda m: f"BODY.conv_stem.{m[1]}"),
+    (r"_bn0\.(\w+)", lambda m: f"BODY.bn1.{m[1]}"),
+    (r"_blocks\.(\d+)\._(\w+)\.(\w+)", _block),
+)
 OURS: Rules = (
     (rf"{re.escape(HEAD)}(?:mask_)?tower\.(.+)", lambda m: f"MASK_TOWER.{m[1]}"),
     (rf"{re.escape(HEAD)}(?:(?:mask_)?predictor|predictors\.mask)\.(.+)", lambda m: f"MASK_PREDICTOR.{m[1]}"),
@@ -77,13 +100,21 @@ OURS: Rules = (
     (r"model\.encoder\.model\.(.+)", lambda m: f"BODY.{m[1]}"),
     (r"(.+)", lambda m: m[1]),
 )
-RULES: dict[Source, Rules] = {"torchvision": TORCHVISION, "detectron2": DETECTRON2, "timm": TIMM, "ours": OURS}
+RULES: dict[Source, Rules] = {
+    "torchvision": TORCHVISION,
+    "detectron2": DETECTRON2,
+    "timm": TIMM,
+    "efficientnet": EFFICIENTNET,
+    "ours": OURS,
+}
 
 
 def source_of(names: Sequence[str]) -> Source:
     """Whose names these are."""
     if any(name.startswith(("backbone.bottom_up.", "proposal_generator.")) for name in names):
         return "detectron2"
+    if any(name.startswith("_conv_stem.") for name in names):
+        return "efficientnet"
     return "torchvision" if any(name.startswith("backbone.") for name in names) else "timm"
 
 

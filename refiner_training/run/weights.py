@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from bpr_service import storage
-from bpr_service.errors import ModelError
+from bpr_service.errors import ConfigError, ModelError
+from bpr_service.network.normalise import IMAGE_STD
+from bpr_service.network.registry import CHANNELS
 from refiner_training.run.checkpoint import weights_of
 from refiner_training.run.weight_names import PLACES, Source, our_names, source_of, turned
 
@@ -59,7 +61,7 @@ class WeightsReport:
 
 
 def load_weights(
-    model: nn.Module, file: Path, arch: str, *, std: Sequence[float], class_ids: Sequence[int] = ()
+    model: nn.Module, file: Path, arch: str, *, std: Sequence[float] = IMAGE_STD, class_ids: Sequence[int] = ()
 ) -> WeightsReport:
     """Put into a fresh model what a file has for it.
 
@@ -67,7 +69,7 @@ def load_weights(
         file: ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors``; or a run's folder, of which it takes
             ``best.ckpt``, else ``last.ckpt``.
         arch: of the model.
-        std: of the RGB channels in [0, 1], as the model's input is normalised.
+        std: of the RGB channels in [0, 1], as the model's input is normalised; of detectron2's weights alone.
         class_ids: category ids of the model's labels; a model trained on COCO's ids 1 to 90 gives its rows of them to
             one trained on the 80 categories.
 
@@ -89,6 +91,8 @@ def load_weights(
             unused.append(name)
             continue
         tensor = _rows(tensors[name], ours[target], class_ids)
+        if arch == "refiner":
+            tensor = _with_mask(tensor, ours[target])
         why = _misfit(tensor, ours[target], target, ours, name, found)
         if why is None:
             taken[target] = tensor
@@ -109,6 +113,39 @@ def load_weights(
     model.load_state_dict(taken, strict=False)
     fresh = tuple(n for n in ours if n not in taken and n not in differing and not _counter(n))
     return WeightsReport(str(file), source, tuple(taken), differing, tuple(unused), fresh)
+
+
+def load_encoder(network: nn.Module, name: str, file: Path) -> WeightsReport:
+    """Put a pretrained encoder's weights into a fresh refinement network: all of them, or none is of use.
+
+    The first convolution's filters of RGB are the file's; those of the mask channel stay as they were drawn.
+
+    Args:
+        network: of `bpr_service.network.registry`, called `name` there.
+        file: as `load_weights` reads it; a classifier's own layers are left out, and reported.
+
+    Raises:
+        ConfigError: the network has no encoder that others train.
+        ModelError: see :func:`load_weights`; or not every layer of the encoder is in the file.
+    """
+    if not any(each.startswith("encoder.") for each in network.state_dict()):
+        raise ConfigError(
+            f"network.encoder_weights {file}",
+            expected="a network with an encoder of timm or segmentation-models-pytorch",
+            got=f"{name}, which has none",
+            fix="set network.name to another network, as fcn_resnet50, or leave network.encoder_weights out",
+        )
+    report = load_weights(network, file, "refiner")
+    lacking = [each for each in (*report.differing, *report.fresh) if each.startswith("encoder.")]
+    if lacking:
+        why = report.differing.get(lacking[0], "not in the file")
+        raise ModelError(
+            f"network.encoder_weights {file} is of another network",
+            expected=f"every layer of the encoder of {name}",
+            got=f"{len(report.loaded)} that fit and {len(lacking)} that do not; {lacking[0]}: {why}",
+            fix="set network.name to the network that the file is of, or give another file",
+        )
+    return report
 
 
 def read_weights(file: Path) -> tuple[dict[str, Tensor], Source]:
@@ -170,6 +207,12 @@ def _rows(tensor: Tensor, wanted: Tensor, class_ids: Sequence[int]) -> Tensor:
         if tensor.shape[0] == each * COCO_LABELS and wanted.shape[0] == each * (len(class_ids) + 1):
             return tensor.reshape(COCO_LABELS, each, *tensor.shape[1:])[[0, *class_ids]].flatten(0, 1)
     return tensor
+
+
+def _with_mask(tensor: Tensor, wanted: Tensor) -> Tensor:
+    """A first convolution of RGB with the filters of the mask channel as they were drawn."""
+    rgb = wanted[:, :3] if wanted.ndim == 4 and wanted.shape[1] == CHANNELS else wanted
+    return torch.cat([tensor, wanted[:, 3:]], 1) if rgb is not wanted and tensor.shape == rgb.shape else tensor
 
 
 def _misfit(

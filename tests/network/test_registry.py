@@ -106,6 +106,10 @@ class TestDeepLabV3Plus(Contract):
     name = "deeplabv3plus_resnet50"
 
 
+class TestUNetLite0(Contract):
+    name = "unet_lite0"
+
+
 class TestFastSCNN(Contract):
     name = "fast_scnn"
 

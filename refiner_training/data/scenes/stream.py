@@ -39,6 +39,8 @@ class StreamConfig:
 
     patch_size_px: int = 64
     padding_px: int = 16
+    network_size_px: int | None = None
+    """S; None is `side_px`, which sees a picture px as one px."""
     batch_size: int = 64
     sources: dict[str, float] = field(default_factory=lambda: {"ccp": 0.45, "bsds": 0.3, "camvid": 0.25})
     mix: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_MIX))
@@ -49,7 +51,7 @@ class StreamConfig:
     scale_share: float = 0.5
     """Share of masks whose patches are cut at another scale than 1, drawn log-uniformly from `scales`."""
     scales: tuple[float, float] = (0.25, 4.0)
-    """Least and greatest zoom: network px a picture px."""
+    """Least and greatest zoom: patches of so many times fewer picture px."""
     real_share: float = 0.7
     """Share of the masks that have a real network's mask for which it is taken."""
     small_exact: float = 0.0
@@ -66,8 +68,13 @@ class StreamConfig:
 
     @property
     def side_px(self) -> int:
-        """S."""
+        """Picture px of a patch with its padding, at zoom 1."""
         return self.patch_size_px + 2 * self.padding_px
+
+    @property
+    def size_px(self) -> int:
+        """S."""
+        return self.network_size_px or self.side_px
 
 
 class PatchStream(IterableDataset[tuple[Tensor, Tensor]]):
@@ -115,7 +122,7 @@ class PatchStream(IterableDataset[tuple[Tensor, Tensor]]):
     def batch(self, index: int) -> tuple[Tensor, Tensor]:
         """The ``index``-th batch: patches (N, S, S, 4) and targets (N, S, S), uint8."""
         rng = np.random.default_rng([self.seed, index])
-        config, size = self.config, self.config.side_px
+        config, size = self.config, self.config.size_px
         patches = np.empty((config.batch_size, size, size, 4), np.uint8)
         targets = np.empty((config.batch_size, size, size), np.uint8)
         filled = 0
@@ -137,7 +144,7 @@ class PatchStream(IterableDataset[tuple[Tensor, Tensor]]):
         soft = self._coarse(view, index, source, rng)
         centres = _boundary(soft, view)
         if not len(centres):
-            size = config.side_px
+            size = config.size_px
             return np.empty((0, size, size, 4), np.uint8), np.empty((0, size, size), np.uint8)
         count = int(np.clip(len(centres) // 24, 1, config.patches_a_mask))
         reach = max(round(14 / zoom), 1)
@@ -175,7 +182,7 @@ class PatchStream(IterableDataset[tuple[Tensor, Tensor]]):
 
     def _cut(self, view: View, levels: U8, truth: U8, centres: NDArray[np.int64], zoom: float) -> tuple[U8, U8]:
         """Patches (n, S, S, 4) and targets (n, S, S) around (n, 2) centres (y, x), of S / zoom picture px."""
-        config, size = self.config, self.config.side_px
+        config, size = self.config, self.config.size_px
         inner = round(config.patch_size_px / zoom)
         padding = round(config.padding_px / zoom)
         side, half = inner + 2 * padding, inner // 2

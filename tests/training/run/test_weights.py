@@ -13,10 +13,11 @@ from torchvision.models.detection import FCOS, MaskRCNN, RetinaNet
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from bpr_service.errors import ModelError
+from bpr_service.errors import ConfigError, ModelError
+from bpr_service.network.registry import build_network
 from refiner_training.run.segmenter import load_segmenter, train_segmenter
 from refiner_training.run.weight_names import turned
-from refiner_training.run.weights import load_weights, read_weights
+from refiner_training.run.weights import load_encoder, load_weights, read_weights
 from refiner_training.segmenters.registry import build_segmenter
 
 STD = (0.229, 0.224, 0.225)
@@ -253,3 +254,65 @@ def test_files_that_hold_no_weights(content: Any, tmp_path: Path) -> None:
         path.write_bytes(content)
     with pytest.raises(ModelError, match=r"w\.pth"):
         read_weights(path)
+
+
+ENCODERS = {"fcn_resnet18": "resnet18", "fcn_hrnet_w18s": "hrnet_w18_small_v2", "deeplabv3plus_resnet50": "resnet50"}
+
+
+def drawn(name: str, **arguments: Any) -> dict[str, torch.Tensor]:
+    """The weights of a classifier of timm, of which each tensor is known by its values."""
+    state = timm.create_model(name, pretrained=False, **arguments).state_dict()
+    return {
+        key: value + index if value.is_floating_point() else value for index, (key, value) in enumerate(state.items())
+    }
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_refiner_takes_a_classifiers_encoder_whole(name: str, tmp_path: Path) -> None:
+    theirs = drawn(ENCODERS[name])
+    network = build_network(name)
+    mask = network.state_dict()["encoder.conv1.weight"][:, 3:].clone()
+    report = load_encoder(network, name, kept(theirs, tmp_path / "t.pth"))
+    ours = {k.removeprefix("encoder."): v for k, v in network.state_dict().items() if k.startswith("encoder.")}
+    stem = ours.pop("conv1.weight")
+    assert torch.equal(stem, torch.cat([theirs["conv1.weight"], mask], 1))
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+    assert not any(each.startswith("encoder.") for each in report.fresh)
+    assert report.unused
+
+
+def lite0_names() -> list[str]:
+    """The names of `efficientnet-lite-pytorch`, in the order of timm's."""
+    norms = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    names = ["_conv_stem.weight", *(f"_bn0.{n}" for n in norms)]
+    for block in range(16):
+        parts = [("_expand_conv", "_bn0")] * (block > 0) + [("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
+        for convolution, norm in parts:
+            names += [f"_blocks.{block}.{convolution}.weight", *(f"_blocks.{block}.{norm}.{n}" for n in norms)]
+    return [*names, "_conv_head.weight", *(f"_bn1.{n}" for n in norms), "_fc.weight", "_fc.bias"]
+
+
+def test_efficientnet_lite0_has_blocks_numbered_through_elsewhere(tmp_path: Path) -> None:
+    theirs = drawn("tf_efficientnet_lite0")
+    names = lite0_names()
+    assert len(names) == len(theirs)
+    network = build_network("unet_lite0")
+    report = load_encoder(
+        network, "unet_lite0", kept(dict(zip(names, theirs.values(), strict=True)), tmp_path / "l.pth")
+    )
+    assert (report.source, report.differing) == ("efficientnet", {})
+    for key, value in network.state_dict().items():
+        if key.startswith("encoder.model.") and not key.endswith("conv_stem.weight"):
+            assert torch.equal(value, theirs[key.removeprefix("encoder.model.")]), key
+    assert sorted(report.unused) == sorted(n for n in names if n.startswith(("_conv_head", "_bn1", "_fc")))
+
+
+def test_an_encoder_of_another_network_is_refused(tmp_path: Path) -> None:
+    file = kept(drawn("resnet50"), tmp_path / "r50.pth")
+    with pytest.raises(
+        ModelError, match=r"every layer of the encoder of fcn_resnet18.*layer1.0.conv1.*Set network.name"
+    ) as caught:
+        load_encoder(build_network("fcn_resnet18"), "fcn_resnet18", file)
+    assert "97 that fit" in str(caught.value)
+    with pytest.raises(ConfigError, match="light_unet_s, which has none"):
+        load_encoder(build_network("light_unet_s"), "light_unet_s", file)

@@ -64,6 +64,17 @@ def test_patches_are_cut_at_other_scales(store: SceneStore) -> None:
     assert shares[(0.25, 1.0)] < 0.7 * shares[(1.0, 1.0)] < 0.7 * 0.7 * shares[(1.0, 4.0)]
 
 
+def test_a_network_may_see_a_picture_px_as_four(store: SceneStore) -> None:
+    once, once_targets = batch(store)
+    twice, twice_targets = batch(store, network_size_px=192)
+    assert twice.shape == (24, 192, 192, 4)
+    assert twice_targets.shape == (24, 192, 192)
+    back = np.stack([cv2.resize(patch, (96, 96), interpolation=cv2.INTER_AREA) for patch in twice])
+    assert np.abs(back[..., :3].astype(int) - once[..., :3]).mean() < 3
+    halves = cv2.resize(twice_targets.transpose(1, 2, 0).astype(np.float32), (96, 96), interpolation=cv2.INTER_AREA)
+    assert ((halves.transpose(2, 0, 1) > 0.5) == (once_targets == 1)).mean() > 0.99
+
+
 def test_small_masks_are_exact_as_often_as_asked(store: SceneStore) -> None:
     mix = {"morphology": 1.0}
     patches, targets = batch(store, sources={"small": 1.0}, mix=mix, small_exact=1.0)
