@@ -7,25 +7,31 @@ N instances, B images, C classes, M cells a side of an instance's mask grid, h a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import roi_align
 
 from refiner_training.heads.layers import conv
 from refiner_training.heads.losses import bce_loss, crisp_loss, dice_loss, zero_loss
 from refiner_training.heads.protocol import HeadSettings
-from refiner_training.heads.targets import laplace_boundary, laplacian
+from refiner_training.heads.targets import binarise, laplace_boundary, laplacian, project_masks
+
+BASIS_GRID = 28  # cells a side of the boxes in which the basis of design ``instance`` is supervised
 
 
 class B2InstSettings(HeadSettings):
     """Settings of B2Inst; the paper states neither loss weights nor the scoring head's width.
 
     Attributes:
-        basis: the boundary basis; off leaves the mask scores alone.
+        basis: the design of the boundary basis, the axes of Table 2: ``none``; ``unsupervised``, one more basis that
+            nothing supervises; ``auxiliary``, supervised over the image, but no part of the masks; ``instance``, part of
+            them and supervised inside each true box by that instance's boundary; ``holistic``, part of them and
+            supervised over the image: the paper's choice.
         basis_losses: what its loss is the sum of: ``bce``, ``dice`` and ``crisp`` (reciprocal Dice with a light BCE).
         basis_weight: weight of that sum.
         basis_form: how the basis enters BlendMask's convex sum: as a ``probability``, as a ``signed`` map (-1 to 1), or
@@ -36,7 +42,7 @@ class B2InstSettings(HeadSettings):
         score_channels, score_hidden: width of its convolutions and of its two linear layers.
     """
 
-    basis: bool = True
+    basis: Literal["none", "unsupervised", "auxiliary", "instance", "holistic"] = "holistic"
     basis_losses: tuple[Literal["bce", "dice", "crisp"], ...] = Field(default=("bce", "dice", "crisp"), min_length=1)
     basis_weight: float = 1.0
     basis_form: Literal["probability", "signed", "logits"] = "probability"
@@ -45,12 +51,41 @@ class B2InstSettings(HeadSettings):
     score_channels: int = 256
     score_hidden: int = 1024
 
+    @property
+    def has_basis(self) -> bool:
+        """Whether there is an output for the boundary."""
+        return self.basis != "none"
+
+    @property
+    def assembled(self) -> bool:
+        """Whether masks are made of it, too."""
+        return self.basis in ("unsupervised", "instance", "holistic")
+
+    @property
+    def supervised(self) -> bool:
+        """Whether it has a loss."""
+        return self.basis in ("auxiliary", "instance", "holistic")
+
 
 def boundary_basis_loss(logits: Tensor, targets: Tensor, settings: B2InstSettings) -> Tensor:
-    """Loss of the boundary basis (B, h, w) over the whole image, with or without instances (sec. 4.1)."""
+    """Loss of the boundary basis (B, h, w), over the whole image or inside boxes (sec. 4.1); 0 of no sample."""
     losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"bce": bce_loss, "dice": dice_loss, "crisp": crisp_loss}
     parts = [losses[name](logits, targets) for name in settings.basis_losses]
     return settings.basis_weight * torch.stack(parts).sum()
+
+
+def instance_basis_loss(
+    logits: Tensor, targets: Sequence[Mapping[str, Tensor]], cells_per_px: float, settings: B2InstSettings
+) -> Tensor:
+    """Loss of the basis (B, h, w) inside each true box, against the boundary of that instance alone."""
+    boxes = [target["boxes"] for target in targets]
+    size = (BASIS_GRID, BASIS_GRID)
+    inside = roi_align(logits[:, None].float(), boxes, size, cells_per_px, aligned=True)[:, 0]
+    truth = [
+        project_masks(t["masks"], t["boxes"], torch.arange(len(t["boxes"]), device=logits.device), BASIS_GRID)
+        for t in targets
+    ]
+    return boundary_basis_loss(inside, laplace_boundary(binarise(torch.cat(truth))), settings)
 
 
 def basis_map(logits: Tensor, settings: B2InstSettings) -> Tensor:
@@ -67,7 +102,7 @@ def head_losses(settings: B2InstSettings | None) -> tuple[str, ...]:
         return ()
     scores = {"mask": ("loss_mask_iou",), "boundary": ("loss_mask_boundary",), "none": ()}
     both = ("loss_mask_iou", "loss_mask_boundary")
-    return ("loss_boundary_basis",) * settings.basis + scores.get(settings.scoring, both)
+    return ("loss_boundary_basis",) * settings.supervised + scores.get(settings.scoring, both)
 
 
 def score_targets(predicted: Tensor, truth: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:

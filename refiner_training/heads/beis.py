@@ -32,13 +32,13 @@ class BeisSettings(ContrastSettings):
     """Settings of BEIS; what the paper leaves open is named here.
 
     Attributes:
-        channels: D of each stage, X_mid = X_BEF; one entry more than refinements. The paper states none; its speeds
-            leave room for about these (see docs/heads.md).
+        channels: D of each stage, X_mid = X_BEF; one entry more than refinements; a fifth goes to 224. The paper states
+            none; its speeds leave room for about these (see docs/heads.md).
         sources: the RoI features that are fused: of the pyramid, of the finest level, or both.
         max_rois: most RoIs an image the mask branch trains on (a 112 x 112 map of 32 channels is 1.5 MiB a RoI).
     """
 
-    channels: tuple[int, ...] = Field(default=(256, 128, 64, 32), min_length=2, max_length=4)
+    channels: tuple[int, ...] = Field(default=(256, 128, 64, 32), min_length=2, max_length=5)
     sources: Literal["both", "pyramid", "finest"] = "both"
     max_rois: int | None = None
 

@@ -24,6 +24,7 @@ from refiner_training.heads.protocol import (
     RoiBatch,
     RoiHead,
 )
+from refiner_training.heads.targets import laplace_boundary, sobel_boundary
 
 
 class BMaskSettings(HeadSettings):
@@ -33,7 +34,10 @@ class BMaskSettings(HeadSettings):
         channels: width of the convolutions.
         padding: how the boundary target treats the RoI's border (``zero`` is the reference).
         squared: Dice with squared sums (the paper); False is the released code.
-        bce_weight: lambda of the boundary loss, Dice + lambda BCE; 0 leaves Dice alone.
+        target: what the boundary branch is trained to give: the ``laplacian``'s inner boundary, ``sobel``'s two-sided
+            one, or the ``mask`` itself: the same arithmetic without a boundary.
+        dice_weight, bce_weight: of the boundary loss, Dice + lambda BCE; 0 leaves the other alone.
+        weighted: balance the two classes in its BCE.
         fusion: which of the two fusions there are; ``none`` leaves two branches that meet in the loss alone.
         max_rois: most RoIs an image the mask branch trains on.
     """
@@ -41,7 +45,10 @@ class BMaskSettings(HeadSettings):
     channels: int = 256
     padding: BoundaryPadding = "zero"
     squared: bool = True
+    target: Literal["laplacian", "sobel", "mask"] = "laplacian"
+    dice_weight: float = Field(default=1.0, ge=0)
     bce_weight: float = Field(default=1.0, ge=0)
+    weighted: bool = False
     fusion: Literal["both", "mask_to_boundary", "boundary_to_mask", "none"] = "both"
     max_rois: int | None = None
 
@@ -85,10 +92,17 @@ class BMaskHead(RoiHead):
         return out
 
     def losses(self, out: dict[str, Tensor], rois: RoiBatch) -> dict[str, Tensor]:
-        masks, boundaries = rois.boundary_targets(out["mask"].shape[-1], self.settings.padding)
+        settings = self.settings
+        operator = sobel_boundary if settings.target == "sobel" else laplace_boundary
+        masks, boundaries = rois.boundary_targets(out["mask"].shape[-1], settings.padding, operator)
         return {
             "loss_mask": bce_loss(out["mask"], masks),
             "loss_boundary": boundary_loss(
-                out["boundary"], boundaries, bce_weight=self.settings.bce_weight, squared=self.settings.squared
+                out["boundary"],
+                masks if settings.target == "mask" else boundaries,
+                dice_weight=settings.dice_weight,
+                bce_weight=settings.bce_weight,
+                weighted=settings.weighted,
+                squared=settings.squared,
             ),
         }

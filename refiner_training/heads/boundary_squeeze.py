@@ -6,7 +6,10 @@ N RoIs or images, D channels, C classes, h and w cells of the feature map, K the
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +27,9 @@ from refiner_training.heads.protocol import (
 )
 from refiner_training.heads.targets import squeeze_targets
 
+Auxiliary = Literal["boundary", "contraction", "expansion"]
+Fusion = Literal["sum", "concat"]
+
 
 class SqueezeSettings(HeadSettings):
     """Settings of the instance head.
@@ -34,7 +40,9 @@ class SqueezeSettings(HeadSettings):
         or_boundary: also count the boundary as contraction and expansion (released code; the paper does not).
         fine: add the finest level's features; without them F_sum is F_RoI.
         contraction, expansion: the two directions; each off leaves the other alone.
-        auxiliary: train boundary, contraction and expansion on targets of their own.
+        auxiliary: which features are trained on targets of their own, of boundary, contraction and expansion.
+        dice_weight, bce_weight: of the boundary's loss.
+        fusion: how the features become the mask's: their ``sum``, or all of them beside each other (``concat``).
         detach_sum: stop the mask features' gradient in F_sum (released code; the paper does not).
         padding: how the boundary target treats the RoI's border.
         squared: Dice with squared sums (the paper).
@@ -47,7 +55,10 @@ class SqueezeSettings(HeadSettings):
     fine: bool = True
     contraction: bool = True
     expansion: bool = True
-    auxiliary: bool = True
+    auxiliary: tuple[Auxiliary, ...] = ("boundary", "contraction", "expansion")
+    dice_weight: float = Field(default=1.0, ge=0)
+    bce_weight: float = Field(default=1.0, ge=0)
+    fusion: Fusion = "sum"
     detach_sum: bool = False
     padding: BoundaryPadding = "zero"
     squared: bool = True
@@ -98,6 +109,7 @@ class BoundarySqueezeModule(nn.Module):
         channels: D.
         detach_sum: stop the mask features' gradient in F_sum.
         directions: those that there are, of contraction and expansion.
+        fusion: see `SqueezeSettings`.
     """
 
     def __init__(
@@ -105,15 +117,17 @@ class BoundarySqueezeModule(nn.Module):
         channels: int,
         detach_sum: bool = False,
         directions: tuple[str, ...] = ("contraction", "expansion"),
+        fusion: Fusion = "sum",
     ) -> None:
         super().__init__()
-        self.detach_sum = detach_sum
+        self.detach_sum, self.concat = detach_sum, fusion == "concat"
         self.directions = nn.ModuleDict({name: Squeeze(channels) for name in directions})
         self.boundary = nn.Sequential(
             conv(channels, channels, bias=False), nn.ReLU(inplace=True), conv(channels, channels, bias=False)
         )
         self.to_mask = conv(channels, channels, 1)
-        self.fusion = nn.Sequential(conv(channels, channels), nn.ReLU(inplace=True))
+        parts = 2 + len(directions) if self.concat else 1
+        self.fusion = nn.Sequential(conv(parts * channels, channels), nn.ReLU(inplace=True))
 
     def forward(self, features: Tensor, fine: Tensor | None) -> dict[str, Tensor]:
         """F_RoI and F'_RoI (N, D, h, w) -> ``mask, boundary`` and each direction's features of that shape."""
@@ -123,7 +137,9 @@ class BoundarySqueezeModule(nn.Module):
         squeezed = {name: direction(summed, features) for name, direction in self.directions.items()}
         around = sum(squeezed.values(), features)
         boundary = self.boundary(around)
-        return {"mask": self.fusion(around + torch.relu(self.to_mask(boundary))), "boundary": boundary, **squeezed}
+        own = torch.relu(self.to_mask(boundary))
+        joined = torch.cat([features, *squeezed.values(), own], dim=1) if self.concat else around + own
+        return {"mask": self.fusion(joined), "boundary": boundary, **squeezed}
 
 
 class BoundarySqueezeHead(RoiHead):
@@ -133,7 +149,7 @@ class BoundarySqueezeHead(RoiHead):
         super().__init__()
         width = settings.channels
         directions = tuple(name for name in ("contraction", "expansion") if getattr(settings, name))
-        self.outputs = ("mask", *(("boundary", *directions) if settings.auxiliary else ()))
+        self.outputs = ("mask", *(name for name in ("boundary", *directions) if name in settings.auxiliary))
         poolers = {"mask": Pooler(PYRAMID, 14)}
         if settings.fine:
             poolers["fine"] = Pooler(FINEST, 28)
@@ -143,7 +159,7 @@ class BoundarySqueezeHead(RoiHead):
         self.downsample: nn.Module | None = None
         if settings.fine:
             self.downsample = nn.Sequential(conv(in_channels, width, stride=2), nn.ReLU(inplace=True))
-        self.squeeze = BoundarySqueezeModule(width, settings.detach_sum, directions)
+        self.squeeze = BoundarySqueezeModule(width, settings.detach_sum, directions, settings.fusion)
         self.predictors = nn.ModuleDict({name: MaskPredictor(width, width, classes) for name in self.outputs})
 
     def forward(self, rois: RoiBatch) -> dict[str, Tensor]:
@@ -158,7 +174,13 @@ class BoundarySqueezeHead(RoiHead):
         squared = self.settings.squared
         losses = {"loss_mask": bce_loss(out["mask"], masks)}
         if "boundary" in self.outputs:
-            losses["loss_boundary"] = boundary_loss(out["boundary"], boundaries, squared=squared)
+            losses["loss_boundary"] = boundary_loss(
+                out["boundary"],
+                boundaries,
+                dice_weight=self.settings.dice_weight,
+                bce_weight=self.settings.bce_weight,
+                squared=squared,
+            )
         for name, target in zip(("contraction", "expansion"), shells, strict=True):
             if name in self.outputs:
                 losses[f"loss_{name}"] = dice_loss(out[name], target, squared=squared)

@@ -60,9 +60,32 @@ def dice_loss(logits: Tensor, targets: Tensor, *, squared: bool = True, eps: flo
     return dice_per_sample(logits, targets, squared=squared, eps=eps).mean()
 
 
-def boundary_loss(logits: Tensor, targets: Tensor, *, bce_weight: float = 1.0, squared: bool = True) -> Tensor:
-    """Dice + lambda * BCE on boundaries (BMask R-CNN, eq. 2, lambda = 1; BoundarySqueeze, eq. 6)."""
-    return dice_loss(logits, targets, squared=squared) + bce_weight * bce_loss(logits, targets)
+def weighted_bce_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean binary cross entropy, foreground weighed by the background's share and the other way round."""
+    if logits.numel() == 0:
+        return zero_loss(logits)
+    positive = targets.float().mean()
+    weight = torch.where(targets > 0, 1 - positive, positive)
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), weight)
+
+
+def boundary_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    dice_weight: float = 1.0,
+    bce_weight: float = 1.0,
+    weighted: bool = False,
+    squared: bool = True,
+) -> Tensor:
+    """Dice + lambda * BCE on boundaries (BMask R-CNN, eq. 2, lambda = 1; BoundarySqueeze, eq. 6).
+
+    Args:
+        weighted: take :func:`weighted_bce_loss`.
+        squared: see :func:`dice_per_sample`.
+    """
+    bce = weighted_bce_loss if weighted else bce_loss
+    return dice_weight * dice_loss(logits, targets, squared=squared) + bce_weight * bce(logits, targets)
 
 
 def crisp_loss(logits: Tensor, targets: Tensor, *, bce_weight: float = 0.001, eps: float = 1.0) -> Tensor:

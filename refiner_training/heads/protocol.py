@@ -7,7 +7,7 @@ with 0 as background, H and W pixels of the (padded) image.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -87,17 +87,19 @@ class RoiBatch:
         grids = self._project(size, 0)
         return grids if soft else binarise(grids)
 
-    def boundary_targets(self, size: int, padding: BoundaryPadding) -> tuple[Tensor, Tensor]:
-        """Binary masks and their inner boundary, each (N, M, M).
+    def boundary_targets(
+        self, size: int, padding: BoundaryPadding, operator: Callable[..., Tensor] = laplace_boundary
+    ) -> tuple[Tensor, Tensor]:
+        """Binary masks and their boundary (the inner one, of `laplace_boundary`), each (N, M, M).
 
         ``zero``: foreground at the border of the RoI becomes boundary (the reference implementations).
         ``context``: one cell beyond the RoI decides, so an object that goes on is not cut.
         """
         if padding == "zero":
             masks = binarise(self._project(size, 0))
-            return masks, laplace_boundary(masks, "zero")
+            return masks, operator(masks, "zero")
         grown = binarise(self._project(size, 1))
-        return grown[:, 1:-1, 1:-1], laplace_boundary(grown, "none")
+        return grown[:, 1:-1, 1:-1], operator(grown, "none")
 
     def _project(self, size: int, margin: int) -> Tensor:
         assert self.truth is not None, "targets exist in training only"

@@ -77,6 +77,18 @@ def laplace_boundary(masks: Tensor, padding: Padding = "zero") -> Tensor:
     return (laplacian(masks, padding) > 0).float()
 
 
+def sobel_boundary(masks: Tensor, padding: Padding = "zero") -> Tensor:
+    """Both sides of the boundary: pixels where the Sobel gradient of a binary mask is not 0; as `laplace_boundary`."""
+    flat = masks.float().reshape(-1, 1, *masks.shape[-2:])
+    if padding != "none":
+        flat = F.pad(flat, (1, 1, 1, 1)) if padding == "zero" or not len(flat) else F.pad(flat, (1,) * 4, "replicate")
+    across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=flat.device)
+    with torch.autocast(flat.device.type, enabled=False):
+        gradient = F.conv2d(flat, torch.stack([across, across.T])[:, None])
+    edge = (gradient != 0).any(1).float()
+    return edge.reshape(*masks.shape[:-2], *edge.shape[-2:])
+
+
 def dilate(masks: Tensor, window_px: int) -> Tensor:
     """Dilation of (..., H, W) with a K x K square; what lies outside never adds."""
     flat = masks.float().reshape(-1, 1, *masks.shape[-2:])

@@ -25,6 +25,7 @@ from refiner_training.heads.b2inst import (
     basis_map,
     boundary_basis_loss,
     head_losses,
+    instance_basis_loss,
     rescore,
 )
 from refiner_training.heads.losses import zero_loss
@@ -66,7 +67,8 @@ class BlendMask(Segmenter):
         super().__init__()
         self.config, self.classes, self.b2inst = config, classes, b2inst
         self.attention = config.attention or (14 if b2inst is None else 7)
-        self.kernels = config.bases + (b2inst is not None and b2inst.basis)
+        self.kernels = config.bases + (b2inst is not None and b2inst.assembled)
+        outputs = config.bases + (b2inst is not None and b2inst.has_basis)
         width = pyramid.out_channels
         self.detector = FCOS(
             pyramid,
@@ -79,7 +81,7 @@ class BlendMask(Segmenter):
         )
         self.detector.transform = GridTransform(inputs)
         self.nms_threshold, self.most = config.nms_threshold, config.detections
-        self.basis = BasisModule(width, self.kernels, classes, config)
+        self.basis = BasisModule(width, outputs, classes, config)
         names = ["classification", "bbox_regression", "bbox_ctrness", "loss_mask", "loss_semantic"]
         self.scoring: MaskScoring | None = None
         if b2inst is not None and b2inst.scoring != "none":
@@ -105,9 +107,10 @@ class BlendMask(Segmenter):
         outputs = self.detector.head(levels)
         anchors = self.detector.anchor_generator(images, levels)
         bases, boundary = self.basis(levels), None
-        if self.b2inst is not None and self.b2inst.basis:
-            boundary = bases[:, -1]
-            bases = torch.cat([bases[:, :-1], basis_map(boundary, self.b2inst)[:, None]], dim=1)
+        if self.b2inst is not None and self.b2inst.has_basis:
+            bases, boundary = bases[:, :-1], bases[:, -1]
+            if self.b2inst.assembled:
+                bases = torch.cat([bases, basis_map(boundary, self.b2inst)[:, None]], dim=1)
         return _Pass(images, levels, outputs, anchors, bases, boundary)
 
     # ---- training ------------------------------------------------------------------------------------------
@@ -118,11 +121,20 @@ class BlendMask(Segmenter):
         matched = losses.pop("matched")
         losses |= self._mask_losses(run, targets, matched)
         losses["loss_semantic"] = self._semantic_loss(run, targets)
-        if self.b2inst is not None and run.boundary is not None:
-            canvas = (int(run.images.tensors.shape[-2]), int(run.images.tensors.shape[-1]))
-            truth = [holistic_boundary(t["masks"], canvas, BASIS_STRIDE) for t in targets]
-            losses["loss_boundary_basis"] = boundary_basis_loss(run.boundary, torch.stack(truth), self.b2inst)
+        if run.boundary is not None:
+            losses |= self._basis_loss(run, run.boundary, targets)
         return losses
+
+    def _basis_loss(self, run: _Pass, boundary: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+        """Of the boundary basis (B, h, w), where it is supervised."""
+        assert self.b2inst is not None
+        if not self.b2inst.supervised:
+            return {}
+        if self.b2inst.basis == "instance":
+            return {"loss_boundary_basis": instance_basis_loss(boundary, targets, 1 / BASIS_STRIDE, self.b2inst)}
+        canvas = (int(run.images.tensors.shape[-2]), int(run.images.tensors.shape[-1]))
+        truth = torch.stack([holistic_boundary(t["masks"], canvas, BASIS_STRIDE) for t in targets])
+        return {"loss_boundary_basis": boundary_basis_loss(boundary, truth, self.b2inst)}
 
     def _mask_losses(self, run: _Pass, targets: list[Target], matched: list[Tensor]) -> dict[str, Tensor]:
         """Masks of positive locations on their ground-truth boxes, weighted by the centreness target."""

@@ -67,11 +67,16 @@ def _deeplab(squeeze: bool) -> Builder:
     return build
 
 
+ROI_HEADS: dict[str, RoiHeadBuilder] = {
+    "plain": lambda width, classes, c: PlainMaskHead(width, classes, c.heads.plain),
+    "bmask": lambda width, classes, c: BMaskHead(width, classes, c.heads.bmask),
+    "bsm": lambda width, classes, c: BoundarySqueezeHead(width, classes, c.heads.bsm),
+    "beis": lambda width, classes, c: BeisHead(width, classes, c.heads.beis),
+}
+"""The mask heads of Mask R-CNN, by the channels of the pyramid and the number of classes."""
+
 HEADS: dict[tuple[str, str], Builder] = {
-    ("mask_rcnn", "plain"): _mask_rcnn(lambda width, classes, c: PlainMaskHead(width, classes, c.heads.plain)),
-    ("mask_rcnn", "bmask"): _mask_rcnn(lambda width, classes, c: BMaskHead(width, classes, c.heads.bmask)),
-    ("mask_rcnn", "bsm"): _mask_rcnn(lambda width, classes, c: BoundarySqueezeHead(width, classes, c.heads.bsm)),
-    ("mask_rcnn", "beis"): _mask_rcnn(lambda width, classes, c: BeisHead(width, classes, c.heads.beis)),
+    **{("mask_rcnn", name): _mask_rcnn(make) for name, make in ROI_HEADS.items()},
     ("blendmask", "plain"): _blendmask(False),
     ("blendmask", "b2inst"): _blendmask(True),
     ("yolact", "plain"): _yolact(False),

@@ -18,7 +18,14 @@ from torchvision.models.detection import _utils as detection
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign, box_iou, clip_boxes_to_image, roi_align
 
-from refiner_training.heads.b2inst import B2InstSettings, MaskScoring, boundary_basis_loss, head_losses, rescore
+from refiner_training.heads.b2inst import (
+    B2InstSettings,
+    MaskScoring,
+    boundary_basis_loss,
+    head_losses,
+    instance_basis_loss,
+    rescore,
+)
 from refiner_training.heads.layers import predictor
 from refiner_training.heads.losses import zero_loss
 from refiner_training.heads.targets import binarise, laplace_boundary, project_masks
@@ -62,8 +69,7 @@ class Yolact(Segmenter):
         super().__init__()
         self.config, self.classes, self.b2inst = config, classes, b2inst
         width = pyramid.out_channels
-        boundary = b2inst is not None and b2inst.basis
-        self.kernels = config.prototypes + boundary
+        self.kernels = config.prototypes + (b2inst is not None and b2inst.assembled)
         self.pyramid = pyramid
         self.nms_threshold, self.most = config.nms_threshold, config.detections
         side = config.size_px
@@ -72,7 +78,7 @@ class Yolact(Segmenter):
         )
         self.set_scale(1.0)
         self.prediction = PredictionHead(width, classes, self.kernels, config.channels)
-        self.prototype_net = PrototypeNet(width, config, boundary)
+        self.prototype_net = PrototypeNet(width, config, b2inst)
         self.semantic = predictor(width, classes - 1)
         self.coder = detection.BoxCoder((10.0, 10.0, 5.0, 5.0))
         self.matcher = detection.Matcher(0.5, 0.4, allow_low_quality_matches=True)
@@ -138,9 +144,14 @@ class Yolact(Segmenter):
         mean = each.mean() if len(each) else zero_loss(run.prototypes, run.outputs["coefficients"])
         losses["loss_mask"] = self.config.mask_weight * mean
         losses["loss_semantic"] = self._semantic_loss(run.levels[0], targets)
-        if self.b2inst is not None and run.boundary is not None:
-            truth = torch.stack([self._boundary(t["masks"], run.boundary.shape[-1]) for t in targets])
-            losses["loss_boundary_basis"] = boundary_basis_loss(run.boundary, truth, self.b2inst)
+        if self.b2inst is not None and run.boundary is not None and self.b2inst.supervised:
+            side = run.boundary.shape[-1]
+            if self.b2inst.basis == "instance":
+                loss = instance_basis_loss(run.boundary, targets, side / self.side_px, self.b2inst)
+            else:
+                truth = torch.stack([self._boundary(t["masks"], side) for t in targets])
+                loss = boundary_basis_loss(run.boundary, truth, self.b2inst)
+            losses["loss_boundary_basis"] = loss
         if self.scoring is not None:
             predicted, truth = torch.cat(masks["pred"]), torch.cat(masks["truth"])
             scores = self.scoring(predicted, self._score_features(run, boxes), torch.cat(masks["labels"]))

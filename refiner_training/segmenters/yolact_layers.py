@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 from bpr_service.config import Settings
+from refiner_training.heads.b2inst import B2InstSettings
 from refiner_training.heads.layers import conv, conv_tower, own_rng, predictor
 
 
@@ -94,13 +95,14 @@ def crop_mask(boxes: Tensor, height: int, width: int) -> Tensor:
 class PrototypeNet(nn.Module):
     """P3 -> prototypes at stride 4 (figure 3); the boundary basis, if any, is a last channel of raw logits."""
 
-    def __init__(self, in_channels: int, config: YolactConfig, boundary: bool) -> None:
+    def __init__(self, in_channels: int, config: YolactConfig, b2inst: B2InstSettings | None) -> None:
         super().__init__()
         self.tower = conv_tower(in_channels, config.channels, 3)
         self.fine = nn.Sequential(conv(config.channels, config.channels), nn.ReLU(inplace=True))
         self.prototypes = conv(config.channels, config.prototypes, 1)
         with own_rng():
-            self.boundary = predictor(config.channels, 1) if boundary else None
+            self.boundary = predictor(config.channels, 1) if b2inst is not None and b2inst.has_basis else None
+        self.assembled = b2inst is not None and b2inst.assembled
 
     def forward(self, finest: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, D, g, g) -> prototypes (B, K, 2g, 2g) and boundary logits (B, 2g, 2g) or None."""
@@ -110,6 +112,8 @@ class PrototypeNet(nn.Module):
         if self.boundary is None:
             return prototypes, None
         boundary = self.boundary(fine)[:, 0].float()
+        if not self.assembled:
+            return prototypes, boundary
         return torch.cat([prototypes, boundary.sigmoid()[:, None]], dim=1), boundary
 
 

@@ -207,7 +207,7 @@ ABLATIONS: list[tuple[Any, set[str]]] = [
     (SqueezeSettings(channels=8, fine=False), {"mask", "boundary", "contraction", "expansion"}),
     (SqueezeSettings(channels=8, expansion=False), {"mask", "boundary", "contraction"}),
     (SqueezeSettings(channels=8, contraction=False), {"mask", "boundary", "expansion"}),
-    (SqueezeSettings(channels=8, auxiliary=False), {"mask"}),
+    (SqueezeSettings(channels=8, auxiliary=()), {"mask"}),
     (PlainSettings(channels=8, convs=8), {"mask"}),
 ]
 
