@@ -29,7 +29,7 @@ class B2InstSettings(HeadSettings):
 
     Attributes:
         basis: the design of the boundary basis, the axes of Table 2: ``none``; ``unsupervised``, one more basis that
-            nothing supervises; ``auxiliary``, supervised over the image, but no part of the masks; ``instance``, part of
+            nothing supervises; ``auxiliary``, supervised over the image, but no part of masks; ``instance``, part of
             them and supervised inside each true box by that instance's boundary; ``holistic``, part of them and
             supervised over the image: the paper's choice.
         basis_losses: what its loss is the sum of: ``bce``, ``dice`` and ``crisp`` (reciprocal Dice with a light BCE).
