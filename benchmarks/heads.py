@@ -200,7 +200,7 @@ def overfit(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
     from refiner_training.run.module import learning_rate_factor
     from refiner_training.run.validation import mean_iou
-    from refiner_training.segmenters.data import open_data
+    from refiner_training.segmenters.data.sets import open_data
     from refiner_training.segmenters.registry import build_segmenter
 
     torch.set_num_threads(args.threads)

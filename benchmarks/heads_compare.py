@@ -96,7 +96,7 @@ def on_true_boxes(checkpoint: Path, config: Any) -> dict[str, list[list[float]]]
     from bpr_service.masks.mask import Mask
     from refiner_training.metrics.boundary import boundary_distance_px, boundary_f, boundary_iou, mask_iou
     from refiner_training.run.segmenter import load_segmenter
-    from refiner_training.segmenters.data import open_data
+    from refiner_training.segmenters.data.sets import open_data
 
     model: Any = load_segmenter(checkpoint)[0]
     dataset: Any = open_data(config.data, "val", augment=False)

@@ -9,8 +9,8 @@ from bpr_service.config import build
 from refiner_training.predict import predict
 from refiner_training.run.segmenter import train_segmenter
 from refiner_training.segmenters.config import SegmenterConfig
+from refiner_training.segmenters.data.synthetic import make_set, tiny_config
 from refiner_training.segmenters.registry import kind_of
-from refiner_training.segmenters.synthetic import make_set, tiny_config
 
 
 def run_smoke(arch: str, head: str, folder: Path | None = None) -> str:

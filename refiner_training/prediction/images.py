@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bpr_service.errors import FormatError
-from refiner_training.segmenters.data import image_files, read_json
+from refiner_training.segmenters.data.sets import image_files, read_json
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from refiner_training.prediction.options import Options
 from refiner_training.prediction.views import merged, mirrored_back, views
 from refiner_training.run.segmenter import load_segmenter
 from refiner_training.segmenters.base import Segmenter
-from refiner_training.segmenters.data import to_tensor
+from refiner_training.segmenters.data.sets import to_tensor
 
 AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}
 Found = tuple[ImageRecord, tuple[int, int], Any]

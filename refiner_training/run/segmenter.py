@@ -20,9 +20,9 @@ from refiner_training.run.validation import SegmenterScore
 from refiner_training.run.weights import load_weights
 from refiner_training.segmenters.base import Segmenter, Target
 from refiner_training.segmenters.config import SegmenterConfig
-from refiner_training.segmenters.data import ClassMap, open_data
+from refiner_training.segmenters.data.sets import ClassMap, open_data
+from refiner_training.segmenters.data.stream import StreamSampler, make_loader, val_loader
 from refiner_training.segmenters.registry import build_segmenter, kind_of
-from refiner_training.segmenters.stream import StreamSampler, make_loader, val_loader
 
 SAME = ("arch", "head", "config.data", "config.model", "config.heads", "config.optim", "config.run.seed",
         "config.run.batch_size")  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from refiner_training.segmenters.base import Detections, Segmenter, Target
-from refiner_training.segmenters.data import InstanceSet, LabelSet
+from refiner_training.segmenters.data.sets import InstanceSet, LabelSet
 
 
 class SegmenterScore:

@@ -30,7 +30,7 @@ class InstanceData(Settings):
     Attributes:
         classes: ``all`` categories; ``agnostic``, every instance is one class; or names, others are left out.
         num_classes: how many classes that makes; training refuses data with another number.
-        augmentation: ``flip`` alone, or ``ssd`` as well: YOLACT's, see `refiner_training.segmenters.augment`.
+        augmentation: ``flip`` alone, or ``ssd`` as well: YOLACT's, see `refiner_training.segmenters.data.augment`.
         flip: chance of a horizontal flip.
         repeat_threshold: t of LVIS' repeat-factor sampling: images with a category that a smaller share of images
             than t has are shown more often; 0 shows every image once an epoch.

@@ -10,8 +10,8 @@ import torch
 
 from bpr_service.config import build
 from refiner_training.segmenters.config import SegmenterConfig
+from refiner_training.segmenters.data.synthetic import make_set, tiny_config
 from refiner_training.segmenters.registry import kind_of
-from refiner_training.segmenters.synthetic import make_set, tiny_config
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ from refiner_training.heads.protocol import RoiHead
 from refiner_training.heads.targets import sobel_boundary
 from refiner_training.segmenters.ablations import ABLATIONS
 from refiner_training.segmenters.base import Detections
-from refiner_training.segmenters.data import open_data
+from refiner_training.segmenters.data.sets import open_data
+from refiner_training.segmenters.data.stream import collate
 from refiner_training.segmenters.registry import ROI_HEADS, build_segmenter
-from refiner_training.segmenters.stream import collate
 from tests.training.heads.test_roi_heads import rois_of
 
 OF_ROIS = [name for name, (arch, _, _) in ABLATIONS.items() if arch == "mask_rcnn"]

@@ -11,9 +11,9 @@ import torch
 from bpr_service.errors import ConfigError, UnknownName
 from refiner_training.segmenters.base import Detections, Segmenter
 from refiner_training.segmenters.config import SegmenterConfig
-from refiner_training.segmenters.data import open_data
+from refiner_training.segmenters.data.sets import open_data
+from refiner_training.segmenters.data.stream import collate
 from refiner_training.segmenters.registry import HEADS, build_segmenter
-from refiner_training.segmenters.stream import collate
 
 PAIRS = list(HEADS)
 EXPECTED = {

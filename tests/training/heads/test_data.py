@@ -13,8 +13,8 @@ import pytest
 from bpr_service.config import build
 from bpr_service.errors import ConfigError, FormatError
 from refiner_training.segmenters.config import SegmenterConfig
-from refiner_training.segmenters.data import InstanceSet, LabelSet, open_data
-from refiner_training.segmenters.synthetic import make_set, tiny_config
+from refiner_training.segmenters.data.sets import InstanceSet, LabelSet, open_data
+from refiner_training.segmenters.data.synthetic import make_set, tiny_config
 
 
 @pytest.fixture

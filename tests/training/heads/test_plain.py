@@ -10,9 +10,9 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
-from refiner_training.segmenters.data import open_data
+from refiner_training.segmenters.data.sets import open_data
+from refiner_training.segmenters.data.stream import collate
 from refiner_training.segmenters.registry import build_segmenter
-from refiner_training.segmenters.stream import collate
 
 
 def batch_of(config: Any) -> Any:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from refiner_training.segmenters.augment import augmented, flip_instances
-from refiner_training.segmenters.data import InstanceSet
-from refiner_training.segmenters.stream import StreamSampler
-from refiner_training.segmenters.synthetic import make_set
+from refiner_training.segmenters.data.augment import augmented, flip_instances
+from refiner_training.segmenters.data.sets import InstanceSet
+from refiner_training.segmenters.data.stream import StreamSampler
+from refiner_training.segmenters.data.synthetic import make_set
 from tests.training.heads.test_data import instances, labels
 
 

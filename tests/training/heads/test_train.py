@@ -17,8 +17,8 @@ from refiner_training.commands.smoke import run_smoke
 from refiner_training.run.module import learning_rate_factor
 from refiner_training.run.segmenter import load_segmenter, train_segmenter
 from refiner_training.segmenters.config import SegmenterOptim
+from refiner_training.segmenters.data.synthetic import make_set, tiny_config
 from refiner_training.segmenters.registry import HEADS
-from refiner_training.segmenters.synthetic import make_set, tiny_config
 
 
 @pytest.mark.parametrize(("arch", "head"), HEADS, ids=[f"{a}-{h}" for a, h in HEADS])
@@ -129,9 +129,9 @@ def test_learning_rate() -> None:
 def test_overfits_two_pictures(arch: str, head: str, configure: Any) -> None:
     """The whole path learns: a tiny model fits its own training pictures far better than it began."""
     from refiner_training.run.validation import mean_iou
-    from refiner_training.segmenters.data import open_data
+    from refiner_training.segmenters.data.sets import open_data
+    from refiner_training.segmenters.data.stream import collate
     from refiner_training.segmenters.registry import build_segmenter
-    from refiner_training.segmenters.stream import collate
 
     config = configure(arch)
     dataset: Any = open_data(config.data, "train", augment=False)

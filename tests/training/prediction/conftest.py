@@ -9,7 +9,7 @@ import pytest
 from bpr_service.config import build
 from refiner_training.run.segmenter import train_segmenter
 from refiner_training.segmenters.config import SegmenterConfig
-from refiner_training.segmenters.synthetic import tiny_config
+from refiner_training.segmenters.data.synthetic import tiny_config
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from refiner_training.segmenters.augment import Sample
 from refiner_training.segmenters.base import Target
-from refiner_training.segmenters.data import InstanceSet, LabelSet
+from refiner_training.segmenters.data.augment import Sample
+from refiner_training.segmenters.data.sets import InstanceSet, LabelSet
 
 
 class StreamSampler(Sampler[tuple[int, int]]):

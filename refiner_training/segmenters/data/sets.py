@@ -22,9 +22,9 @@ from bpr_service.errors import ConfigError, FormatError
 from bpr_service.masks.images import read_image
 from bpr_service.masks.label_maps import read_label_map
 from bpr_service.masks.mask import as_mask
-from refiner_training.segmenters.augment import Sample, augmented, scale_crop_flip
 from refiner_training.segmenters.base import Target
 from refiner_training.segmenters.config import InstanceData, SemanticData
+from refiner_training.segmenters.data.augment import Sample, augmented, scale_crop_flip
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
