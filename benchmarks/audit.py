@@ -27,7 +27,7 @@ SETS = (
     "ccp", "bsds", "camvid", "davis", "penn", "cwfid", "wbc", "carparts", "rock_ct", "vessels", "glas", "lung", "smear",
     "davis_deeplab", "penn_deeplab", "davis_soft", "penn_soft", "glas_unet", "lung_unet", "smear_unet",
 )  # fmt: skip
-KINDS_A_MASK = 4
+KINDS_A_MASK = 2
 LEAST_MASKS = 160
 """Masks of a set of few images, where they have as many."""
 LEAST_PX = 64

@@ -15,20 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bpr_service.audit.kinds import EMPTY, ESTIMATED, TWICE, TWICE_SUSPICION
 from bpr_service.audit.measures import INPUTS
 from bpr_service.audit.suspicion import Judge
+from bpr_service.audit.verdict import Verdicts, flag_of
 
 SAMPLE = 20_000
 """Masks from which it is known what is usual in the data set."""
 CHUNK = 8192
-NAMED_FROM = 0.2
-"""Suspicion from which the kinds of error of a mask are named."""
-LIKELY = 0.3
-"""How likely a kind must be to be named."""
-UNJUDGED = "unjudged"
 
 
 class Ranking:
@@ -60,8 +54,7 @@ class Ranking:
         for line in lines.splitlines():
             self._rows.write(line)
             self._starts.append(self._starts[-1] + len(line))
-            kinds = json.loads(line)["kinds"]
-            self._flags.append(1 * (EMPTY in kinds) + 2 * (TWICE in kinds))
+            self._flags.append(flag_of(json.loads(line)["kinds"]))
         self._inputs.write(inputs)
 
     def judge(self, judge: Judge) -> None:
@@ -72,24 +65,11 @@ class Ranking:
         known: Any = np.memmap(self._inputs, np.float32, "r", shape=shape) if n else np.empty(shape, np.float32)
         sample = np.asarray(known[:: max(1, n // SAMPLE)])
         usual = judge.usual(sample[np.isfinite(sample).all(1)])
-        flags = np.frombuffer(self._flags, np.int8) if n else np.empty(0, np.int8)
-        self.suspicion = np.zeros(n, np.float32)
-        self._estimates = np.zeros((n, 2), np.float32)
-        self._kinds = np.zeros((n, len(ESTIMATED)), np.float16)
-        self._judged = np.zeros(n, np.bool_)
+        self._verdicts = Verdicts(n)
         for start in range(0, n, CHUNK):
-            part = slice(start, start + CHUNK)
-            values = np.asarray(known[part])
-            can: NDArray[np.bool_] = np.isfinite(values).all(axis=1)
-            found = judge(np.where(can[:, None], values, 0), usual)
-            self._judged[part] = can
-            self.suspicion[part] = np.where(can, found.suspicion, 0)
-            self._estimates[part] = np.stack([found.iou, found.boundary_f], 1) * can[:, None]
-            self._kinds[part] = found.kinds * can[:, None]
-        twice, empty = flags & 2 > 0, flags & 1 > 0
-        self.suspicion[twice] = np.maximum(self.suspicion[twice], TWICE_SUSPICION)
-        self.suspicion[empty] = 1.0
-        self._judged |= empty
+            self._verdicts.judge(judge, start, np.asarray(known[start : start + CHUNK]), usual)
+        self._verdicts.settle(np.frombuffer(self._flags, np.int8) if n else np.empty(0, np.int8))
+        self.suspicion = self._verdicts.suspicion
         self.order = np.argsort(-self.suspicion, kind="stable")
 
     def rows(self, indices: Any = None) -> Iterator[dict[str, Any]]:
@@ -101,13 +81,4 @@ class Ranking:
         """What is reported of a mask."""
         start, end = self._starts[index], self._starts[index + 1]
         self._rows.seek(start)
-        row: dict[str, Any] = json.loads(self._rows.read(end - start))
-        suspicion = float(self.suspicion[index])
-        row["suspicion"] = round(suspicion, 4)
-        if not self._judged[index]:
-            return {**row, "expected_iou": None, "expected_boundary_f": None, UNJUDGED: "it fills the picture"}
-        row["expected_iou"], row["expected_boundary_f"] = (round(float(v), 4) for v in self._estimates[index])
-        if suspicion >= NAMED_FROM:
-            likely = np.argsort(-self._kinds[index], kind="stable")
-            row["kinds"] += [ESTIMATED[k] for k in likely if self._kinds[index, k] >= LIKELY]
-        return row
+        return self._verdicts.tell(json.loads(self._rows.read(end - start)), index)

@@ -84,6 +84,13 @@ def see(
     Raises:
         ModelError, DeviceError: as `Refiner.refine`.
     """
+    return refiner.run(prepare_seeing(refiner, image, masks, among)).masks
+
+
+def prepare_seeing(
+    refiner: Refiner, image: NDArray[np.uint8], masks: Sequence[Mask], among: Sequence[Mask] | None = None
+) -> Prepared[SeenMasks]:
+    """The first stage of `see`, for an engine that batches across pictures; on the CPU."""
     card, config = refiner.card, refiner.config
     surroundings = Surroundings(image, masks if among is None else among)
     task = SeeingTask(
@@ -92,8 +99,7 @@ def see(
         surroundings,
         Estimator(card.estimate) if card.estimate else None,
     )
-    prepared: Prepared[SeenMasks] = Prepared(
+    return Prepared(
         image, task, config,
         model=refiner.model.name, device=refiner.runs_on, outputs=card.outputs, resides=refiner.resides,
     )  # fmt: skip
-    return refiner.run(prepared).masks

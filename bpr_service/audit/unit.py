@@ -6,7 +6,7 @@ Letters: H, W are the picture's height and width in px; n masks, M measures.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,11 +120,21 @@ def audit_masks(
 ) -> tuple[list[dict[str, Any]], NDArray[np.float32]]:
     """Rows and inputs, as of `AuditedUnit`, of all masks of an (H, W, 3) uint8 RGB picture."""
     plain = [item.mask for item in masks]
-    nearby = Neighbours(plain)
+    return measured(image, masks, see(refiner, image, plain) if plain else [])
+
+
+def measured(
+    image: NDArray[np.uint8],
+    masks: Sequence[Listed],
+    seen: Sequence[Seen | None],
+    go_on: Callable[[], None] = lambda: None,
+) -> tuple[list[dict[str, Any]], NDArray[np.float32]]:
+    """Rows and inputs of masks that the refiner has seen. `go_on` is called before each; what it raises ends it."""
+    nearby = Neighbours([item.mask for item in masks])
     inputs = np.full((len(masks), len(INPUTS)), np.nan, np.float32)
     rows = []
-    seen = see(refiner, image, plain) if plain else []
     for i, (item, one) in enumerate(zip(masks, seen, strict=True)):
+        go_on()
         overlap = nearby.overlap(i)
         row = _row(item, masks[overlap[1]] if overlap[0] >= TWICE_IOU else None)
         rows.append(row)

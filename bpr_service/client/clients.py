@@ -100,6 +100,10 @@ class Client(_Base):
         """Refine an (H, W) map of segment ids, or its COCO panoptic PNG."""
         return to_refined(self._send(panoptic_message(image, segment_map, segments_info, options)))
 
+    def audit(self, image: Any, masks: Sequence[Any], **options: Any) -> Any:
+        """How suspicious each mask is, and where: the JSON of ``POST /v1/audit``. Arguments as of `refine`."""
+        return self._send(instance_message(image, masks, options), "/v1/audit")
+
     def get(self, path: str) -> Any:
         """The JSON of a GET route: ``client.get("/v1/models")``."""
         return self._try(lambda: self._http.get(path))
@@ -108,10 +112,10 @@ class Client(_Base):
         """The JSON of a POST route that takes JSON: ``client.post("/v1/models/light/activate", {...})``."""
         return self._try(lambda: self._http.post(path, json=dict(body)))
 
-    def _send(self, message: Message) -> Any:
+    def _send(self, message: Message, path: str | None = None) -> Any:
         def once() -> httpx.Response:
             with message.files() as files:
-                return self._http.post(f"/v1/refine/{message.task}", files=files)
+                return self._http.post(path or f"/v1/refine/{message.task}", files=files)
 
         return self._try(once)
 
@@ -181,6 +185,10 @@ class AsyncClient(_Base):
         """`Client.refine_panoptic`."""
         return to_refined(await self._send(panoptic_message(image, segment_map, segments_info, options)))
 
+    async def audit(self, image: Any, masks: Sequence[Any], **options: Any) -> Any:
+        """`Client.audit`."""
+        return await self._send(instance_message(image, masks, options), "/v1/audit")
+
     async def get(self, path: str) -> Any:
         """`Client.get`."""
         return await self._try(lambda: self._http.get(path))
@@ -189,10 +197,10 @@ class AsyncClient(_Base):
         """`Client.post`."""
         return await self._try(lambda: self._http.post(path, json=dict(body)))
 
-    async def _send(self, message: Message) -> Any:
+    async def _send(self, message: Message, path: str | None = None) -> Any:
         async def once() -> httpx.Response:
             with message.files() as files:
-                return await self._http.post(f"/v1/refine/{message.task}", files=files)
+                return await self._http.post(path or f"/v1/refine/{message.task}", files=files)
 
         return await self._try(once)
 

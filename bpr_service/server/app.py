@@ -17,7 +17,7 @@ from bpr_service.errors import BprError
 from bpr_service.runtime.engine import Engine
 from bpr_service.server.codec.label_studio import PredictRequest
 from bpr_service.server.codec.pool import Pool
-from bpr_service.server.http import health, label_studio, routes
+from bpr_service.server.http import audit, health, label_studio, routes
 from bpr_service.server.http.auth import Keys
 from bpr_service.server.http.gate import Gate
 from bpr_service.server.http.openapi import install_openapi, problems
@@ -60,7 +60,7 @@ def create_app(
     app.state.started = Future()
     app.state.fleet_text = None  # the metrics of all processes, where this one is of a fleet
     app.state.catalogue = catalogue or ServedModels()
-    for router in (health.router, routes.router, label_studio.router, page.router):
+    for router in (health.router, routes.router, audit.router, label_studio.router, page.router):
         app.include_router(router)
     if job_router is not None:
         app.include_router(job_router)

@@ -246,6 +246,44 @@ class RefineResponse(BaseModel):
     timings_ms: dict[str, float] = Field(description="decode, prepare, queue, crop, network, add, finish, encode")
 
 
+class PlaceOut(BaseModel):
+    """A run of a mask's boundary that is off."""
+
+    box: list[int] = Field(description="[x, y, width, height], px")
+    line: list[list[int]] = Field(description="[[x, y], ...] along the mask's boundary, px")
+    px: float = Field(description="how far, at its worst; above 0: the mask ends too early; below: it goes too far")
+    length_px: int
+
+
+class FoundOut(BaseModel):
+    """A mask as it was sent, but for its outline, and what was found of it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: int | float | str | None = None
+    suspicion: float | None = Field(description="probability that it is wrong; null where it was left alone")
+    expected_iou: float | None = Field(default=None, description="with the truth; null where it cannot be judged")
+    expected_boundary_f: float | None = Field(default=None, description="against the truth, at 2 px")
+    bbox: list[float] | None = Field(default=None, description="COCO box [x, y, width, height], px")
+    area: float | None = Field(default=None, description="foreground, px")
+    kinds: list[str] = Field(default_factory=list, description="of error, the likeliest first")
+    where: list[PlaceOut] = Field(default_factory=list, description="the worst first")
+    replacement: Rle | None = Field(default=None, description="the refined mask, where it is expected to be better")
+    reason: str | None = Field(default=None, description="why it was left alone")
+
+
+class AuditResponse(BaseModel):
+    """`masks` are in the order in which they came."""
+
+    request_id: str
+    size: list[int] = Field(description="[height, width] in px")
+    masks: list[FoundOut]
+    warnings: list[str]
+    model: ModelOut
+    device: str
+    timings_ms: dict[str, float]
+
+
 class Problem(BaseModel):
     """RFC 9457 problem details."""
 

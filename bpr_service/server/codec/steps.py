@@ -35,6 +35,7 @@ from bpr_service.server.codec.write import (
     REPORTED,
     Writer,
     entries,
+    found_entries,
     frame,
     map_parts,
     write_masks,
@@ -102,10 +103,30 @@ def write(message: dict[str, Any], block: Block, allowance: Allowance) -> tuple[
     return {}, out.block
 
 
+def write_audit(message: dict[str, Any], block: Block, allowance: Allowance) -> tuple[dict[str, Any], Block]:
+    """What was found of masks to the JSON of its answer."""
+    started = time.perf_counter()
+    meta = unpack_meta(message, block)
+    kept = meta["kept"][0]
+    own: list[Any] = (
+        [[('"id"', str(label))] for label in meta["labels"]]
+        if kept is None
+        else load_json(block.view(*kept), allowance)
+    )
+    out = Writer(allowance)
+    height, width = meta["size"]
+    said = {"request_id": meta["said"]["request_id"], "size": [height, width], "warnings": meta["warnings"]}
+    out.write(orjson.dumps(said)[:-1] + b",")
+    write_masks(out, found_entries(meta["reports"], own))
+    frame(out, meta["said"], started, iter(()))
+    return {}, out.block
+
+
 Step = Callable[[dict[str, Any], Block, Allowance], tuple[dict[str, Any], Block]]
 STEPS: dict[str, Step] = {
     "read": read,
     "write": write,
+    "write_audit": write_audit,
     "label_studio_split": label_studio.split,
     "label_studio_read": label_studio.read,
     "label_studio_write": label_studio.write,

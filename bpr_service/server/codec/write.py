@@ -75,6 +75,14 @@ def entries(
         yield ("{" + ",".join(f"{key}:{value}" for key, value in entry.items()) + "}").encode()
 
 
+def found_entries(found: Sequence[dict[str, Any]], given: Sequence[Sequence[tuple[str, str]]]) -> Iterator[bytes]:
+    """One JSON entry a mask of an audit, in order: the keys it came with, but for its outline, and what was found."""
+    for told, pairs in zip(found, given, strict=True):
+        own = {key: value for key, value in dict(pairs).items() if key != SEGMENTATION}
+        entry = {**own, **{_key(key): orjson.dumps(value).decode() for key, value in told.items()}}
+        yield ("{" + ",".join(f"{key}:{value}" for key, value in entry.items()) + "}").encode()
+
+
 def _key(name: str) -> str:
     return f'"{name}"'
 

@@ -155,6 +155,10 @@ class RefineCall:
         """What became of each mask, JSON-ready."""
         return [asdict(report) for report in result.reports]
 
+    def statuses(self, result: Any) -> list[str]:
+        """Of each mask, for the metrics."""
+        return [report.status for report in result.reports]
+
     def said(self, work: Work, result: Any) -> dict[str, Any]:
         """What the answer says of how it was made."""
         lane = work.lane
@@ -171,11 +175,12 @@ class RefineCall:
     def _count(self, result: Any) -> None:
         for step, ms in self.timings_ms.items():
             self._metrics.steps.labels(step).observe(ms / 1e3)
-        for report in result.reports:
-            self._metrics.masks.labels(report.status).inc()
+        statuses = self.statuses(result)
+        for status in statuses:
+            self._metrics.masks.labels(status).inc()
         height, width = self._meta["size"]
         self._request.state.log = {
-            "masks": len(result.reports),
+            "masks": len(statuses),
             "pixels": height * width,
             "steps_ms": {step: round(ms, 1) for step, ms in self.timings_ms.items()},
         }
