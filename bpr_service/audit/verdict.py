@@ -1,4 +1,4 @@
-"""What is said of masks once they are judged: suspicion, expected figures, and the kinds of error that are named.
+"""What is said of a mask once it is judged: suspicion, expected figures, and the kinds of error that are named.
 
 Letters: n masks, M measures.
 """
