@@ -1,12 +1,14 @@
 """``bpr batch`` and workers: is the network kept busy, is memory flat, do two workers do twice the work?
 
     python -m benchmarks.batch busy    [--images 500] [--workers 2] [--threads 1] [--preset fast] [--json OUT]
+    python -m benchmarks.batch s3      [--images 200] [--delay-ms 50] [--json OUT]
     python -m benchmarks.batch workers [--images 200] [--cores 0 1] [--json OUT]
     python -m benchmarks.batch scale   [--images 1000] [--json OUT]     a thousand instances an image: a million
 
 busy: over the time after the first 10 s, the share in which the network runs, and the share that the pure network
 takes for the same batches (replayed alone, afterwards); resident memory of the whole process tree at image 50 and at
-the last. workers: images/s of one and of two workers on PostgreSQL, each pinned to a core of its own. scale: memory
+the last. s3: the same with pictures and predictions in a bucket (moto's) that takes its time before it answers each
+request. workers: images/s of one and of two workers on PostgreSQL, each pinned to a core of its own. scale: memory
 and time an instance of one long file (instances of 4 to 12 px; what the model's card chose runs the network).
 
 Both name a second figure for machines that do other work too, from what the kernel says of each thread
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import tempfile
 import threading
@@ -144,20 +147,20 @@ class Watch:
             self.memory[self.units] = round(resident_mb(), 1)
 
 
-def busy(root: Path, args: argparse.Namespace) -> dict[str, Any]:
+def busy(root: Path, args: argparse.Namespace, request: Any = None) -> dict[str, Any]:
     import torch
 
     from bpr_service.jobs.refine.batch import Batch, run_batch, spec_of
 
     torch.set_num_threads(args.threads)
-    request, watch = photographs(root, args.images, args.preset), Watch()
+    request, watch = request or photographs(root, args.images, args.preset), Watch()
     options = Batch(device=args.device, workers=args.workers, keep_batches=True)
     result = run_batch(request, options, on_unit=watch.on_unit)
     assert watch.from_here is not None, "all was done in ten seconds: take more images"
     ran, kept_waiting, loaders = (b - a for a, b in zip(watch.from_here, watch.last, strict=True))
     counted = [(a, b, n) for a, b, n in result.busy.batches if a >= watch.first and b <= watch.end]
     wall, free = watch.end - watch.first, watch.end - watch.first - kept_waiting
-    refiner = spec_of(request).load(device=args.device)
+    refiner = spec_of(request, request.model).load(device=args.device)
     side = refiner.config.patch.network_size_px
     noise = np.random.default_rng(0).integers(0, 255, (refiner.config.batch_size, side, side, 4), np.uint8)
     for _ in range(3):
@@ -181,6 +184,42 @@ def busy(root: Path, args: argparse.Namespace) -> dict[str, Any]:
         "memory_mb": memory,
         "memory_growth": round(memory[max(memory)] / memory[50] - 1, 4) if 50 in memory else None,
     }  # fmt: skip
+
+
+def serve_bucket(delay_s: float, told: Any) -> None:
+    """Moto's S3, which waits before every request; as a process."""
+    from tests.services import S3Door
+
+    def door(environ: dict[str, Any]) -> bool:
+        time.sleep(delay_s)
+        return True
+
+    told.send(S3Door(door).url)
+    threading.Event().wait()
+
+
+def s3(root: Path, args: argparse.Namespace) -> dict[str, Any]:
+    import boto3
+
+    from bpr_service import storage
+
+    here, there = multiprocessing.Pipe()
+    server = multiprocessing.get_context("spawn").Process(target=serve_bucket, args=(args.delay_ms / 1e3, there))
+    server.start()
+    try:
+        names = {"AWS_ENDPOINT_URL": here.recv(), "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+        os.environ.update(names, AWS_DEFAULT_REGION="us-east-1", AWS_CONFIG_FILE=str(root / "none"))
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        request = photographs(root, args.images, args.preset)
+        moved = {
+            name: f"s3://bucket/{Path(getattr(request, name)).name}" for name in ("images", "predictions", "dataset")
+        }
+        storage.filesystem("s3://bucket/")[0].put(str(root / "images"), "bucket/images", recursive=True)
+        for name in ("predictions", "dataset"):
+            storage.copy(getattr(request, name), moved[name])
+        return {"delay_ms": args.delay_ms, **busy(root, args, request.with_options(**moved))}
+    finally:
+        server.kill()
 
 
 def scale(root: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -260,17 +299,18 @@ def workers(root: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["busy", "workers", "scale"])
+    parser.add_argument("what", choices=["busy", "s3", "workers", "scale"])
     parser.add_argument("--images", type=int)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--delay-ms", type=float, default=50.0)
     parser.add_argument("--cores", type=int, nargs=2, default=[0, 1])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    args.images = args.images or {"busy": 500, "workers": 200, "scale": 1000}[args.what]
-    measure = {"busy": busy, "workers": workers, "scale": scale}[args.what]
+    args.images = args.images or {"busy": 500, "s3": 200, "workers": 200, "scale": 1000}[args.what]
+    measure = {"busy": busy, "s3": s3, "workers": workers, "scale": scale}[args.what]
     with tempfile.TemporaryDirectory() as folder:
         result = {"what": args.what, **measure(Path(folder, "b"), args)}
     print(json.dumps(result))

@@ -190,3 +190,7 @@ class DeadlineError(BprError):
 
 class CancelledError(BprError):
     code, http_status = "cancelled", 499
+
+
+OWN_FAULTS = (InputError, NotFoundError, ForbiddenError)
+"""What is wrong with one image or prediction itself, so that the others go on; a store that refuses is not."""

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,6 +64,52 @@ def s3_server() -> Iterator[str]:
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
+
+
+class S3Door:
+    """Moto's S3 behind a door that every request passes.
+
+    Args:
+        door: takes a request's environment; False refuses it.
+    """
+
+    def __init__(self, door: Callable[[dict[str, Any]], bool]) -> None:
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import make_server
+
+        moto = DomainDispatcherApplication(create_backend_app)
+
+        def application(environ: dict[str, Any], start_response: Any) -> Any:
+            if door(environ):
+                return moto(environ, start_response)
+            start_response("403 Forbidden", [("Content-Type", "application/xml")])
+            said = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+            return [b"" if environ["REQUEST_METHOD"] == "HEAD" else said]
+
+        self.server = make_server("127.0.0.1", 0, application, threaded=True)
+        self.url = f"http://127.0.0.1:{self.server.port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def s3_door(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[dict[str, Any]], bool]], None]]:
+    """Puts a door in front of the bucket of ``s3``."""
+    from s3fs import S3FileSystem
+
+    doors: list[S3Door] = []
+
+    def put(door: Callable[[dict[str, Any]], bool]) -> None:
+        doors.append(S3Door(door))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", doors[-1].url)
+        S3FileSystem.clear_instance_cache()
+
+    yield put
+    for door in doors:
+        door.close()
 
 
 @pytest.fixture

@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpr_service import storage
-from bpr_service.errors import BprError, ConfigError, FormatError
+from bpr_service.errors import OWN_FAULTS, BprError, ConfigError, FormatError
 from bpr_service.formats.images import ImageFolder, NamePattern, image_size
 from bpr_service.formats.options import FileOptions
 from bpr_service.masks.encoding import Encoding, Parts
 from bpr_service.masks.images import Exif
+from bpr_service.storage import Span
 
 if TYPE_CHECKING:
     from bpr_service.masks.mask import Mask
@@ -234,13 +235,31 @@ class PredictionFormat(ABC):
         """
         return storage.join_inside(self.paths.images, self.folder.present(unit.image), within=self.paths.within)
 
+    @property
+    def is_remote(self) -> bool:
+        """Images or predictions lie on object storage."""
+        return any(map(storage.is_remote, (self.paths.images, self.paths.predictions)))
+
+    def reads(self, unit: Unit) -> list[Span]:
+        """What of the storage is needed to work on a unit, as far as its plan says: so it can be asked for ahead."""
+        if unit.problem:
+            return []
+        images = [Span(self.image_path(unit))] if storage.is_remote(self.paths.images) else []
+        return images + self.reads_predictions(unit)
+
+    def reads_predictions(self, unit: Unit) -> list[Span]:
+        """What of it the predictions are."""
+        if isinstance(unit.source, str):
+            return [Span(storage.join_inside(self.paths.predictions, unit.source, within=self.paths.within))]
+        return []
+
     def size(self, unit: Unit, size: tuple[int, int] | None) -> tuple[int, int]:
         """(H, W) of a unit's image: as given, else from its header, else as the file states."""
         if size is not None:
             return size
         try:
             return image_size(self.image_path(unit), self.orientation)
-        except BprError:
+        except OWN_FAULTS:
             if unit.size is None:
                 raise
             return unit.size
@@ -259,7 +278,7 @@ class PredictionFormat(ABC):
                 continue
             try:
                 unit = Unit(number, self.image_of(name, wanted), name, name)
-            except BprError as error:
+            except OWN_FAULTS as error:
                 if not self.is_prediction(name):
                     continue
                 unit = Unit(number, "", name, name, problem=str(error))

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from urllib.parse import unquote
 
 from bpr_service import storage
-from bpr_service.errors import BprError, FormatError, ImageError
+from bpr_service.errors import OWN_FAULTS, FormatError, ImageError
 from bpr_service.masks.images import Exif, read_header
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".heif")
@@ -188,5 +188,5 @@ def image_size(address: str, exif: Exif = "ignore") -> tuple[int, int]:
     with storage.open_read(address) as file:
         try:
             return read_header(file).size(exif)
-        except BprError as error:
+        except OWN_FAULTS as error:
             raise ImageError(f"{address}: {error}") from None

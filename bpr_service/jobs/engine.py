@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from bpr_service import storage
-from bpr_service.beneath import within
 from bpr_service.errors import ConfigError, ConflictError, NotFoundError, NotReadyError
 from bpr_service.jobs.admission import check_ceilings, check_promotion, check_quota
 from bpr_service.jobs.database import Database, Enqueue
@@ -26,6 +25,7 @@ from bpr_service.jobs.requests import RefineRequest, TrainRequest, canonical, di
 from bpr_service.jobs.roots import Roots, folders_of
 from bpr_service.jobs.settings import JobSettings
 from bpr_service.jobs.tables import JobRow
+from bpr_service.storage.beneath import within
 
 if TYPE_CHECKING:
     from dbos import DBOSClient

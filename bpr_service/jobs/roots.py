@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 
 from bpr_service import storage
-from bpr_service.beneath import Folders
 from bpr_service.errors import ForbiddenError, UnknownName
 from bpr_service.jobs.requests import HeldOut, RefineRequest, TrainRequest
 from bpr_service.jobs.settings import JobSettings, Root
+from bpr_service.storage.beneath import Folders
 
 _NAMED = re.compile(r"([A-Za-z0-9_-]+):(?!//)(.*)", re.DOTALL)
 WRITES = ("out", "page_out")

@@ -22,7 +22,6 @@ from typing import Any
 from dbos import DBOS
 from filelock import FileLock, Timeout
 
-from bpr_service.beneath import confine
 from bpr_service.errors import BprError, CancelledError, ConflictError
 from bpr_service.jobs import refine_steps
 from bpr_service.jobs.context import Context
@@ -33,6 +32,7 @@ from bpr_service.jobs.roots import folders_of
 from bpr_service.jobs.settings import JobSettings
 from bpr_service.jobs.tables import JobRow
 from bpr_service.jobs.train import compare, steps
+from bpr_service.storage.beneath import confine
 
 log = logging.getLogger(__name__)
 MAX_STARTS = 1000

@@ -22,10 +22,10 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bpr_service import beneath
 from bpr_service.config import MAX_PIXELS
 from bpr_service.errors import ImageError, InputError, LimitError
 from bpr_service.masks.exif import png_exif
+from bpr_service.storage import beneath
 
 Image = NDArray[np.uint8]
 

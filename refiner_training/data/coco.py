@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from bpr_service import beneath
 from bpr_service.errors import FormatError
 from bpr_service.formats.records.result_parts import is_parts
 from bpr_service.formats.records.result_parts import read_results as read_parts
+from bpr_service.storage import beneath
 
 if TYPE_CHECKING:
     from bpr_service.masks.mask import Mask

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bpr_service import beneath
 from bpr_service.errors import FormatError
 from bpr_service.masks.images import PICTURE_FORMATS
+from bpr_service.storage import beneath
 
 
 def match_label_pngs(folders: Sequence[Path]) -> list[str]:

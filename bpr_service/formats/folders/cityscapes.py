@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from bpr_service import storage
-from bpr_service.errors import BprError, FormatError
+from bpr_service.errors import OWN_FAULTS, FormatError
 from bpr_service.formats.base import Encoded, Instance, InstancePrediction, PredictionFormat, Task, Unit, at
 
 
@@ -55,7 +55,7 @@ class CityscapesInstances(PredictionFormat):
         try:
             data = storage.read_bytes(self._inside(png))
             return Instance(number, Mask.from_png(data), int(label), float(confidence), (png, data))
-        except BprError as error:
+        except OWN_FAULTS as error:
             problem = str(at(storage.join(self.paths.predictions, unit.source), f"line {number}", error))
             return Instance(number, None, int(label), float(confidence), (png, b""), problem=problem)
 
@@ -78,7 +78,7 @@ class CityscapesInstances(PredictionFormat):
         for name in names:
             try:
                 files[name] = storage.read_bytes(self._inside(name))
-            except BprError:
+            except OWN_FAULTS:
                 continue  # reading it failed before; the report says so
         return Encoded(files=files)
 

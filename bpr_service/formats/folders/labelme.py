@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bpr_service import storage
-from bpr_service.errors import BprError, FormatError
+from bpr_service.errors import OWN_FAULTS, FormatError
 from bpr_service.formats.base import Encoded, Instance, InstancePrediction, PredictionFormat, Task, Unit, at
 from bpr_service.formats.records.splice import Path, splice_at
 from bpr_service.formats.records.stream import stream_json
@@ -41,7 +41,7 @@ class LabelMe(PredictionFormat):
     def image_of(self, name: str, wanted: str) -> str:
         said = self._image_path(name) if self.options.match is None else None
         if said is not None:
-            with suppress(BprError):
+            with suppress(*OWN_FAULTS):
                 return self.folder.find(said)
         return self.folder.find(wanted)
 
@@ -80,7 +80,7 @@ class LabelMe(PredictionFormat):
             return replace(item, skipped=f"a shape that is no mask: {kind}")
         try:
             return replace(item, mask=_mask(shape, size) if kind == "mask" else _polygon(shape, size))
-        except BprError as error:
+        except OWN_FAULTS as error:
             return replace(item, problem=str(at(address, f"shape {number}", error)))
 
     def encode(self, unit: Unit, prediction: InstancePrediction) -> Encoded:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from bpr_service import storage
-from bpr_service.errors import BprError
+from bpr_service.errors import OWN_FAULTS
 from bpr_service.formats.base import (
     Encoded,
     Instance,
@@ -45,7 +45,7 @@ class MaskPngs(PredictionFormat):
         data, size = self.source(unit), self.size(unit, size)
         try:
             mask = as_mask(read_mask_file(data, soft=self.soft, logits=self.options.logits), *size)
-        except BprError as error:
+        except OWN_FAULTS as error:
             raise at(storage.join(self.paths.predictions, unit.source), "the mask", error) from error
         return InstancePrediction((Instance(0, mask, -1, None, data),))
 
@@ -88,7 +88,7 @@ class InstanceIdPngs(PredictionFormat):
         data = self.source(unit)
         try:
             return SemanticPrediction(read_label_map(data), None, data)
-        except BprError as error:
+        except OWN_FAULTS as error:
             raise at(storage.join(self.paths.predictions, unit.source), "the instance ids", error) from error
 
     def encode(self, unit: Unit, prediction: SemanticPrediction) -> Encoded:

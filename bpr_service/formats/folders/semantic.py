@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpr_service import storage
-from bpr_service.errors import BprError, FormatError
+from bpr_service.errors import OWN_FAULTS, FormatError
 from bpr_service.formats.base import Encoded, PredictionFormat, SemanticPrediction, Task, Unit
 from bpr_service.masks.label_maps import is_binary
 
@@ -38,7 +38,7 @@ class SemanticPngs(PredictionFormat):
         where = storage.join(self.paths.predictions, unit.source)
         try:
             label_map = read_label_map(data)
-        except BprError as error:
+        except OWN_FAULTS as error:
             raise FormatError(f"{where}: {error}") from error
         self._check(label_map, where)
         if self.labels is None and is_binary(label_map, self.ignore_label):

@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from bpr_service import storage
-from bpr_service.errors import BprError
+from bpr_service.errors import OWN_FAULTS
 from bpr_service.formats.base import Encoded, Instance, InstancePrediction, PredictionFormat, Task, Unit, at
 from bpr_service.masks.encoding import Encoding
 from bpr_service.masks.images import Exif
@@ -78,7 +78,7 @@ class YoloSegments(PredictionFormat):
         try:
             flat = np.asarray(points) * np.resize([width, height], len(points))
             return replace(item, mask=Mask.from_polygons([flat.tolist()], *size), record=(line, len(trailing)))
-        except BprError as error:
+        except OWN_FAULTS as error:
             return replace(item, problem=str(at(where, f"line {number}", error)))
 
     def encode(self, unit: Unit, prediction: InstancePrediction) -> Encoded:

@@ -17,6 +17,7 @@ from bpr_service.formats.base import Encoded, Instance, InstancePrediction, Path
 from bpr_service.formats.records.mask_record import encode_record, read_mask
 from bpr_service.formats.records.record_file import ARRAYS, Grouping, Record, RecordFile, parse, plain_id
 from bpr_service.masks.encoding import Encoding
+from bpr_service.storage import Span
 
 ImageEntry = tuple[str, tuple[int, int] | None]
 """File name, and (H, W) where the entry states one that can be."""
@@ -98,6 +99,9 @@ class CocoResults(PredictionFormat):
     def _unknown(self, image_id: Any, row: list[int]) -> str:
         where = self.paths.dataset or ("the file's images" if self.file.head.images else self.paths.images)
         return f"{self.file.address}: record {row[0]} (byte {row[1]}): image_id {image_id!r} is not in {where}"
+
+    def reads_predictions(self, unit: Unit) -> list[Span]:
+        return self.file.spans([(row[1], row[2]) for row in unit.source])
 
     def _raw(self, unit: Unit) -> list[bytes]:
         return self.file.raw([(row[1], row[2]) for row in unit.source])

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpr_service import storage
-from bpr_service.errors import BprError, FormatError
+from bpr_service.errors import OWN_FAULTS, FormatError
 from bpr_service.formats.base import Encoded, PanopticPrediction, Paths, PredictionFormat, Task, Unit, at
 from bpr_service.formats.images import ImageFolder
 from bpr_service.formats.records.record_file import Record, RecordFile, parse, plain_id
 from bpr_service.formats.records.splice import Path, splice_at
+from bpr_service.storage import Span
 
 WHAT = "an object with annotations[{image_id, file_name, segments_info}]"
 JSON_NAME = "panoptic.json"
@@ -57,7 +58,7 @@ class CocoPanoptic(PredictionFormat):
                     raise FormatError(f"image_id {image_id!r} is there twice", fix="keep one annotation an image")
                 image = known.get(image_id) or self.folder.find(png)
                 yield Unit(position, image, str(image_id), source)
-            except BprError as error:
+            except OWN_FAULTS as error:
                 problem = str(at(self.file.address, where, error))
                 yield Unit(position, "", str(image_id), source, problem=problem)
             seen.add(image_id)
@@ -67,6 +68,9 @@ class CocoPanoptic(PredictionFormat):
             return {key: name for key, name in self.file.head.images.items() if name}
         data = RecordFile(self.paths.dataset, "images", "an annotation file with an 'images' array")
         return {key: name for key, name in (_image(record) for _, _, _, record in data.scan()) if name}
+
+    def reads_predictions(self, unit: Unit) -> list[Span]:
+        return self.file.spans([(unit.source[1], unit.source[2])])
 
     def _record(self, unit: Unit) -> tuple[bytes, Record]:
         data = self.file.raw([(unit.source[1], unit.source[2])])[0]
@@ -89,7 +93,7 @@ class CocoPanoptic(PredictionFormat):
             record = self._record(unit)[1]
             segment_map = read_panoptic_png(self._png(record)[1])
             infos = _checked(record["segments_info"], segment_map, str(record["file_name"]))
-        except BprError as error:
+        except OWN_FAULTS as error:
             raise at(self.file.address, where, error) from error
         return PanopticPrediction(segment_map, infos, record, segment_map)
 
@@ -113,7 +117,7 @@ class CocoPanoptic(PredictionFormat):
         data, record = self._record(unit)
         try:
             files = dict([self._png(record)])
-        except BprError:
+        except OWN_FAULTS:
             files = {}  # the PNG is what cannot be read; the report says so
         return Encoded(files=files, records={unit.source[0]: data})
 

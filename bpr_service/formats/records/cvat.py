@@ -18,7 +18,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from bpr_service import storage
-from bpr_service.errors import BprError, FormatError
+from bpr_service.errors import OWN_FAULTS, FormatError
 from bpr_service.formats.base import Encoded, Instance, InstancePrediction, PredictionFormat, Task, Unit, at
 from bpr_service.formats.records.record_file import copy_range, read_at
 from bpr_service.masks.encoding import Encoding
@@ -61,7 +61,7 @@ class CvatImages(PredictionFormat):
             name, source = image.attributes.get("name", ""), [[number, image.start, image.end - image.start]]
             try:
                 yield Unit(number, self.folder.find(name), name, source, _size(image.attributes))
-            except BprError as error:
+            except OWN_FAULTS as error:
                 yield Unit(number, "", name, source, problem=str(at(self.paths.predictions, f"image {number}", error)))
 
     def _images(self) -> Iterator[Element]:
@@ -96,7 +96,7 @@ class CvatImages(PredictionFormat):
         try:
             read = _polygon if shape.tag == "polygon" else _mask
             return replace(item, mask=read(shape.attributes, size))
-        except BprError as error:
+        except OWN_FAULTS as error:
             where = f"image {unit.name}: {shape.tag} {number}"
             return replace(item, problem=str(at(self.paths.predictions, where, error)))
 

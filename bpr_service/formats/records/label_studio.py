@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from bpr_service.errors import BprError, FormatError
+from bpr_service.errors import OWN_FAULTS, FormatError
 from bpr_service.formats.base import Encoded, Instance, InstancePrediction, Paths, PredictionFormat, Task, Unit, at
 from bpr_service.formats.records.record_file import Record, RecordFile, parse
 from bpr_service.formats.records.splice import Path, splice_at
@@ -53,14 +53,14 @@ class LabelStudio(PredictionFormat):
             name, source = str(record.get("id", position)), [[position, start, length]]
             try:
                 yield Unit(position, self._image(record["data"]), name, source)
-            except BprError as error:
+            except OWN_FAULTS as error:
                 yield Unit(position, "", name, source, problem=str(at(self.file.address, where, error)))
 
     def _image(self, data: Record) -> str:
         """The image among the values of a task's data: by its own name, then without the mark of an upload."""
         names = [name for value in data.values() if isinstance(value, str) and (name := file_name(value))]
         for name in [*names, *(_UPLOADED.sub("", name.rpartition("/")[2]) for name in names)]:
-            with suppress(BprError):
+            with suppress(*OWN_FAULTS):
                 return self.folder.find(name)
         raise FormatError(
             "the task's image",
@@ -105,7 +105,7 @@ class LabelStudio(PredictionFormat):
             if "rle" in value:
                 return replace(item, mask=Mask.from_array(decode_brush(value["rle"], *size)))
             return replace(item, mask=Mask.from_polygons([_pixels(value["points"], size)], *size))
-        except BprError as error:
+        except OWN_FAULTS as error:
             where = f"task {unit.name}: region {region.get('id', number)}"
             return replace(item, problem=str(at(self.file.address, where, error)))
 

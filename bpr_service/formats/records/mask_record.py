@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from bpr_service.errors import BprError
+from bpr_service.errors import OWN_FAULTS
 from bpr_service.formats.base import Instance, at
 from bpr_service.formats.options import FileOptions
 from bpr_service.formats.records.record_file import dump
@@ -31,7 +31,7 @@ def read_mask(
         return replace(item, skipped=reason)
     try:
         return replace(item, mask=as_mask(mask_value(given), *size))
-    except BprError as error:
+    except OWN_FAULTS as error:
         return replace(item, problem=str(at(file, where, error)))
 
 

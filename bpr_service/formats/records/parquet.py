@@ -17,6 +17,7 @@ from bpr_service.formats.base import Paths
 from bpr_service.formats.records.coco import CocoResults
 from bpr_service.formats.records.record_file import Head, Record, dump
 from bpr_service.masks.encoding import Encoding
+from bpr_service.storage import Span
 
 WHAT = "a Parquet table with image_id or file_name, and segmentation {size, counts} or counts, height and width"
 MAX_GROUP_BYTES = 512 << 20
@@ -77,6 +78,10 @@ class ParquetTable:
                 for record in batch.to_pylist():
                     yield position, position, 0, record
                     position += 1
+
+    def spans(self, spans: list[tuple[int, int]]) -> list[Span]:
+        """Nothing: a row group is read once for the rows of many images."""
+        return []
 
     def raw(self, spans: list[tuple[int, int]]) -> list[bytes]:
         """Rows as JSON records, in the order of ``spans``."""

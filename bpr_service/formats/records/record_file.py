@@ -14,6 +14,7 @@ from bpr_service import storage
 from bpr_service.errors import FormatError
 from bpr_service.formats.records.dress import BOM
 from bpr_service.formats.records.stream import stream_json
+from bpr_service.storage import Span, merged
 
 Record = dict[str, Any]
 
@@ -118,8 +119,11 @@ class RecordFile:
 
     def raw(self, spans: list[tuple[int, int]]) -> list[bytes]:
         """The bytes of records at (first byte, bytes), which must be in rising order."""
-        with storage.open_read(self.address) as file:
-            return [read_at(file, start, length) for start, length in spans]
+        return storage.read_spans(self.address, spans)
+
+    def spans(self, spans: list[tuple[int, int]]) -> list[Span]:
+        """What `raw` asks an object store for."""
+        return [Span(self.address, *each) for each in merged(spans)]
 
     def write(self, out: str, records: Iterable[bytes]) -> None:
         """Write ``records`` in place of the file's; all that stands around them is kept byte for byte."""

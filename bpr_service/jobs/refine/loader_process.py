@@ -8,6 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpr_service.config import RefineConfig, get_preset
-from bpr_service.errors import DeviceError
+from bpr_service.errors import BprError, DeviceError, StorageError
 from bpr_service.formats import PredictionFormat, Unit, open_predictions
 from bpr_service.jobs.refine.shared_buffer import SharedBuffer
 from bpr_service.jobs.refine.unit import audit_unit, refine_unit
@@ -24,9 +25,12 @@ from bpr_service.network.model import Predict
 from bpr_service.network.weights import ModelCard, find_model, read_card
 from bpr_service.refine.prepared import Prepared
 from bpr_service.refine.refiner import R, Refiner
+from bpr_service.storage import Answers, ask_ahead, holding
 
 THREADS = 2
 """Units that a loader works on at once."""
+AHEAD = 16
+"""Units more for which a loader has asked object storage, so that it need not wait: their files as they are stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,8 @@ def loader_main(connection: Connection, told: Told, buffers: list[SharedBuffer])
         with sending:
             connection.send(message)
 
-    units: queue.SimpleQueue[tuple[Any, Unit]] = queue.SimpleQueue()
+    units: queue.SimpleQueue[Given] = queue.SimpleQueue()
+    opened = Opened()
     workers = [_LoaderThread(i, buffer, told, units, send) for i, buffer in enumerate(buffers)]
     try:
         while True:
@@ -113,9 +118,31 @@ def loader_main(connection: Connection, told: Told, buffers: list[SharedBuffer])
             if message[0] == "answer":
                 workers[message[1]].replies.put(message[2])
             else:
-                units.put((message[1], message[2]))
+                units.put((message[1], message[2], opened.ask_ahead(message[1], message[2])))
     except (EOFError, OSError):
         os._exit(0)
+
+
+class Opened:
+    """The prediction file of a job, opened once as long as the job is the same."""
+
+    def __init__(self) -> None:
+        self._job: Any = None
+
+    def file(self, job: Any) -> PredictionFormat:
+        if self._job != job:
+            self._job, self._file = job, open_predictions(*job[:3])
+        return self._file
+
+    def ask_ahead(self, job: Any, unit: Unit) -> Answers:
+        """Ask object storage for what the unit needs; where that cannot be said, the unit's reading will."""
+        with suppress(BprError):
+            return ask_ahead(self.file(job).reads(unit))
+        return {}
+
+
+Given = tuple[Any, Unit, Answers]
+"""A job, one of its units, and what was asked of object storage for it."""
 
 
 class _LoaderThread:
@@ -126,7 +153,7 @@ class _LoaderThread:
         number: int,
         buffer: SharedBuffer,
         told: Told,
-        units: queue.SimpleQueue[tuple[Any, Unit]],
+        units: queue.SimpleQueue[Given],
         send: Callable[[Any], None],
     ) -> None:
         self.number, self.units, self.send = number, units, send
@@ -163,15 +190,13 @@ class _LoaderThread:
             os._exit(1)  # the owner sees it
 
     def _serve(self) -> None:
-        opened: tuple[Any, PredictionFormat] | None = None
+        opened = Opened()
         while True:
-            job, unit = self.units.get()
-            if opened is None or opened[0] != job:
-                task, name, paths = job[:3]
-                opened = (job, open_predictions(task, name, paths))
+            job, unit, answers = self.units.get()
             try:
                 do = audit_unit if job[4] else refine_unit
-                outcome: Any = do(self.refiner, opened[1], unit, job[3])
-            except (DeviceError, OSError) as error:
+                with holding(answers):
+                    outcome: Any = do(self.refiner, opened.file(job), unit, job[3])
+            except (DeviceError, StorageError, OSError) as error:
                 outcome = error
             self.send(("done", unit.number, outcome))

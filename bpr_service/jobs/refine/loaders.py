@@ -26,7 +26,7 @@ import numpy as np
 from bpr_service.config import RefineConfig
 from bpr_service.errors import BprError, DeviceError
 from bpr_service.formats import PredictionFormat, Unit
-from bpr_service.jobs.refine.loader_process import THREADS, RefinerSpec, Told, loader_main
+from bpr_service.jobs.refine.loader_process import AHEAD, THREADS, RefinerSpec, Told, loader_main
 from bpr_service.jobs.refine.shared_buffer import SharedBuffer
 from bpr_service.jobs.refine.unit import Outcome, audit_unit, refine_unit, untouched
 from bpr_service.network.devices import wait_for
@@ -137,11 +137,16 @@ class RefinerPool:
     def _exchange(
         self, file: PredictionFormat, job: Any, units: Iterable[Unit], stop: Callable[[], bool]
     ) -> Iterator[Outcome]:
-        waiting, source = deque[Unit](), iter(units)
+        waiting, suspects, source = deque[Unit](), deque[Unit](), iter(units)
         retried: set[int] = set()
+        given = THREADS + (AHEAD if file.is_remote else 0)
         while True:
             for loader in self._loaders:
-                while len(loader.under_way) <= THREADS and not stop():
+                if suspects and not loader.under_way and not stop():
+                    loader.give(job, suspects.popleft())
+                if suspects or retried & loader.under_way.keys():
+                    continue  # one that may have killed a loader has its second try alone
+                while len(loader.under_way) <= given and not stop():
                     unit = waiting.popleft() if waiting else next(source, None)
                     if unit is None:
                         break
@@ -150,14 +155,16 @@ class RefinerPool:
                 return
             for loader in self._ready():
                 message = loader.receive()
-                if message is None:  # it died: what it had is tried once more elsewhere
-                    for unit in self._replace(loader):
+                if message is None:  # it died of one of those that it worked on
+                    had = self._replace(loader)
+                    waiting.extend(had[THREADS:])
+                    for unit in had[:THREADS]:
                         if unit.number in retried:
                             why = f"{unit.name}: a loader process died on it twice (out of memory?)"
                             yield Outcome(unit.number, unit.image, failed=[why], encoded=untouched(file, unit))
                         else:
                             retried.add(unit.number)
-                            waiting.append(unit)
+                            suspects.append(unit)
                 elif message[0] in ("predict", "run"):
                     self._asked.put((loader, message[1], message[2]))
                 else:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bpr_service.audit.unit import audit_file_unit
-from bpr_service.errors import BprError, DeviceError
+from bpr_service.errors import OWN_FAULTS, BprError, DeviceError, StorageError
 from bpr_service.formats import Encoded, PredictionFormat, Unit
 from bpr_service.formats.refining import refine_file_unit
 
@@ -56,7 +56,7 @@ def refine_unit(refiner: Refiner, file: PredictionFormat, unit: Unit, ignore_lab
 
     Raises:
         DeviceError: the device failed, which is not the unit's fault.
-        OSError: the storage failed (a full disk, a lost connection).
+        StorageError, OSError: the storage failed (a full disk, a lost connection, a bucket that refuses).
     """
     return _done(_refine, refiner, file, unit, ignore_label)
 
@@ -71,7 +71,7 @@ def _done(work: Work, refiner: Refiner, file: PredictionFormat, unit: Unit, igno
     outcome = Outcome(unit.number, unit.image or unit.name)
     try:
         work(refiner, file, unit, ignore_label, outcome)
-    except (DeviceError, OSError):
+    except (DeviceError, StorageError, OSError):
         raise
     except Exception as error:
         why = str(error) if isinstance(error, BprError) else f"{type(error).__name__}: {error}"
@@ -85,7 +85,7 @@ def untouched(file: PredictionFormat, unit: Unit) -> Encoded:
     """The unit as it was; empty where not even its bytes can be read."""
     try:
         return file.untouched(unit)
-    except BprError:
+    except OWN_FAULTS:
         return Encoded()
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from bpr_service import beneath, storage
-from bpr_service.beneath import Folders, within
+from bpr_service import storage
 from bpr_service.errors import BprError, ForbiddenError
 from bpr_service.masks.images import read_image
 from bpr_service.masks.label_maps import write_label_map
+from bpr_service.storage import beneath
+from bpr_service.storage.beneath import Folders, within
 from refiner_training.data.coco import read_json
 from refiner_training.data.label_pngs import png_size
 
@@ -122,7 +123,7 @@ def test_every_reader_asks(read: Callable[[str], object], root: Path) -> None:
 
 def test_what_a_process_starts_is_confined_with_it(root: Path) -> None:
     script = (
-        "import subprocess, sys; from bpr_service.beneath import Folders, confine\n"
+        "import subprocess, sys; from bpr_service.storage.beneath import Folders, confine\n"
         "confine(Folders.of((sys.argv[1],)))\n"
         "code = 'import sys; from bpr_service import storage; print(storage.read_bytes(sys.argv[1]))'\n"
         "for name in sys.argv[2:]:\n"
