@@ -109,8 +109,9 @@ ERRORS: dict[str, Callable[[U8, float, Generator, U8], U8]] = {
 
 
 def with_error(kind: str, truth: Mask, others: Sequence[Mask], rng: Generator) -> Mask | None:
-    """A true mask with an error of a kind of 3 to 12 px, at most a sixth of its size; None where it leaves the mask as
-    it is, or less than half of it.
+    """A true mask with an error of a kind of 3 to 12 px, at most a sixth of its size.
+
+    None where it leaves the mask as it is, or less than half of it.
     """
     x0, y0, x1, y1 = truth.box
     x0, y0 = max(x0 - MARGIN_PX, 0), max(y0 - MARGIN_PX, 0)

@@ -1,5 +1,6 @@
-"""The paper's two settings on an accelerator: 135 patches at 128 through HRNet-W18-small, 332 at 256 through
-FCN-ResNet-50; image and RLEs in memory to RLEs out.
+"""The paper's two settings on an accelerator, image and RLEs in memory to RLEs out.
+
+135 patches at 128 through HRNet-W18-small, and 332 at 256 through FCN-ResNet-50.
 
     python benchmarks/gpu.py                            every backend and precision; needs a CUDA device
     python benchmarks/gpu.py --json gpu.json

@@ -30,6 +30,10 @@ def instance_items(
     """Pairs of a COCO results file and its ground truth.
 
     Args:
+        name: of the set.
+        dataset: the ground truth.
+        results: the predictions; read where `source` asks for them.
+        images: the folder of pictures.
         source: ``predictions``: matched by the key ``gt``, or where it is absent by IoU > 0.5 within a category, the
             best score first. ``truth``: the ground truth itself is the coarse mask. ``blocks``: the ground truth as a
             coarse grid enlarged by nearest neighbour, a kind of error that no recipe trains on. ``soft``: simulated

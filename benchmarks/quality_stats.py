@@ -34,6 +34,7 @@ def intervals(kind: str, methods: dict[str, list[Any]], groups: Sequence[str]) -
     Args:
         kind: of the set.
         methods: rows by method, in step with `groups`.
+        groups: the group of each row; whole groups are drawn.
 
     Returns:
         By method: ``low`` and ``high`` by measure, and where there is a method to compare with, ``difference_low`` and

@@ -12,6 +12,8 @@ def show_examples(app: typer.Typer, program: str, examples: Mapping[str, str]) -
     """Let each command of `app` end its help with how it is called.
 
     Args:
+        app: the commands.
+        program: the name that they are called by.
         examples: arguments by the command's words: ``{"jobs list": "--state failed"}``.
     """
     for words, command in commands(app):

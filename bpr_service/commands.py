@@ -138,6 +138,7 @@ def table_of(*columns: str) -> Table:
 
 
 def add_row(table: Table, names: Sequence[str], report: MaskReport) -> None:
+    """Add to a table of masks what became of one."""
     status = report.status if report.reason is None else f"{report.status}: {report.reason}"
     confidence = "" if report.confidence is None else f"{report.confidence:.2f}"
     scale = "" if report.scale is None else f"{report.scale:g}"

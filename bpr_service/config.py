@@ -35,9 +35,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     def with_options(self, **options: Any) -> Self:
-        """A copy with `options` changed, validated as a whole; :class:`ConfigError` names the field at
-        fault.
-        """
+        """A copy with `options` changed, validated as a whole; :class:`ConfigError` names the field at fault."""
         return build(type(self), {**self.model_dump(), **options})
 
 
@@ -152,8 +150,9 @@ class PatchConfig(Settings):
         return self.with_options(patch_size_px=size, padding_px=self.padding_of(size))
 
     def padding_of(self, size_px: int) -> int:
-        """Padding, px, of a patch of `size_px`: its share of the crop is the same at every scale. A box of scheme
-        ``instance`` is of any size, and its padding of one.
+        """Padding, px, of a patch of `size_px`: its share of the crop is the same at every scale.
+
+        A box of scheme ``instance`` is of any size, and its padding of one.
         """
         if self.scheme == "instance":
             return self.padding_px

@@ -20,8 +20,9 @@ def kernel(function: _F) -> _F:
 
 
 def fused_kernel(function: _F) -> _F:
-    """As `kernel`, with ``a * b + c`` in one step where the processor has it: for values that need not be equal to
-    the last bit on every processor.
+    """As `kernel`, with ``a * b + c`` in one step where the processor has it.
+
+    For values that need not be equal to the last bit on every processor.
     """
     return _compile(function, {"contract"})
 

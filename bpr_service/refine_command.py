@@ -60,8 +60,9 @@ def run_refine(
     device: str,
     settings: Iterable[str] = (),
 ) -> None:
-    """Refine masks and write them as they came. Of one image: nothing is written when anything is wrong; folders go to
-    the driver of ``bpr batch``.
+    """Refine masks and write them as they came.
+
+    Of one image: nothing is written when anything is wrong; folders go to the driver of ``bpr batch``.
     """
     config = parse_settings(settings)
     build(RefineConfig, config)

@@ -27,10 +27,15 @@ Labels = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class MaskReport:
-    """What became of one mask; `label` is its label or segment id in a semantic or panoptic task; `confidence` the
-    expected boundary F at 2 px of the mask given back, 0 to 1, where the model estimates it; `scale` what its patches
-    measured in the image over what the model was trained at, where it had patches of its own; `uncertain` the places,
-    (x, y, width, height) in px, worst first, where the network expects many of its decisions to be wrong.
+    """What became of one mask.
+
+    Attributes:
+        label: its label or segment id in a semantic or panoptic task.
+        confidence: the expected boundary F at 2 px of the mask given back, 0 to 1, where the model estimates it.
+        scale: what its patches measured in the image over what the model was trained at, where it had patches of its
+            own.
+        uncertain: the places, (x, y, width, height) in px, worst first, where the network expects many of its decisions
+            to be wrong.
     """
 
     index: int

@@ -133,6 +133,7 @@ def read_settings(kind: type[_S], path: Path, overrides: Mapping[str, Any] | Non
 
     Args:
         kind: the settings that it holds.
+        path: the file.
         overrides: dotted names and values, as ``{"run.steps": 100}``.
 
     Raises:

@@ -98,8 +98,11 @@ def recipe(
     """The text of a recipe, with comments, and what the trainer reads in it.
 
     Args:
+        found: what the data set was seen to hold.
+        name: of the model to be.
         preset: whose model the training goes on from.
         data: the recipe's part of that name.
+        batch_size: patches a step.
 
     Raises:
         UnknownName: no such preset.

@@ -39,10 +39,12 @@ def predict(
 
     Args:
         checkpoint: of ``bpr-train segmenter``.
+        images: the folder of pictures.
         out: ``coco``: a JSON file; ``labels``: a folder; ``panoptic``: a JSON file, its PNGs in the folder of the
             same name without the suffix.
         dataset: a COCO file whose ``images`` give ids and names; without one every picture of the folder is predicted.
         form: None takes ``coco`` for an instance model and ``labels`` for a semantic one.
+        options: how to predict.
         progress: called with images done and images in all.
 
     Returns:

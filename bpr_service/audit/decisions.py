@@ -56,8 +56,10 @@ class Head:
     values: dict[str, Any]
 
     def at(self, **places: str | None) -> Head:
-        """The head with its files elsewhere: of ``images``, ``annotations``, ``dataset``, ``panoptic_dir`` those that
-        are given.
+        """The head with its files elsewhere.
+
+        Args:
+            **places: new paths of ``images``, ``annotations``, ``dataset``, ``panoptic_dir``: those that are given.
         """
         return Head({**self.values, **{key: place for key, place in places.items() if place is not None}})
 
@@ -91,6 +93,7 @@ def apply(head: Head, taken: Mapping[str, Mapping[str, Any]], out: str) -> int:
     Every other byte of it is as it was.
 
     Args:
+        head: what the report's first line says of the files.
         taken: rows of the report by key.
         out: a file or a folder, as the format's results are.
 
@@ -179,8 +182,9 @@ def with_masks(before: Prediction, new: Mapping[int, Mask]) -> Prediction:
 
 
 def replace_label(labels: NDArray[Any], label: int, mask: Mask, void: int | None) -> None:
-    """Give a label of an (H, W) map another mask, in place: what it gains becomes its own, what it loses goes to the
-    nearest other label; void pixels stay void.
+    """Give a label of an (H, W) map another mask, in place.
+
+    What it gains becomes its own, what it loses goes to the nearest other label; void pixels stay void.
 
     Raises:
         KeyError: the map has no such label.

@@ -78,8 +78,9 @@ def window_of(coarse: Mask, refined: Mask, share: float = 0.0) -> tuple[int, int
 
 
 def offsets(coarse: Mask, refined: Mask) -> Offsets:
-    """Measure the refined outline from the boundary pixels of `coarse`, which has some foreground. The picture's own
-    edge is no boundary.
+    """Measure the refined outline from the boundary pixels of `coarse`, which has some foreground.
+
+    The picture's own edge is no boundary.
     """
     import cv2
 
@@ -153,8 +154,11 @@ class Neighbours:
         self.areas = [mask.area for mask in masks]
 
     def overlap(self, index: int) -> tuple[float, int, float, float]:
-        """(greatest IoU with another mask, that mask's index or -1, share of this mask that another covers, share of
-        another, not much smaller, that this one covers).
+        """How much the mask shares with the other masks.
+
+        Returns:
+            The greatest IoU with another mask; that mask's index or -1; the share of this mask that another covers; the
+            share of another, not much smaller, that this one covers.
         """
         boxes, mine = self.boxes, self.boxes[index]
         sides = np.minimum(boxes[:, 2:], mine[2:]) - np.maximum(boxes[:, :2], mine[:2])
@@ -183,6 +187,8 @@ def measure(
 
     Args:
         image: (H, W, 3) uint8 RGB.
+        coarse: the mask, which has some foreground.
+        refined: the same mask refined.
         features: (F,) float32 of the estimate.
         overlap: of `Neighbours.overlap`.
 

@@ -110,6 +110,10 @@ def write_report(address: str, head: Mapping[str, Any], findings: Findings, rank
     """Write the report whole: ``head``, what the figures mean, findings, summary, and every mask on a line of its own.
 
     Args:
+        address: where the report goes, a file or object storage.
+        head: what was audited, and how.
+        findings: what is wrong with the file itself.
+        ranking: every mask, in the order of suspicion.
         summary: is filled with the masks here, so that they are read once.
     """
     with storage.replacing(address) as out:

@@ -47,6 +47,8 @@ def draw(suspicion: NDArray[np.float32], count: int, seed: int = 0) -> Drawn:
     """Draw `count` masks, or all where there are fewer, at random within strata of their suspicion.
 
     Args:
+        suspicion: (M,) float32, of every mask.
+        count: how many masks a person will look at.
         seed: another one gives another sample.
     """
     which = np.searchsorted(CUTS, suspicion, side="right")
@@ -91,7 +93,9 @@ def estimate(strata: Sequence[Stratum], wrong: Sequence[int], seed: int = 0) -> 
     """What a looked-at sample says of the whole data set.
 
     Args:
+        strata: of the sample, as they were drawn.
         wrong: of each stratum, how many of the drawn masks are wrong.
+        seed: of the interval's random numbers.
 
     Raises:
         ConfigError: a stratum with more wrong masks than were drawn, or another number of strata.

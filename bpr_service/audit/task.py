@@ -79,6 +79,9 @@ def see(
     """Refine masks of an (H, W, 3) uint8 RGB picture, wherever the refiner's device is, and say what it saw.
 
     Args:
+        refiner: of a model that has an estimate.
+        image: (H, W, 3) uint8 RGB.
+        masks: those that are looked at.
         among: all masks of the picture, where `masks` are only some of them.
 
     Raises:

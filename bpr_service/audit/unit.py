@@ -65,6 +65,9 @@ def audit_file_unit(
     """Audit one unit of an annotation file.
 
     Args:
+        refiner: of a model that can audit.
+        file: the annotations.
+        unit: one image of it.
         ignore_label: of label maps, the label that is no mask; None takes the format's.
 
     Raises:

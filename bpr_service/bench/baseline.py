@@ -64,6 +64,7 @@ STEPS = ("RLE -> masks", "boundary, NMS", "crops", "reassembly", "masks -> RLE")
 
 
 def ours(image: Any, rles: Any, logits: Any, config: RefineConfig) -> tuple[Parts, Any, Any, Any]:
+    """The steps as this package does them: their times, boxes, crops and masks."""
     clock = Clock()
     masks = [Mask.from_rle(rle) for rle in rles]
     clock.lap(STEPS[0])
@@ -99,6 +100,7 @@ def baseline_boxes(frame: Any, box: Any, threshold: float) -> Any:
 
 
 def baseline(image: Any, rles: Any, logits: Any, config: RefineConfig) -> tuple[Parts, Any, Any, Any]:
+    """The same steps on full frames, as they are usually written."""
     clock = Clock()
     frames = [coco.decode(rle) for rle in rles]
     clock.lap(STEPS[0])

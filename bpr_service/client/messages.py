@@ -159,6 +159,7 @@ def mask_entry(mask: Any) -> dict[str, Any]:
 
 
 def instance_message(image: Any, masks: Sequence[Any], options: dict[str, Any]) -> Message:
+    """Masks of instances: what `mask_entry` takes."""
     form = [("masks", _json_part([mask_entry(mask) for mask in masks])), ("options", _json_part(options))]
     return Message("instance", image, form)
 
@@ -175,6 +176,7 @@ def label_message(task: str, image: Any, label_map: NDArray[Any] | bytes, option
 def panoptic_message(
     image: Any, segment_map: NDArray[Any] | bytes, segments_info: Sequence[Mapping[str, Any]], options: dict[str, Any]
 ) -> Message:
+    """A map of segment ids, (H, W) or a PNG in COCO's colours, and its segments."""
     from bpr_service.masks.label_maps import panoptic_png
 
     png = segment_map if isinstance(segment_map, bytes) else panoptic_png(np.asarray(segment_map))
@@ -210,6 +212,7 @@ def retry_after(response: httpx.Response) -> float:
 
 
 def to_refined(raw: dict[str, Any]) -> Refined:
+    """The JSON of an answer as an object."""
     size = (int(raw["size"][0]), int(raw["size"][1]))
     masks = [
         RefinedMask(

@@ -21,6 +21,8 @@ def refine_sample(refiner: Refines, sample: Any, field: str = "predictions", int
     """The sample, with a field of refined detections; save it when it is to be kept.
 
     Args:
+        refiner: a `bpr_service.Refiner` or a client of a server.
+        sample: of a FiftyOne data set.
         field: its ``Detections``; those without a mask stay as they are.
         into: the field that takes the refined ones; None: the same.
 

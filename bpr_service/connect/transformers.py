@@ -20,6 +20,7 @@ def refine_segmentation(refiner: Any, image: Any, segmentation: Any, ignore_labe
 
     Args:
         refiner: a `bpr_service.Refiner`.
+        image: the picture that was segmented.
         segmentation: one image's item of the list that a ``post_process_..._segmentation`` gives: a tensor (H, W) of
             labels; ``{"segmentation", "segments_info"}`` with a tensor (H, W) of ids, or (n, H, W) of binary maps.
         ignore_label: of a map of labels: one that is never rewritten.

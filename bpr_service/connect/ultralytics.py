@@ -19,6 +19,7 @@ def refine_results(refiner: Refines, results: Any, image: Any = None) -> Any:
     """A `Results` whose masks (n, H, W) are refined, and its boxes with them; scores, classes and tracks stay.
 
     Args:
+        refiner: a `bpr_service.Refiner` or a client of a server.
         results: with or without masks; without, it comes back as it is.
         image: RGB; None takes the picture that ``results`` keeps.
     """

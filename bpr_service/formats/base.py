@@ -82,8 +82,10 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One mask of a unit. ``mask`` is None when it cannot be read (``problem`` says why) or when there is none to
-    refine (``skipped`` says why: absent, a crowd).
+    """One mask of a unit.
+
+    ``mask`` is None when it cannot be read (``problem`` says why) or when there is none to refine (``skipped`` says
+    why: absent, a crowd).
 
     ``record`` is what the file had (a JSON object, a line), kept so that what is not understood comes back unchanged.
     ``parts`` are the mask's outlines with few corners, where that was asked for.

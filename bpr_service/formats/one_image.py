@@ -59,8 +59,11 @@ def open_one(
     """The masks of ``image`` in the file ``masks``.
 
     Args:
+        image: the picture's path.
+        masks: the file of its masks.
         task: instance, labels (a picture of instance ids), soft (a picture of probabilities) or semantic.
         name: the format of the file; None looks into it.
+        options: how files are read.
         image_id: which image of a data set's file it is, where names do not say.
 
     Raises:
@@ -99,8 +102,9 @@ def _has_none(file: PredictionFormat, units: list[Unit], image: Path, image_id: 
 
 
 def _choose(units: list[Unit], image: Path, masks: Path, image_id: str | None, nameless: bool) -> Unit | None:
-    """The unit of ``image``: by its id, its name, or because nothing in the file names an image and it is alone; None
-    where there is none. Raises ``FormatError`` where there are several.
+    """The unit of ``image``: by its id or name, or the only one of a file that names no image.
+
+    None where there is none; ``FormatError`` where there are several.
     """
     if nameless:
         return units[0]

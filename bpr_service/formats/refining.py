@@ -63,6 +63,9 @@ def refine_file_unit(
     """Refine one unit of a prediction file.
 
     Args:
+        refiner: what refines it.
+        file: the predictions.
+        unit: one image of it.
         ignore_label: of label maps, the label that is never rewritten; None takes the format's.
 
     Raises:

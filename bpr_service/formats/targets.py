@@ -42,6 +42,7 @@ def check_target(address: str | Path, what: str, *, folder: bool = False) -> Non
     A folder that is missing is made when the result is written. Object storage is not asked.
 
     Args:
+        address: a path, or an address in object storage.
         what: what the message calls it, as ``--out``.
         folder: the result is a folder of files, not one file.
 

@@ -60,6 +60,8 @@ def check_promotion(request: TrainRequest, settings: JobSettings, *, may_promote
     """The request, measured on the operator's data where the operator lets its name promote.
 
     Args:
+        request: as the caller sent it.
+        settings: the operator's.
         may_promote: the caller may replace models.
 
     Raises:

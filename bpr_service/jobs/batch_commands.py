@@ -232,6 +232,7 @@ def print_failed(totals: Totals, word: str, where: str) -> None:
 
 
 def print_result(result: Result, out: str) -> None:
+    """Print what a run did: images, masks and their pace."""
     totals = result.totals
     if totals is None:
         typer.echo(f"a share of {out}: {result.images} images {pace(result)}")

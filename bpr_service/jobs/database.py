@@ -117,6 +117,10 @@ class Database:
         """Add a job and put it into its queue, both or neither; False when the id is known.
 
         Args:
+            job_id: chosen by the caller, or derived from the request.
+            kind: ``refine``, ``audit`` or ``train``.
+            request: as JSON.
+            owner: who submits it; None where no keys are configured.
             outs: where it writes: nothing, ``out``, or ``out`` and a page.
             then: queues the job's first attempt on the connection that it is given.
         """

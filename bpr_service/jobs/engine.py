@@ -116,6 +116,8 @@ class JobEngine:
         """Accept a job; the same id, or without one the same request over the same files, is done once.
 
         Args:
+            values: of the request, as in its JSON.
+            job_id: the caller's own; None derives one from the request and its files.
             owner: who submits it; jobs of different owners share neither an id nor an ``out``.
             may_promote: it may replace the active version of its name, by the request's own rule.
 

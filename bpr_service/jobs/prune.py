@@ -30,6 +30,9 @@ def prune(
     Files go first and the job's row last: a prune that is killed is done again.
 
     Args:
+        database: of the jobs.
+        client: of the engine that runs them.
+        settings: where their files lie.
         older_than_s: since the end of a job.
         keep_bytes: what ended jobs may hold in the folder together; None: any amount.
 

@@ -95,8 +95,11 @@ class _Asked(Settings):
 
 
 class TrainRequest(Settings):
-    """Retrain a refinement model. ``data`` is what ``bpr-train patches`` takes, ``recipe`` what ``bpr-train
-    refiner`` takes; keys that these do not know are refused before any work begins."""
+    """Retrain a refinement model.
+
+    ``data`` is what ``bpr-train patches`` takes, ``recipe`` what ``bpr-train refiner`` takes; keys that these do not
+    know are refused before any work begins.
+    """
 
     kind: Literal["train"] = "train"
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")

@@ -56,6 +56,8 @@ workers = sa.Table(
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
+    """A job as its row has it; times in seconds since the epoch."""
+
     id: str
     kind: str
     owner: str | None

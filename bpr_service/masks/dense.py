@@ -18,8 +18,12 @@ _SPREAD = 2654435761
 
 @kernel
 def _number(labels: NDArray[Any], numbers: NDArray[Any], found: NDArray[np.int64], places: NDArray[np.int32]) -> int:
-    """Write into `numbers` (H, W) the place in `found` of each label, as they are met; how many there are, -1 where
-    `found` is too short. `places`, all -1 and longer than `found`, is the hash table.
+    """Write into `numbers` (H, W) the place in `found` of each label, in the order in which labels are met.
+
+    `places`, all -1 and longer than `found`, is the hash table.
+
+    Returns:
+        How many labels there are, -1 where `found` is too short.
     """
     last = places.size - 1
     n, number, before = 0, -1, labels[0, 0]

@@ -103,6 +103,7 @@ def read_mask_file(data: bytes, *, soft: bool = False, logits: bool = False) -> 
     """A mask from the bytes of a picture or a NumPy file.
 
     Args:
+        data: the whole file.
         soft: the values are probabilities: 8- or 16-bit gray, or 8- or 16-bit or float arrays. Floats are always.
         logits: the floats of a NumPy file are what a network gives before its sigmoid.
 

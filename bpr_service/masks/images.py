@@ -187,16 +187,12 @@ def open_picture(source: bytes | str | Path, max_pixels: int, what: str, error: 
 def read_image(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS, exif: Exif = "ignore") -> Image:
     """Decode an image file (or its bytes): gray, RGB, RGBA, palette, CMYK, 1- and 16-bit.
 
-    Returns
-    -------
-    (H, W, 3) uint8 RGB; alpha is dropped, 16-bit values are scaled by 1/257.
+    Returns:
+        (H, W, 3) uint8 RGB; alpha is dropped, 16-bit values are scaled by 1/257.
 
-    Raises
-    ------
-    ImageError
-        The file is missing, truncated, empty or of a type not known.
-    LimitError
-        The header announces more than `max_pixels`; nothing was decoded.
+    Raises:
+        ImageError: the file is missing, truncated, empty or of a type not known.
+        LimitError: the header announces more than `max_pixels`; nothing was decoded.
     """
     return open_image(source, max_pixels=max_pixels, exif=exif).pixels
 
@@ -212,6 +208,8 @@ def open_image(
     """Decode an image file, and say what a person should know of it.
 
     Args:
+        source: the bytes of the file, or its path.
+        max_pixels: the most that are decoded.
         exif: "apply" turns a photograph upright, "ignore" takes the pixels as they are stored.
         page: which picture of a file that holds several, from 1; None takes the first and says so.
         window: the values that become black and white, or "auto" for the 0.1 and 99.9 percentiles; for pictures that

@@ -48,14 +48,13 @@ Crop = NDArray[np.uint8]
 class Mask:
     """A binary mask of an (H, W) image, held as the crop that has its foreground.
 
-    Attributes
-    ----------
-    height, width : size of the full image, px
-    x, y : left and top of the crop in the image, px
-    crop : (h, w) uint8, C-contiguous, values {0, 1}; (0, 0) for an empty mask. The constructors make it
-        tight.
-    soft : (h, w) uint8 or None, foreground probability times 255 in the same window; ``crop == (soft >=
-        128)``
+    Attributes:
+        height: of the full image, px.
+        width: of the full image, px.
+        x: left of the crop in the image, px.
+        y: top of it, px.
+        crop: (h, w) uint8, C-contiguous, values {0, 1}; (0, 0) for an empty mask. The constructors make it tight.
+        soft: (h, w) uint8 or None, foreground probability times 255 in the same window; ``crop == (soft >= 128)``.
     """
 
     height: int
@@ -117,9 +116,7 @@ class Mask:
         return not self.crop.any()
 
     def window(self, x0: int, y0: int, x1: int, y1: int) -> Crop:
-        """The (y1 - y0, x1 - x0) uint8 {0, 1} window of the frame; zeros where it leaves the crop or the
-        image.
-        """
+        """The (y1 - y0, x1 - x0) uint8 {0, 1} window of the frame; zeros where it leaves the crop or the image."""
         out = np.zeros((y1 - y0, x1 - x0), np.uint8)
         h, w = self.crop.shape
         xa, ya = max(x0, self.x), max(y0, self.y)
@@ -132,8 +129,7 @@ class Mask:
 
     @classmethod
     def from_array(cls, array: Any, *, max_pixels: int = MAX_PIXELS) -> Mask:
-        """A mask from an (H, W) frame: bool, integers (0 and one other value), or float probabilities in [0,
-        1].
+        """A mask from an (H, W) frame: bool, integers (0 and one other value), or float probabilities in [0, 1].
 
         Raises :class:`MaskError` for another shape or dtype, NaN, or floats out of [0, 1];
         :class:`LimitError`.
@@ -185,9 +181,7 @@ class Mask:
 
     @classmethod
     def from_window(cls, window: NDArray[np.uint8], x: int, y: int, height: int, width: int) -> Mask:
-        """A mask from a (h, w) uint8 {0, 1} window whose left top is (x, y); the crop is made tight (a
-        copy).
-        """
+        """A mask from a (h, w) uint8 {0, 1} window whose left top is (x, y); the crop is made tight (a copy)."""
         x0, y0, x1, y1 = _tight(window)
         crop = np.array(window[y0:y1, x0:x1], np.uint8, order="C")
         return cls(height, width, x + x0 if x1 else 0, y + y0 if x1 else 0, crop)

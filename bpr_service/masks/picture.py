@@ -36,7 +36,8 @@ def before_after(
 
     Args:
         image: (H, W, 3) uint8.
-        coarse, refined: the N masks before and after, in the same order.
+        coarse: the N masks before.
+        refined: the same after, in the same order.
         width_px: width of the picture.
         zooms: how many places to enlarge: those where most pixels changed, apart from each other.
         zoom_size_px: side of such a place in the image.

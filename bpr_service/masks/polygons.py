@@ -22,8 +22,9 @@ MAX_STEPS = 1 << 27
 
 
 def check_polygons(polygons: Any, height: int, width: int) -> list[Points]:
-    """The parts as flat float64 arrays [x1, y1, ...]; :class:`MaskError` names the part and what is wrong
-    with it. Parts of one or two points, or none, cover nothing: they are left out where others are there.
+    """The parts as flat float64 arrays [x1, y1, ...]; :class:`MaskError` names the part and what is wrong with it.
+
+    Parts of one or two points, or none, cover nothing: they are left out where others are there.
     """
     if len(polygons) > 0 and np.isscalar(polygons[0]):
         polygons = [polygons]  # one part, written without the outer list
@@ -129,8 +130,7 @@ def covers_nothing(part: Any) -> bool:
 
 
 def rasterise(parts: Sequence[Points], height: int, width: int) -> tuple[int, int, NDArray[np.uint8]]:
-    """Left, top and the tight (h, w) uint8 {0, 1} crop of the union of `parts`, as pycocotools draws it on the
-    full frame.
+    """Left, top and the tight (h, w) uint8 {0, 1} crop of the union of `parts`, drawn as pycocotools draws it.
 
     What it takes is known before it is done: memory is twice the parts' box, time the parts' boxes and the columns
     that their edges cross. Raises :class:`LimitError` over :data:`MAX_STEPS`.
@@ -210,9 +210,7 @@ def _trace(
 
 @kernel
 def _next_start(padded: NDArray[np.uint8], seen: NDArray[np.uint8], start: int) -> int:
-    """Flat index of the next pixel whose top edge is on an outline not yet followed; -1 when there is
-    none.
-    """
+    """Flat index of the next pixel whose top edge is on an outline not yet followed; -1 when there is none."""
     h, w = padded.shape
     for at in range(max(start, w), h * w):
         y = at // w
@@ -254,6 +252,9 @@ def outlines(crop: NDArray[np.uint8], x0: int, y0: int, *, slits: bool = False) 
     """Outlines [x1, y1, ...] of the 4-connected parts of an (h, w) crop at (x0, y0), in scan order.
 
     Args:
+        crop: (h, w) uint8 {0, 1}.
+        x0: column of the crop's left top in the image, px.
+        y0: row of it, px.
         slits: join every hole to the outline of its part by a slit of no width, so that the outline holds it: drawn
             by the even-odd rule the slit leaves no trace. Without it holes are left out, and so are filled.
     """

@@ -21,8 +21,10 @@ Bytes = NDArray[np.uint8]
 
 @kernel
 def _decompress(text: Bytes, runs: Runs) -> int:
-    """Fill `runs` from `text`; the number of runs, or minus the position (from 1) of the character at
-    fault.
+    """Fill `runs` from `text`.
+
+    Returns:
+        The number of runs, or minus the position (from 1) of the character at fault.
     """
     n, i = 0, 0
     while i < text.size:
@@ -88,9 +90,7 @@ def _bounds(runs: Runs, height: int) -> tuple[int, int, int, int]:
 
 @kernel
 def _paint(runs: Runs, height: int, x0: int, y0: int, crop: Bytes) -> None:
-    """Write ones into `crop`, the window whose left top is (x0, y0); the window holds all of the
-    foreground.
-    """
+    """Write ones into `crop`, the window whose left top is (x0, y0); the window holds all of the foreground."""
     at = 0
     for i in range(runs.size):
         if i % 2 == 1:
@@ -143,13 +143,10 @@ def _runs_of(columns: Bytes, x0: int, y0: int, height: int, width: int, runs: Ru
 
 
 def parse_counts(counts: Any, height: int, width: int) -> Runs:
-    """Runs of `counts`, a compressed string (or its bytes) or a list of integers, checked against (height,
-    width).
+    """Runs of `counts`, a compressed string (or its bytes) or a list of integers, checked against (height, width).
 
-    Raises
-    ------
-    MaskError
-        The string is damaged, a run is negative, or the runs do not add up to ``height * width``.
+    Raises:
+        MaskError: the string is damaged, a run is negative, or the runs do not add up to ``height * width``.
     """
     if isinstance(counts, str):
         counts = counts.encode("ascii", errors="replace")
@@ -205,9 +202,7 @@ def decode(runs: Runs, height: int) -> tuple[int, int, Bytes]:
 
 
 def encode(crop: Bytes, x: int, y: int, height: int, width: int) -> Runs:
-    """Runs of the (height, width) frame that is zero but for `crop` at (x, y); what pycocotools gives for
-    it.
-    """
+    """Runs of the (height, width) frame that is zero but for `crop` at (x, y), as pycocotools gives them."""
     if crop.size == 0:
         return np.array([height * width], np.int64)
     h, w = crop.shape

@@ -49,6 +49,7 @@ def simplify_label_map(labels: NDArray[np.integer[Any]], tolerance_px: float) ->
     """The parts of every label of an (H, W) map but 0, with few corners and without gaps between neighbours.
 
     Args:
+        labels: (H, W); 0 is no label.
         tolerance_px: as in `simplify_masks`.
     """
     import shapely

@@ -15,9 +15,10 @@ U8 = NDArray[np.uint8]
 
 
 def take_back_specks(refined: U8, coarse: U8, specks_px: int) -> None:
-    """Give back to the coarse mask what is a speck: a part of foreground, or a hole, of fewer than `specks_px` px, of
-    which the coarse mask had less than half. Parts are connected by sides and corners, holes by sides; a hole at the
-    window's edge is none.
+    """Give back to the coarse mask what is a speck.
+
+    A speck is a part of foreground, or a hole, of fewer than `specks_px` px, of which the coarse mask had less than
+    half. Parts are connected by sides and corners, holes by sides; a hole at the window's edge is none.
 
     Args:
         refined: (h, w) uint8, 0 or 1, outside of which nothing is foreground; changed in place.

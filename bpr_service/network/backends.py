@@ -1,5 +1,6 @@
-"""What runs a refinement network: torch itself, its compiler, ONNX Runtime, OpenVINO or CUDA graphs; in float32,
-bfloat16 or int8.
+"""What runs a refinement network: torch, its compiler, ONNX Runtime, OpenVINO or CUDA graphs.
+
+In float32, bfloat16 or int8.
 
 Letters: P patches of S x S px, C output maps.
 
@@ -101,9 +102,7 @@ def _on_arrays(run: Callable[[Tensor], Tensor]) -> Forward:
 
 
 def batch_sizes(backend: str, device: str, most: int) -> list[int]:
-    """The numbers of patches that a backend prepares for, each when it first comes, up to a batch of `most`; the
-    largest first.
-    """
+    """The batch sizes that a backend prepares for, each when it first comes, up to `most`; the largest first."""
     if backend == "compile" and not device.startswith("cuda"):
         return [most]  # one shape: what is smaller is filled up
     if backend in ("compile", "graphs"):
@@ -187,6 +186,7 @@ def openvino_model(network: nn.Module, network_size_px: int) -> Any:
 
 
 def import_openvino() -> Any:
+    """The package, its telemetry declined. Raises ConfigError where it is not installed."""
     send_nothing()  # before the import: that already reports
     try:
         import openvino
@@ -196,8 +196,9 @@ def import_openvino() -> Any:
 
 
 def send_nothing() -> None:
-    """Decline the telemetry of OpenVINO's tools in this process: unless declined, they write an id to the home
-    folder, and each conversion reports to a server of their makers.
+    """Decline the telemetry of OpenVINO's tools in this process.
+
+    Unless it is declined, they write an id to the home folder, and each conversion reports to a server of their makers.
     """
     try:
         from openvino_telemetry.utils.opt_in_checker import ConsentCheckResult, OptInChecker
@@ -207,8 +208,9 @@ def send_nothing() -> None:
 
 
 def from_openvino(model: Any, precision: str = "fp32") -> Forward:
-    """An `openvino.Model` of a network, compiled for `threads`; `precision` is of what the model itself leaves open, so
-    a quantised one stays in int8.
+    """An `openvino.Model` of a network, compiled for `threads`.
+
+    `precision` is of what the model itself leaves open, so a quantised one stays in int8.
     """
     import openvino
 

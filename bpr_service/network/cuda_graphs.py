@@ -24,8 +24,9 @@ Graph = Callable[["Tensor"], "Tensor"]
 
 
 def pieces(count: int, sizes: Sequence[int] = SIZES) -> Iterator[tuple[int, int, int]]:
-    """(first, how many, recorded size) of the runs for a batch of `count`; `sizes` fall, at most the last run is
-    filled up.
+    """(first, how many, recorded size) of the runs for a batch of `count`.
+
+    `sizes` fall; at most the last run is filled up.
 
     >>> list(pieces(135, (128, 16, 8)))
     [(0, 128, 128), (128, 7, 8)]
@@ -64,6 +65,8 @@ def graphed(network: nn.Module, precision: str, device: str, network_size_px: in
     Args:
         network: in evaluation mode, on `device`. In ``bf16`` a copy in bfloat16 runs.
         precision: ``fp32`` or ``bf16``; what is computed in.
+        device: ``cuda:N``.
+        network_size_px: S.
         compiled: record the kernels of torch's compiler instead of its own.
     """
     import copy

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 
 class FCN(nn.Module):
-    """An encoder's features at one resolution, a fully convolutional head (Long et al., CVPR 2015), and
-    upsampling.
-    """
+    """An encoder's features at one resolution, a fully convolutional head (Long et al., CVPR 2015), upsampling."""
 
     def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
         super().__init__()

@@ -35,6 +35,7 @@ def quantise(network: nn.Module, network_size_px: int, crops: NDArray[np.uint8])
 
     Args:
         network: in evaluation mode, on the CPU.
+        network_size_px: S.
         crops: (n, S, S, 4) uint8 patches like those it will see; of the first, `CALIBRATION` are used.
 
     Raises:

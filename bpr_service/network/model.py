@@ -64,8 +64,9 @@ class Model:
     def __init__(
         self, network: nn.Module | None, card: ModelCard, *, device: str = "cpu", folder: Path | None = None
     ) -> None:
-        """From a network in memory; None for that of the version's `folder`, read when it is needed: a quantised one
-        runs without. Raises DeviceError.
+        """From a network in memory, or from that of the version in `folder`.
+
+        The latter (`network` is None) is read when it is needed: a quantised one runs without. Raises DeviceError.
         """
         self.device = resolve_device(device)
         self.accelerator = self.device != "cpu"

@@ -82,18 +82,14 @@ NETWORKS: dict[str, NetworkSpec] = {
 def build_network(name: str, **arguments: Any) -> nn.Module:
     """A refinement network with fresh weights.
 
-    Parameters
-    ----------
-    name : a key of `NETWORKS`
-    arguments : ``outputs`` (maps out, default 1) for all of them; ``widths`` and ``depth`` for the light ones
+    Args:
+        name: a key of `NETWORKS`.
+        arguments: ``outputs`` (maps out, default 1) for all of them; ``widths`` and ``depth`` for the light ones.
 
-    Raises
-    ------
-    UnknownName
-        No network has that name.
-    ConfigError
-        An argument the network does not know. The network itself raises it when it is given patches of a
-        shape it cannot take, and says which it can.
+    Raises:
+        UnknownName: no network has that name.
+        ConfigError: an argument the network does not know. The network itself raises it when it is given patches of a
+            shape it cannot take, and says which it can.
     """
     if name not in NETWORKS:
         raise UnknownName("network", name, NETWORKS)
@@ -112,9 +108,7 @@ def build_network(name: str, **arguments: Any) -> nn.Module:
 
 
 def _check_patches(name: str, multiple: int, _network: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Raise :class:`ConfigError` for a batch of another shape than (P, 4, S, S), S a multiple of
-    `multiple`.
-    """
+    """Raise :class:`ConfigError` for a batch of another shape than (P, 4, S, S), S a multiple of `multiple`."""
     shape = tuple(inputs[0].shape)
     if len(shape) != 4 or shape[1] != CHANNELS:
         raise ConfigError(

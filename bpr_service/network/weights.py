@@ -73,8 +73,9 @@ class Int8Card(Settings):
 
 
 class EstimateCard(Settings):
-    """The perceptron that estimates what a refinement is worth (:mod:`bpr_service.refine.estimate`): F features, K
-    hidden units.
+    """The perceptron that estimates what a refinement is worth (:mod:`bpr_service.refine.estimate`).
+
+    Letters: F features, K hidden units.
     """
 
     features: list[str]
@@ -157,9 +158,7 @@ def bundled_models() -> list[str]:
 
 
 def find_model(path_or_name: str | Path) -> Path:
-    """The folder of a model version: a path, or the name of a bundled model; :class:`UnknownName` lists
-    these.
-    """
+    """The folder of a model version: a path, or the name of a bundled model; :class:`UnknownName` lists these."""
     path = Path(path_or_name)
     if path.is_dir():
         return path
@@ -230,12 +229,9 @@ def load_network(folder: Path, card: ModelCard) -> nn.Module:
 def read_int8(folder: Path | None, card: ModelCard) -> Int8Files:
     """The quantised network of a version, checked against its card.
 
-    Raises
-    ------
-    ConfigError
-        The version has none, or it was not read from a folder (None).
-    ModelError
-        A file is missing or was changed.
+    Raises:
+        ConfigError: the version has none, or it was not read from a folder (None).
+        ModelError: a file is missing or was changed.
     """
     if folder is None or card.int8 is None:
         raise ConfigError(

@@ -102,8 +102,10 @@ class Assessor:
 
 
 def uncertain_places(averaged: Averaged, scale: float) -> tuple[Box, ...]:
-    """Up to `MOST_PLACES` squares, apart from each other, in which the network expects a share of `WRONG_SHARE` of all
-    pixels or more to be decided wrongly, by its own second map; none where it has no such map.
+    """Up to `MOST_PLACES` squares, apart from each other, in which many pixels are probably decided wrongly.
+
+    Many: the network's own second map expects a share of `WRONG_SHARE` of all pixels or more. None where it has no such
+    map.
 
     It is looked at in cells of `CELL_PX` a side; squares are as large as patches are: `PLACE_CELLS` at scale 1.
     """

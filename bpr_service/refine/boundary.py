@@ -22,10 +22,10 @@ from bpr_service.masks.mask import Mask
 class Boundary:
     """Boundary pixels in the order NMS works in: the best score first, equal scores row by row.
 
-    Attributes
-    ----------
-    ys, xs : (B,) int32, position in the image, px
-    scores : (B,) float32, ``min(s, 9 - s) / 4.5`` with s the sum of the 3x3 neighbourhood
+    Attributes:
+        ys: (B,) int32, rows in the image, px.
+        xs: (B,) int32, columns.
+        scores: (B,) float32, ``min(s, 9 - s) / 4.5`` with s the sum of the 3x3 neighbourhood.
     """
 
     ys: NDArray[np.int32]
@@ -42,8 +42,9 @@ _BLOCK = 32
 
 @kernel
 def _scan(crop: NDArray[np.uint8], x: int, y: int, height: int, width: int) -> tuple[NDArray[np.int64], int]:
-    """The boundary pixels row by row, each packed as ``row << 34 | column << 3 | rank``; an array with spare room
-    and how many of it are filled.
+    """The boundary pixels row by row, each packed as ``row << 34 | column << 3 | rank``.
+
+    An array with spare room, and how many of its places are filled.
 
     Three rows of the image are held at a time, their borders continued. Ranks are vector code; they are then
     searched eight at a time, since nearly all of a mask is interior.

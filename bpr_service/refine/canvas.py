@@ -29,16 +29,18 @@ class Canvas(Protocol[Done]):
     """The patches of one image's masks, numbered: each is cut once and added once, in any order."""
 
     def crops(self, start: int, stop: int) -> Any:
-        """Patches `start` to `stop` (exclusive): (n, S, S, 4) uint8 RGB and mask, where the network takes them: an
-        array, or a tensor on a device.
+        """Patches `start` to `stop` (exclusive): (n, S, S, 4) uint8 RGB and mask, where the network takes them.
+
+        An array, or a tensor on a device.
         """
 
     def add(self, start: int, logits: Any) -> None:
         """Add the (n, C, S, S) float32 `logits` of the patches from number `start` on."""
 
     def finished(self) -> Iterator[Done]:
-        """What is complete and was not handed out, for the task to take; may wait for a device. Of masks, the number
-        and the sums of each whose last patch is in.
+        """What is complete and was not handed out, for the task to take; may wait for a device.
+
+        Of masks, the number and the sums of each whose last patch is in.
 
         Raises:
             ModelError: the network gave NaN or infinity.
@@ -57,8 +59,14 @@ class HostCanvas:
         outputs: int,
         config: RefineConfig,
     ) -> None:
-        """For the (H, W, 3) uint8 `image`, its `masks`, and where their patches lie: for each mask (P_i, 4) int32,
-        squares of one size.
+        """For an image, its masks and their patches.
+
+        Args:
+            image: (H, W, 3) uint8.
+            masks: of the image.
+            boxes: where the patches of each mask lie: (P_i, 4) int32, squares of one size.
+            outputs: C, of the network's maps those that are summed.
+            config: the settings that the patches were placed with.
         """
         self._image, self._masks, self._boxes = image, masks, boxes
         self._outputs, self._config = outputs, config

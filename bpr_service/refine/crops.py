@@ -87,17 +87,16 @@ def crop_patches(
 ) -> NDArray[np.uint8]:
     """Cut the patches, with their padding, at network size.
 
-    Parameters
-    ----------
-    image : (H, W, 3) uint8 RGB
-    mask : of an (H, W) image; its probabilities are cut where it has them, else 0 and 255
-    boxes : (P, 4) int32, from `place_patches`; squares are all of one size, which says what their padding is
-    out : (P, S, S, 4) uint8 to write to, or None
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        mask: of an (H, W) image; its probabilities are cut where it has them, else 0 and 255.
+        boxes: (P, 4) int32, from `place_patches`; squares are all of one size, which says what their padding is.
+        config: S, and the padding of squares of the usual size.
+        out: (P, S, S, 4) uint8 to write to, or None.
 
-    Returns
-    -------
-    (P, S, S, 4) uint8: RGB and mask. Where c equals S the pixels are copied; else OpenCV resizes each patch
-    on its own (area when it shrinks, linear when it grows), so that none reads across its edge.
+    Returns:
+        (P, S, S, 4) uint8: RGB and mask. Where c equals S the pixels are copied; else OpenCV resizes each patch on its
+        own (area when it shrinks, linear when it grows), so that none reads across its edge.
     """
     side, n = config.network_size_px, boxes.shape[0]
     if out is None:

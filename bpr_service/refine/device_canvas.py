@@ -68,8 +68,9 @@ class MaskLevels:
 
 @lru_cache(maxsize=32)
 def resize_weights(size: int, to: int) -> NDArray[np.float32]:
-    """(to, size) float32: what each of `size` pixels adds to each of `to`; OpenCV's area where it shrinks, its linear
-    where it grows.
+    """(to, size) float32: what each of `size` pixels adds to each of `to`.
+
+    OpenCV's area where it shrinks, its linear where it grows.
     """
     if to <= size:
         step = size / to
@@ -125,8 +126,15 @@ class DevicePatches:
         config: RefineConfig,
         device: str,
     ) -> None:
-        """Start to copy the (H, W, 3) uint8 `image`, where the patches lie, (P, 4) int32 squares, and which of the
-        `levels` is the mask of each (P,).
+        """Start to copy an image, and where its patches lie.
+
+        Args:
+            image: (H, W, 3) uint8.
+            levels: the levels that masks are of.
+            boxes: (P, 4) int32 squares.
+            which: (P,) which of the `levels` is the mask of each.
+            config: the settings that the patches were placed with.
+            device: ``cuda:N``.
         """
         self.device, self._config, self._levels = device, config, levels
         self.height, self.width = image.shape[:2]
@@ -237,8 +245,15 @@ class DeviceCanvas(DevicePatches):
         config: RefineConfig,
         device: str,
     ) -> None:
-        """Start to copy the (H, W, 3) uint8 `image`, its `masks`, and where their patches lie: for each mask (P_i, 4)
-        int32 squares of one size, maybe none.
+        """Start to copy an image, its masks, and where their patches lie.
+
+        Args:
+            image: (H, W, 3) uint8.
+            masks: of the image.
+            boxes: of each mask (P_i, 4) int32 squares of one size, maybe none.
+            outputs: C, of the network's maps those that are summed.
+            config: the settings that the patches were placed with.
+            device: ``cuda:N``.
         """
         counts = np.array([len(some) for some in boxes], np.int64)
         every = np.concatenate([np.empty((0, 4), np.int32), *boxes])

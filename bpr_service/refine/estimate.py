@@ -65,8 +65,10 @@ _REACH = 3  # half side of the square that bends are measured in
 def _edges(
     mask: U8, covered: NDArray[np.bool_], gray: U8, probability: F32, error: F32, sums: NDArray[np.float64]
 ) -> None:
-    """Sums over the pairs of neighbours that the boundary of `mask` parts: how many, the picture's step across (2 px
-    away on both sides), its texture beside, the step between the two themselves, certainty and error beside.
+    """Sums over the pairs of neighbours that the boundary of `mask` parts.
+
+    How many pairs, the picture's step across (2 px away on both sides), its texture beside, the step between the two
+    themselves, certainty and error beside.
     """
     h, w = mask.shape
     for axis in range(2):

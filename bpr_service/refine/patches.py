@@ -1,5 +1,6 @@
-"""Step 2: patches along the boundary (Tang et al., CVPR 2021, section 3.2; the other schemes: Table 4 of the
-journal).
+"""Step 2: patches along the boundary (Tang et al., CVPR 2021, section 3.2).
+
+The schemes other than ``dense`` are of Table 4 of the journal.
 
 Letters: H, W are the image's size, p is ``patch_size_px``, both in px; B is the number of boundary pixels, P of
 patches.
@@ -78,18 +79,14 @@ def squares(xs: Positions, ys: Positions, size: int) -> Boxes:
 
 
 def window_positions(boundary: Boundary, height: int, width: int, size: int) -> tuple[Positions, Positions]:
-    """Left and top, (B,) int32 each, of the square centred on each boundary pixel and moved inside the
-    image.
-    """
+    """Left and top, (B,) int32 each, of the square centred on each boundary pixel and moved inside the image."""
     xs = np.clip(boundary.xs - size // 2, 0, max(width - size, 0))
     ys = np.clip(boundary.ys - size // 2, 0, max(height - size, 0))
     return xs.astype(np.int32, copy=False), ys.astype(np.int32, copy=False)
 
 
 def grid_patches(boundary: Boundary, height: int, width: int, size: int) -> Boxes:
-    """The squares of a grid from (0, 0) that hold a boundary pixel; the last ones are moved inside the
-    image.
-    """
+    """The squares of a grid from (0, 0) that hold a boundary pixel; the last ones are moved inside the image."""
     columns = -(-width // size)
     cells = np.unique((boundary.ys // size).astype(np.int64) * columns + boundary.xs // size)
     xs = np.minimum(cells % columns * size, max(width - size, 0))
@@ -141,8 +138,9 @@ def _sparse(px: Positions, py: Positions, height: int, width: int, size: int) ->
 
 @lru_cache(maxsize=64)
 def stencil(size: int, threshold: float) -> NDArray[np.int32]:
-    """Which squares a kept square suppresses: (2 size + 1,) int32, entry ``size + dy`` is the largest
-    ``|dx|``, or -1.
+    """Which squares a kept square suppresses: (2 size + 1,) int32.
+
+    Entry ``size + dy`` is the largest ``|dx|``, or -1.
 
     The IoU of equal squares depends on (dx, dy) alone. It is computed in float32 as torchvision's ``nms``
     does, so that a square exactly on the threshold falls on the same side.
@@ -178,11 +176,11 @@ def suppress(xs: Positions, ys: Positions, size: int, threshold: float) -> NDArr
 
     Equal to ``torchvision.ops.nms`` on the same boxes in the same order (falling scores, ties as listed).
 
-    Parameters
-    ----------
-    xs, ys : (B,) int32, left and top of each square, px
-    size : side of the squares, px
-    threshold : a square whose IoU with a kept one exceeds it is dropped
+    Args:
+        xs: (B,) int32, left of each square, px.
+        ys: (B,) int32, top of each square, px.
+        size: side of the squares, px.
+        threshold: a square whose IoU with a kept one exceeds it is dropped.
     """
     if xs.size == 0:
         return np.empty(0, np.int64)

@@ -78,8 +78,9 @@ class Prepared(Generic[R]):
             self.timings_ms[step] += 1e3 * (perf_counter() - start)
 
     def crops(self, start: int, stop: int) -> Any:
-        """Patches ``start`` to ``stop`` (exclusive, clipped to P): (n, S, S, 4) uint8, RGB and mask:
-        an array, or a tensor on the device where pixels reside.
+        """Patches ``start`` to ``stop`` (exclusive, clipped to P): (n, S, S, 4) uint8, RGB and mask.
+
+        An array, or a tensor on the device where pixels reside.
         """
         with self.timed("crops"):
             return self._open().crops(start, max(start, min(stop, self.n_patches)))

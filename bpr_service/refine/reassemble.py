@@ -45,13 +45,12 @@ value.
 class Averaged:
     """What the patches of one mask say together, over the box that holds them.
 
-    Attributes
-    ----------
-    x, y : left and top of the window in the image, px
-    covered : (h, w) bool, under a patch
-    probability : (h, w) float32 foreground probability; the coarse mask (0 or 1) where not covered
-    auxiliary : (h, w) float32 average of the network's second map, 0 where not covered; None when it has one
-        map
+    Attributes:
+        x: left of the window in the image, px.
+        y: top of it, px.
+        covered: (h, w) bool, under a patch.
+        probability: (h, w) float32 foreground probability; the coarse mask (0 or 1) where not covered.
+        auxiliary: (h, w) float32 average of the network's second map, 0 where not covered; None when it has one map.
     """
 
     x: int
@@ -75,9 +74,7 @@ class Change:
 
 @lru_cache(maxsize=64)
 def window_weights(name: str, height: int, width: int) -> F64:
-    """(height, width) float64 weight of each pixel of a patch: "flat" is 1, "hann" falls to 0.02 at the
-    edge.
-    """
+    """(height, width) float64 weight of each pixel of a patch: "flat" is 1, "hann" falls to 0.02 at the edge."""
     if name == "flat":
         return np.ones((height, width))
 
@@ -148,8 +145,15 @@ class Accumulator:
 
 
 def add_patches(boxes: Boxes, logits: F32, config: RefineConfig, height: int, width: int, *tiles: Any) -> None:
-    """Add the (n, C, S, S) float32 `logits` of patches at the (n, 4) `boxes` of an (H, W) image, squares of one size,
-    to `tiles`: left, top, index, sums and total of `bpr_service.refine.tiles.accumulate`.
+    """Add the logits of patches to the sums of `tiles`.
+
+    Args:
+        boxes: (n, 4) squares of one size in an (H, W) image.
+        logits: (n, C, S, S) float32.
+        config: window, padding and what is averaged.
+        height: H.
+        width: W.
+        tiles: left, top, index, sums and total of `bpr_service.refine.tiles.accumulate`.
     """
     padding, side = config.patch.padding_of(int(boxes[0, 2] - boxes[0, 0])), logits.shape[-1]
     probability, flat = config.average == "probability", config.window == "flat"

@@ -54,8 +54,13 @@ class Refiner:
     """
 
     def __init__(self, model: Runs, config: RefineConfig, *, gate: Gate | None = None) -> None:
-        """`gate` decides, mask by mask, whether the refined one is taken; without one, the model's card says for
-        instances. ``config.gate`` turns either off.
+        """A refiner of a model and settings.
+
+        Args:
+            model: what runs the network.
+            config: the settings; what the model's card decides is put into them.
+            gate: decides, mask by mask, whether the refined one is taken; without one, the model's card says for
+                instances. ``config.gate`` turns either off.
 
         Raises:
             ConfigError: settings that the model cannot run with.
@@ -141,13 +146,11 @@ class Refiner:
     ) -> RefineResult:
         """Refine instance masks: they may overlap, and each keeps its place in the list.
 
-        Parameters
-        ----------
-        image : (H, W, 3) uint8 RGB array, or whatever `as_image` takes, or a file
-        exif : of a file: "apply" where the masks speak of the upright photograph, "ignore" of its stored pixels
-        masks : a list of what `as_mask` takes (Mask, array, RLE, polygons, PNG), an (N, H, W) array, or one
-            mask
-        scales : of each mask, image pixels of its patches over those the model was trained at; None: the config's
+        Args:
+            image: (H, W, 3) uint8 RGB array, or whatever `as_image` takes, or a file.
+            exif: of a file: "apply" where the masks speak of the upright photograph, "ignore" of its stored pixels.
+            masks: a list of what `as_mask` takes (Mask, array, RLE, polygons, PNG), an (N, H, W) array, or one mask.
+            scales: of each mask, image pixels of its patches over those the model was trained at; None: the config's.
 
         Raises :class:`ImageError`, :class:`MaskError` (with the mask's number), :class:`LimitError`.
         """
@@ -161,9 +164,7 @@ class Refiner:
     def refine_semantic(
         self, image: Any, label_map: Any, ignore_label: int | None = 255, *, exif: Exif = "ignore"
     ) -> SemanticResult:
-        """Refine every label of an (H, W) map; pixels of `ignore_label` stay as they are and it never
-        spreads.
-        """
+        """Refine every label of an (H, W) map; pixels of `ignore_label` stay as they are and it never spreads."""
         return self.run(self.prepare_semantic(image, label_map, ignore_label, exif=exif))
 
     def refine_panoptic(
@@ -216,8 +217,10 @@ class Refiner:
         return batch_sizes(self.config.backend, self.device, most)
 
     def logits(self, crops: Any) -> Any:
-        """(n, S, S, 4) uint8 crops -> (n, C, S, S) float32 logits, in the memory that the crops are in: the only stage
-        that runs the network. Arrays, or tensors where pixels reside on a device: it does not wait for those.
+        """(n, S, S, 4) uint8 crops -> (n, C, S, S) float32 logits, in the memory that the crops are in.
+
+        The only stage that runs the network. Arrays, or tensors where pixels reside on a device: it does not wait for
+        those.
         """
         return self._predict(crops)
 

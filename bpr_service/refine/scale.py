@@ -117,8 +117,10 @@ class Detail(NamedTuple):
 
 
 def detail_lost(image: NDArray[np.uint8], factors: Sequence[int]) -> Detail:
-    """What is lost of a picture made smaller by each of `factors`, and its grain; 1 where it cannot be said: of a
-    picture without detail, or of one that loses as little at twice the factor, so that its detail has no scale.
+    """What is lost of a picture made smaller by each of `factors`, and its grain.
+
+    The loss is 1 where it cannot be said: of a picture without detail, or of one that loses as little at twice the
+    factor, so that its detail has no scale.
 
     Args:
         image: (H, W, 3) uint8 RGB.

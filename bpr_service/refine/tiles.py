@@ -1,5 +1,6 @@
-"""The sums of step 4 in T x T tiles that exist only where a patch lies: memory and time follow the length of the
-boundary, not the size of the mask.
+"""The sums of step 4 in T x T tiles that exist only where a patch lies.
+
+Memory and time follow the length of the boundary, not the size of the mask.
 
 Letters: H, W are the image's size, T the side of a tile, S ``network_size_px``, h, w a patch's size, all in px; P is
 the number of patches, n of those added at once, C of output maps, K of tiles.
@@ -32,8 +33,9 @@ def same_size(boxes: Boxes, size: int) -> bool:
 
 @kernel
 def lay_out(boxes: Boxes, height: int, width: int) -> tuple[int, int, int, int, NDArray[np.int32], int]:
-    """Box (x0, y0, x1, y1) of all boxes inside the image; its grid of tiles, numbered where a box touches one and -1
-    elsewhere; how many are numbered.
+    """Box (x0, y0, x1, y1) of all boxes inside the image, and its grid of tiles.
+
+    A tile is numbered where a box touches it and -1 elsewhere; how many are numbered comes last.
     """
     x0, y0, x1, y1 = boxes[0]
     for i in range(1, boxes.shape[0]):
@@ -122,8 +124,10 @@ def accumulate(
     sums: F64,
     total: F64,
 ) -> None:
-    """Add the first C of the (n, ., S, S) `maps`, less their padding, at `boxes` to the tiles: sums (K, C, T, T) and
-    total weight (K, T, T). Of map 0 the sigmoid is added where `probability` is asked for.
+    """Add the first C of the (n, ., S, S) `maps`, less their padding, at `boxes` to the tiles.
+
+    The tiles: sums (K, C, T, T) and total weight (K, T, T). Of map 0 the sigmoid is added where `probability` is asked
+    for.
 
     Where all `weights` (h, w) are 1 (`flat`) they are not read: they would take the cache's room from the sums.
     """

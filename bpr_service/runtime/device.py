@@ -71,8 +71,9 @@ class DeviceOwner:
         self._thread.start()
 
     def call(self, function: Callable[[], T]) -> Future[T]:
-        """Queue ``function`` for the device thread. After a fatal error every call fails with `DeviceError`, after
-        `stop` with `NotReadyError`.
+        """Queue ``function`` for the device thread.
+
+        After a fatal error every call fails with `DeviceError`, after `stop` with `NotReadyError`.
         """
         future: Future[T] = Future()
         with self._lock:

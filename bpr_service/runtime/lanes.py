@@ -61,8 +61,9 @@ class Lanes:
         commit: Callable[[], None] | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> list[Lane]:
-        """Serve another version of ``model``: load it, warm it, swap it in at once. Blocks; not for the event
-        loop.
+        """Serve another version of ``model``: load it, warm it, swap it in at once.
+
+        Blocks; not for the event loop.
 
         Requests in flight finish on the version they started with. Where loading, warming or ``commit``
         fails, nothing has changed, and the error is raised (`ModelError` where it was none of ours). One at a

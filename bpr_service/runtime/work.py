@@ -44,8 +44,9 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lane:
-    """A warm model version behind a preset. Requests keep the lane they started with, whatever is activated
-    later.
+    """A warm model version behind a preset.
+
+    Requests keep the lane they started with, whatever is activated later.
     """
 
     preset: str
@@ -258,6 +259,7 @@ class Work:
 
 
 def past_deadline(work: Work) -> DeadlineError:
+    """The error of a request whose time is over."""
     allowed = work.deadline - work.started_at
     return DeadlineError(
         "the deadline passed before the work was done",

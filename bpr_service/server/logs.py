@@ -1,5 +1,6 @@
-"""Logs: one JSON object a line, each with the request's id, or lines to read at a terminal; sizes and timings, never
-contents.
+"""Logs: one JSON object a line, each with the request's id, or lines to read at a terminal.
+
+They hold sizes and timings, never contents.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ log = logging.getLogger("bpr_service.server")
 
 
 class JsonFormatter(logging.Formatter):
-    """``{"time", "level", "logger", "message", "request_id", ...}``; ``extra={"fields": {...}}`` adds keys, and
-    ``fixed`` are in every line.
+    """``{"time", "level", "logger", "message", "request_id", ...}``.
+
+    ``extra={"fields": {...}}`` adds keys, and ``fixed`` are in every line.
     """
 
     def __init__(self, **fixed: Any) -> None:
@@ -55,8 +57,9 @@ class TextFormatter(logging.Formatter):
 
 
 def configure_logging(level: str, form: Literal["auto", "json", "text"] = "auto", **fixed: Any) -> None:
-    """Send every log line of the process to stderr: as JSON with the keys of ``fixed``, or as text, which "auto" takes
-    where stderr is a terminal.
+    """Send every log line of the process to stderr: as JSON with the keys of ``fixed``, or as text.
+
+    "auto" takes text where stderr is a terminal.
     """
     text = form == "text" or (form == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)

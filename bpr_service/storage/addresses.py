@@ -21,6 +21,8 @@ def join_inside(folder: str, relative: str, *, within: tuple[str, ...] | None = 
     """``folder/relative`` for a name that a file supplied; it may not leave ``folder``.
 
     Args:
+        folder: a local path or an address in object storage.
+        relative: the name.
         within: when given, the real local path (links followed) must stay inside one of these folders.
 
     Raises:

@@ -75,6 +75,8 @@ def build_patch_set(
 
     Args:
         reader: the pairs; its files were checked when it was made.
+        folder: where shards and manifest go.
+        config: how patches are cut and chosen.
         workers: processes.
         resume: keep the shards that are finished; without, a folder that is not empty is an error.
 

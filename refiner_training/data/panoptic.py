@@ -21,6 +21,8 @@ VOID = 0  # the id of pixels that belong to no segment
 
 @dataclass(frozen=True, slots=True)
 class Category:
+    """A category of a panoptic file."""
+
     name: str
     is_thing: bool
 

@@ -213,6 +213,7 @@ def coarse_mask(
 
     Args:
         mask: (h, w) uint8, 1 foreground, in a window with some margin around the object.
+        rng: of the draw.
         mix: weight of each kind.
         around: the picture and the other masks of the window, for the kinds that depend on them.
 

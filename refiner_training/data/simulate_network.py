@@ -18,8 +18,9 @@ Soft = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """What a mask's window shows besides it, where it is known: (h, w, 3) uint8 RGB; (h, w) uint8 {0, 1}, the true
-    masks of other objects.
+    """What a mask's window shows besides it, where it is known.
+
+    The picture, (h, w, 3) uint8 RGB, and the true masks of other objects, (h, w) uint8 {0, 1}.
     """
 
     image: NDArray[np.uint8] | None = None
@@ -105,9 +106,7 @@ def limbs(soft: Soft, rng: Generator) -> Soft:
 
 
 def merged(soft: Soft, rng: Generator, around: Around) -> Soft:
-    """A touching neighbour swallowed in part or whole (Tang et al., CVPR 2021, Figure 8); nothing where there is
-    none.
-    """
+    """A touching neighbour swallowed in part or whole (Tang et al., CVPR 2021, Figure 8); nothing where none is."""
     if around.others is None or not around.others.any():
         return soft
     distance = signed_distance_px(soft)

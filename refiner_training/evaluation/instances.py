@@ -47,14 +47,14 @@ def evaluate(
 ) -> Evaluation:
     """Measure results in COCO's format against COCO or LVIS annotations.
 
-    Parameters
-    ----------
-    dataset, predictions : annotation file and results file
-    before : the coarse results that `predictions` were refined from
-    images : folder of the images, for the pictures of a report only
-    boundary_ratio : boundary IoU's d as a share of the image diagonal: 0.02 COCO, LVIS; 0.005 Cityscapes
-    upper_bounds : px; also measure the predictions with the truth so near their own boundary (the paper's Table 1)
-    workers : processes, default one a processor
+    Args:
+        dataset: annotation file.
+        predictions: results file.
+        before: the coarse results that `predictions` were refined from.
+        images: folder of the images, for the pictures of a report only.
+        boundary_ratio: boundary IoU's d as a share of the image diagonal: 0.02 COCO, LVIS; 0.005 Cityscapes.
+        upper_bounds: px; also measure the predictions with the truth so near their own boundary (the paper's Table 1).
+        workers: processes, default one a processor.
 
     A coarse mask belongs to the annotation its key ``gt`` names, else to the one of its category it overlaps
     most, over IoU 0.5. Its refined mask is the entry at the same place when both files have the same images

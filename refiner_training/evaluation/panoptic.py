@@ -46,14 +46,16 @@ def evaluate(
 ) -> Evaluation:
     """Measure COCO panoptic predictions against COCO panoptic ground truth.
 
-    Parameters
-    ----------
-    dataset, panoptic_dir : ground truth, its JSON and the folder of its PNGs
-    predictions, predictions_dir : the same of the predictions
-    before, before_dir : the same of the coarse predictions; the folder defaults to `before` without its ending
-    images : folder of the images, for the pictures of a report only
-    boundary_ratio : boundary IoU's d as a share of the image diagonal: 0.02 COCO, 0.005 Cityscapes
-    workers : processes, default one a processor
+    Args:
+        dataset: JSON of the ground truth.
+        panoptic_dir: folder of its PNGs.
+        predictions: JSON of the predictions.
+        predictions_dir: folder of its PNGs.
+        before: JSON of the coarse predictions that `predictions` were refined from.
+        before_dir: folder of its PNGs; by default `before` without its ending.
+        images: folder of the images, for the pictures of a report only.
+        boundary_ratio: boundary IoU's d as a share of the image diagonal: 0.02 COCO, 0.005 Cityscapes.
+        workers: processes, default one a processor.
 
     For ``change`` a coarse segment belongs to the true one it matches by PQ's rule; its refined segment has
     the same id and category, else it is the segment of that category with most overlap.

@@ -56,14 +56,15 @@ def evaluate(
 ) -> Evaluation:
     """Measure a folder of predicted label PNGs against a folder of true ones of the same names.
 
-    Parameters
-    ----------
-    labels, predictions : folders of one-channel PNGs; labels are 0 to ``classes - 1``
-    before : the coarse label PNGs that `predictions` were refined from
-    images : folder of the images, for the pictures of a report only
-    ignore_label : pixels whose true label this is are not measured; a predicted one is "no class"
-    boundary_ratio : boundary IoU's d as a share of the diagonal, for ``change`` only
-    workers : processes, default one a processor
+    Args:
+        labels: folder of one-channel PNGs, values 0 to ``classes - 1``.
+        predictions: the same of the predictions.
+        classes: how many there are.
+        before: the coarse label PNGs that `predictions` were refined from.
+        images: folder of the images, for the pictures of a report only.
+        ignore_label: pixels whose true label this is are not measured; a predicted one is "no class".
+        boundary_ratio: boundary IoU's d as a share of the diagonal, for ``change`` only.
+        workers: processes, default one a processor.
 
     Raises:
         FormatError: a label map without a prediction, a prediction of another size or of no label map,

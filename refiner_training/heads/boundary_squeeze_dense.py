@@ -48,6 +48,8 @@ def dense_squeeze_losses(
     Args:
         logits: for each of ``AUXILIARY`` (B, C, h, w).
         labels: (B, H, W) int64.
+        ignore_label: of pixels that do not count.
+        settings: K and the weights of the losses.
     """
     window = settings.window_px
     if settings.target_stride == 4:

@@ -81,6 +81,10 @@ def boundary_loss(
     """Dice + lambda * BCE on boundaries (BMask R-CNN, eq. 2, lambda = 1; BoundarySqueeze, eq. 6).
 
     Args:
+        logits: (N, ...).
+        targets: of the same shape, 0 and 1.
+        dice_weight: of the first term.
+        bce_weight: of the second, lambda.
         weighted: take :func:`weighted_bce_loss`.
         squared: see :func:`dice_per_sample`.
     """

@@ -24,7 +24,8 @@ def average(mean: list[Tensor], new: list[Tensor], count: int, decay: float) -> 
     """Move averages towards new values in place; whole numbers, such as counts of batches, are copied.
 
     Args:
-        mean, new: tensors of one type.
+        mean: the averages, changed in place.
+        new: tensors of the same types.
         count: how many updates went before, at least 1.
         decay: the share of the average that is kept in the long run.
     """

@@ -24,6 +24,7 @@ def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
     """A checkpoint's content; tensors and plain values only are read, never code.
 
     Args:
+        path: of the checkpoint.
         kind: ``refiner`` or ``segmenter``.
 
     Raises:
@@ -66,6 +67,8 @@ def resume_step(path: Path, kind: str, record: Mapping[str, Any], same: Sequence
     """The step that a run goes on from.
 
     Args:
+        path: of the checkpoint.
+        kind: ``refiner`` or ``segmenter``.
         record: what this run's own checkpoints would say.
         same: dotted names of what must be equal in both.
 

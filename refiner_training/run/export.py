@@ -67,7 +67,8 @@ def export_run(
         checkpoint: another checkpoint.
         figures: what was measured, for the card, beside what validation gave.
         version: default the step and the first digits of the weights' SHA-256.
-        measure, calibrate: see `write_measured`; with neither, nothing is measured.
+        measure: also measure what runs the network best: see `write_measured`.
+        calibrate: also quantise, and measure: see there; with neither, nothing is measured.
         half: round the weights to half precision first, so that they are stored in half the room.
 
     Returns:
@@ -185,6 +186,10 @@ def write_measured(
     that the ranges were measured on.
 
     Args:
+        out: the version's folder.
+        network: in evaluation mode.
+        card: of the version, without what is measured here.
+        config: the recipe.
         calibrate: also quantise, with ranges measured on a patch set (its folder) or on the training data of the
             recipe (``data``).
         files: the quantised network that `card` speaks of, where none is to be made.

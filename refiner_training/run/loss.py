@@ -20,6 +20,7 @@ def pixel_weights(patches: Tensor, targets: Tensor, padding: int, config: LossCo
         patches: (N, S, S, 4) uint8.
         targets: (N, S, S) uint8.
         padding: context (network px) that is never pasted back.
+        config: the weights.
     """
     both = torch.stack((targets == 1, patches[..., 3] > 127), 1).float()
     edge = (_widen(both, 1) != -_widen(-both, 1)).any(1, keepdim=True).float()

@@ -120,6 +120,7 @@ def load_segmenter(
     """The model of a checkpoint in evaluation mode, and its record (arch, head, config, class names and ids).
 
     Args:
+        checkpoint: of ``bpr-train segmenter``.
         changed: gives the configuration to build for an architecture, of the one that was trained; it may change what
             no weight depends on.
 
@@ -151,6 +152,9 @@ def train_segmenter(
     """Train (arch, head) on a configuration's data.
 
     Args:
+        arch: a name of the registry.
+        head: one that the architecture hosts.
+        config: data, model and run.
         folder: the run's folder; made when it is not there.
         resume: go on from ``last.ckpt`` where there is one.
         progress: how the run shows where it is.

@@ -50,8 +50,13 @@ def fit(
     """Train to the last step, leaving ``last.ckpt`` and, with validation, ``best.ckpt``.
 
     Args:
+        module: what is trained.
+        training: its endless batches.
+        validation: batches to choose the best checkpoint by.
+        folder: of the run.
         config: what ``config.yaml`` shall say.
         first: the step of ``last.ckpt`` to go on from; 0 starts anew.
+        progress: how the run shows where it is.
 
     Returns:
         The last checkpoint.

@@ -122,6 +122,9 @@ def our_names(name: str, source: Source, arch: str, levels: int) -> Iterator[str
     """What a foreign weight may be called in one of our models, likeliest first.
 
     Args:
+        name: of the foreign weight.
+        source: whose it is.
+        arch: of our model.
         levels: of the foreign pyramid's laterals: 4 from stride 4 on, 3 from stride 8 on.
     """
     for pattern, rename in RULES[source]:
@@ -149,6 +152,7 @@ def turned(state: Mapping[str, Tensor], std: Sequence[float]) -> dict[str, Tenso
     mean is taken. That the stride lies in a block's first convolution is for `BackboneConfig.stride_in_1x1` to say.
 
     Args:
+        state: by name; of detectron2.
         std: of the RGB channels in [0, 1], as this model's input is normalised.
     """
     result = dict(state)

@@ -66,6 +66,7 @@ def load_weights(
     """Put into a fresh model what a file has for it.
 
     Args:
+        model: the fresh one, changed in place.
         file: ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors``; or a run's folder, of which it takes
             ``best.ckpt``, else ``last.ckpt``.
         arch: of the model.
@@ -121,7 +122,8 @@ def load_encoder(network: nn.Module, name: str, file: Path) -> WeightsReport:
     The first convolution's filters of RGB are the file's; those of the mask channel stay as they were drawn.
 
     Args:
-        network: of `bpr_service.network.registry`, called `name` there.
+        network: of `bpr_service.network.registry`, changed in place.
+        name: what it is called there.
         file: as `load_weights` reads it; a classifier's own layers are left out, and reported.
 
     Raises:

@@ -65,6 +65,9 @@ def paste(
         grid: (g_h, g_w) float32 on the CPU.
         rect: ``x0 y0 x1 y1`` of the image that the grid spans.
         box: pixels whose centre lies outside are background.
+        height: of the image, px.
+        width: of the image, px.
+        threshold: of foreground.
     """
     x0, y0 = max(round(box[0]), 0), max(round(box[1]), 0)
     x1, y1 = min(round(box[2]), width), min(round(box[3]), height)

@@ -40,8 +40,11 @@ BASIS_STRIDE = 4
 
 @dataclass(frozen=True)
 class _Pass:
-    """One pass over a batch: the resized images, pyramid levels, head outputs, anchors, bases (B, K, h, w), and
-    the logits of the boundary basis (B, h, w) where there is one."""
+    """One pass over a batch.
+
+    The resized images, pyramid levels, head outputs, anchors, bases (B, K, h, w), and the logits of the boundary basis
+    (B, h, w) where there is one.
+    """
 
     images: ImageList
     levels: list[Tensor]

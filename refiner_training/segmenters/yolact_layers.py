@@ -67,7 +67,12 @@ def fast_nms(
     """Fast NMS (YOLACT, sec. 5): a box goes when any better one of its class overlaps it, removed or not.
 
     Args:
-        boxes: (L, 4); scores: (L, C - 1) without background.
+        boxes: (L, 4).
+        scores: (L, C - 1) without background.
+        threshold: the IoU from which on a box overlaps another.
+        candidates: how many of a class are looked at, the best ones.
+        most: how many boxes are kept of all classes.
+        lowest: the least score that counts.
 
     Returns:
         anchor indices, labels (1..C-1) and scores, each (n,), best first, n at most ``most``.

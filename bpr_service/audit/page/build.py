@@ -55,10 +55,15 @@ def write_page(
     """Write the page of some masks.
 
     Args:
+        address: where the page goes, a file or object storage.
+        ranking: every mask of the audit, in the order of suspicion.
         indices: numbers of the masks in the ranking, in the order in which the page shows them.
+        file: the annotation file, which reads the units again.
         units: gives the units of some numbers.
         head: ``id``, ``title``, ``images``, ``annotations`` and ``categories`` (names by id).
         sampled: which of the masks belong to the sample.
+        max_pixels: the largest picture that is decoded.
+        ignore_label: of label maps, the label that is no mask.
         folder: where pictures wait.
     """
     rows: dict[int, dict[str, Any]] = {}

@@ -26,8 +26,9 @@ MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".npy", ".npz")
 
 
 class MaskPngs(PredictionFormat):
-    """One mask a PNG, TIFF, BMP or NumPy file, of two values or of floats; it comes back in the same values, mode and
-    palette. Floats are probabilities: see `SoftPngs`.
+    """One mask a PNG, TIFF, BMP or NumPy file, of two values or of floats.
+
+    It comes back in the same values, mode and palette. Floats are probabilities: see `SoftPngs`.
     """
 
     name: ClassVar[str] = "png"

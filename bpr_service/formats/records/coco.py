@@ -86,8 +86,10 @@ class CocoResults(PredictionFormat):
                 yield Unit(number, entry[0], str(image_id), marked, entry[1])
 
     def _by_name(self, ids: list[int | str], named: dict[Any, str]) -> dict[Any, ImageEntry | None]:
-        """Images by their files' names: what a record itself calls its image, an id that is a name, or a number that
-        is (``000000000139.jpg``)."""
+        """Images by their files' names.
+
+        A record calls its image by its name, by an id that is a name, or by a number that is (``000000000139.jpg``).
+        """
         found: dict[Any, ImageEntry | None] = {}
         for image_id in ids:
             with suppress(FormatError):

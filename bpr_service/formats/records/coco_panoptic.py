@@ -157,8 +157,9 @@ def _checked(infos: Any, segment_map: NDArray[np.int32], name: str) -> list[Reco
 
 
 def recomputed(segment_map: NDArray[np.int32], before: NDArray[np.int32], infos: list[Record]) -> list[Record]:
-    """``infos`` with ``area`` and ``bbox`` of the segments that differ between two maps (H, W), counted in the first;
-    the others' are left as they stand. One pass over the pixels.
+    """``infos`` with ``area`` and ``bbox`` of the segments that differ between two maps (H, W).
+
+    They are counted in the first map, in one pass over the pixels; the others' are left as they stand.
     """
     differ = segment_map != before
     new = set(np.union1d(segment_map[differ], before[differ]).tolist())

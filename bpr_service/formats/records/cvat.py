@@ -224,7 +224,9 @@ def mask_of_runs(lengths: Sequence[float], box: tuple[int, int, int, int], size:
     """A mask of an (H, W) image of ``size`` from the lengths of runs, background first, row by row in a box.
 
     Args:
+        lengths: of the runs, px.
         box: (x0, y0, x1, y1) px, half-open.
+        size: (H, W) of the image.
 
     Raises:
         FormatError: the box leaves the image, or the runs do not fill it.

@@ -84,8 +84,9 @@ def connect(address: str | None) -> Any:
 
 
 def _reach(address: str) -> None:
-    """Raise OSError where nothing listens at ``HOST:PORT``: Ray itself would try for minutes. Names such as ``auto``
-    are left to Ray.
+    """Raise OSError where nothing listens at ``HOST:PORT``: Ray itself would try for minutes.
+
+    Names such as ``auto`` are left to Ray.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
@@ -106,7 +107,13 @@ def refine_on_ray(
     """Refine parts of a plan on a cluster.
 
     Args:
+        request: what to refine, and how.
+        place: where parts are written.
+        parts: their numbers.
+        address: of the cluster; None: the one that Ray finds, or this machine.
         actors: how many devices to use; None: as many as the cluster has room for now.
+        device: of each actor: ``cpu`` or ``cuda``.
+        workers: processes that read and write for each actor.
         on_part: called with the number of each part that is done.
 
     Returns:

@@ -91,6 +91,9 @@ def run_batch(
     """Refine the whole file, a share of it, or put the shares together, as ``options`` say.
 
     Args:
+        request: what to refine, and how.
+        options: how much of it, and on what.
+        trainer: the command that trains; None for a request that needs none.
         on_unit: called when a unit is done.
         drive: refines parts elsewhere, as on the actors of a cluster; None: in this process and its loaders.
 

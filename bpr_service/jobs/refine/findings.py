@@ -31,6 +31,11 @@ def write_audit(
     """Write the report, and the page where the request has one; yields every unit's header.
 
     Args:
+        request: what was audited.
+        file: its annotations.
+        place: where the parts lie.
+        plan: which parts there are.
+        card: of the model that audited.
         named: the request with its files as the report and the page are to name them.
 
     Raises:

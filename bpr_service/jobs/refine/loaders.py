@@ -108,8 +108,9 @@ class RefinerPool:
         audit: bool = False,
         stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[Outcome]:
-        """Refine units, or `audit` them; outcomes come as they are ready. Ends early, without those under way, once
-        ``stop()``.
+        """Refine units, or `audit` them; outcomes come as they are ready.
+
+        Ends early, without those under way, once ``stop()``.
 
         Raises:
             DeviceError: the device failed, or loaders die one after the other.

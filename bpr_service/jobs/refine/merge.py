@@ -42,6 +42,9 @@ def merge(file: PredictionFormat, place: Place, plan: Plan, out: str) -> Iterato
     """Write the result from all parts; yields every unit's header.
 
     Args:
+        file: the predictions, which write the result.
+        place: where the parts lie.
+        plan: which parts there are.
         out: where the result goes: a file, put in place whole, or a folder.
 
     Raises:

@@ -241,7 +241,9 @@ def share(plan: Plan, number: int, of: int) -> range:
     """The parts of one of ``of`` tasks, as even as they can be; none where there are more tasks than parts.
 
     Args:
+        plan: of the whole run.
         number: the task, from 0 to ``of - 1``.
+        of: how many tasks there are.
 
     Raises:
         ConfigError: no such task.

@@ -43,6 +43,10 @@ def put_together(
     """Write the result of a run as the request asks for it; yields every unit's header. Raises as the writers do.
 
     Args:
+        request: what was refined, and where it goes.
+        file: its predictions.
+        place: where the parts lie.
+        plan: which parts there are.
         spec: the Refiner that the parts were made with.
         named: the request with its files as results are to name them; by default as they are opened.
     """
@@ -57,6 +61,9 @@ def write_results(place: Place, plan: Plan, out: str, kind: str) -> Iterator[dic
     """Write every part of the run as a file of its own, then the manifest; yields every unit's header.
 
     Args:
+        place: where the parts lie.
+        plan: which parts there are.
+        out: a folder or an address in object storage.
         kind: ``jsonl`` or ``parquet``.
 
     Raises:

@@ -38,8 +38,9 @@ def _mixed(above: Labels, here: Labels, below: Labels, column: NDArray[np.uint8]
 
 @kernel
 def _scan(labels: Labels, number: NDArray[np.int32], at: NDArray[np.int64], out: NDArray[np.uint32]) -> None:
-    """For each label within a mixed 3x3, ``out[at[number[label], 4 - rank]++]`` is the pixel; only counts where `out`
-    is empty. The rank is ``min(s, 9 - s)``, s the pixels of the label in the 3x3.
+    """For each label within a mixed 3x3, ``out[at[number[label], 4 - rank]++]`` is the pixel.
+
+    Only counts where `out` is empty. The rank is ``min(s, 9 - s)``, s the pixels of the label in the 3x3.
     """
     height, width = labels.shape
     words = np.zeros((2, (width + 7) // 8), np.uint64)

@@ -56,8 +56,15 @@ class LabelCanvas:
         config: RefineConfig,
         whole: bool,
     ) -> None:
-        """For the (H, W, 3) uint8 `image`; of the network's maps the first `outputs` are summed. `whole`: whether tiles
-        are handed out only when all are complete.
+        """For an image and what is known of its map's labels.
+
+        Args:
+            image: (H, W, 3) uint8.
+            regions: the map's labels.
+            ledger: its patches, and what waits for them.
+            outputs: how many of the network's maps are summed, the first ones.
+            config: the settings that the patches were placed with.
+            whole: whether tiles are handed out only when all are complete.
         """
         self._image = image.reshape(image.shape[0], -1)
         self._map, self._ledger, self._config = regions.map, ledger, config

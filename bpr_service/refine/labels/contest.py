@@ -57,8 +57,9 @@ def _contest(
     added: NDArray[np.int64],
     removed: NDArray[np.int64],
 ) -> None:
-    """Write the winners of `tiles` into `winner` and count what changed; labels that are `kept` as they are do not take
-    part.
+    """Write the winners of `tiles` into `winner` and count what changed.
+
+    Labels that are `kept` as they are do not take part.
     """
     height, width = coarse.shape
     columns = (width + TILE_PX - 1) // TILE_PX
@@ -109,8 +110,9 @@ class Contest:
         )  # fmt: skip
 
     def averaged(self, done: Settled, index: int, coarse: Mask) -> Averaged:
-        """What the patches of label number `index` say together, where its mask is `coarse` and all of its tiles are
-        `done`.
+        """What the patches of label number `index` say together.
+
+        Its mask is `coarse`, and all of its tiles are `done`.
         """
         mine = done.labels == self.regions.numbers[index]
         tiles = np.repeat(done.tiles, np.diff(done.firsts))[mine]

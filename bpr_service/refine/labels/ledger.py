@@ -33,8 +33,9 @@ _FOUND = -2  # in place of a room: of an entry that is to have one
 
 
 def in_blocks(boxes: Sequence[Boxes], height: int, width: int) -> NDArray[np.int64]:
-    """(P,) int64: the order of the patches of all labels in which they come block by block of an (H, W) map, in a block
-    label by label.
+    """(P,) int64: the order in which the patches of all labels come block by block of an (H, W) map.
+
+    In a block they come label by label.
 
     A box belongs to the block of its left top. Blocks start at multiples of a tile, so that those beside each other
     share as few as can be.
@@ -47,8 +48,9 @@ def in_blocks(boxes: Sequence[Boxes], height: int, width: int) -> NDArray[np.int
 
 @kernel
 def _enter(boxes: Boxes, owners: I32, height: int, width: int, ends: NDArray[np.int64], waiting: I32, out: I32) -> None:
-    """For each entry, ``out[ends[tile]++]`` is the label, and for each patch ``waiting[tile] += 1``; `owners` rise.
-    Only counts where `out` is empty.
+    """For each entry, ``out[ends[tile]++]`` is the label, and for each patch ``waiting[tile] += 1``.
+
+    `owners` rise. Only counts where `out` is empty.
     """
     columns = (width + TILE_PX - 1) // TILE_PX
     last = np.full(ends.size, -1, np.int32)  # the label that entered a tile last
@@ -212,8 +214,10 @@ class Ledger:
         return self.owners.size
 
     def open(self, start: int, stop: int) -> I32:
-        """Lend room for the sums of patches `start` to `stop` (exclusive); the rooms that are lent now, and need to be
-        cleared.
+        """Lend room for the sums of patches `start` to `stop` (exclusive).
+
+        Returns:
+            The rooms that are lent now, and need to be cleared.
         """
         place = (self.boxes[start:stop], self.owners[start:stop], self.height, self.width)
         entries = (self._starts, self._labels, self._rooms)
@@ -223,8 +227,9 @@ class Ledger:
         return lent
 
     def runs(self, start: int, stop: int, index: I32) -> Iterator[tuple[int, int]]:
-        """Patches `start` to `stop` label by label: the first and the end of its own; the rooms of the tiles that they
-        touch are in `index`, a grid of the map's tiles.
+        """Patches `start` to `stop` label by label: the first and the end of its own.
+
+        The rooms of the tiles that they touch are in `index`, a grid of the map's tiles.
         """
         changes = np.flatnonzero(np.diff(self.owners[start:stop])) + start + 1
         edges = [start, *changes.tolist(), stop]
@@ -234,8 +239,9 @@ class Ledger:
             yield first, end
 
     def grids(self, start: int, stop: int) -> I32:
-        """(n, k, k) int32: the rooms of the tiles under patches `start` to `stop` (exclusive), all of one size, from
-        the tile of their left top on; 0 beyond.
+        """(n, k, k) int32: the rooms of the tiles under patches `start` to `stop` (exclusive), all of one size.
+
+        They begin at the tile of a patch's left top; 0 beyond.
         """
         boxes = self.boxes[start:stop]
         k = (int(boxes[0, 2] - boxes[0, 0]) + TILE_PX - 2) // TILE_PX + 1
@@ -251,8 +257,9 @@ class Ledger:
             self._done.append(done)
 
     def settled(self) -> tuple[NDArray[np.int64], NDArray[np.int64], I32, I32] | None:
-        """Tiles that became complete since the last call: `tiles`, `firsts`, `labels` and `rooms` of `Settled`; the
-        rooms may be lent again from the next call of `open`.
+        """Tiles that became complete since the last call: `tiles`, `firsts`, `labels` and `rooms` of `Settled`.
+
+        The rooms may be lent again from the next call of `open`.
         """
         if not self._done:
             return None

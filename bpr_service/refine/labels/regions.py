@@ -34,8 +34,9 @@ def _measure(
     from_right: NDArray[np.int32],
     from_bottom: NDArray[np.int32],
 ) -> None:
-    """Area and extent of each label in one pass, a run at a time. Every table starts at zero and takes
-    maxima.
+    """Area and extent of each label in one pass, a run at a time.
+
+    Every table starts at zero and takes maxima.
     """
     height, width = labels.shape
     for y in range(height):
@@ -56,15 +57,14 @@ def _measure(
 class LabelRegions(Sequence[Mask]):
     """The labels of a map, each as a mask that is made when asked for; the last one made is kept.
 
-    Attributes
-    ----------
-    labels : the L labels present, rising, without `void`
-    map : (H, W), what stands for them: the labels themselves, or numbers without gaps where they are large
-    numbers : what stands for each of `labels` in `map`
-    void : what stands there for void, or None
-    boxes : (L, 4) int32, half-open
-    areas : (L,) int64, px
-    top : the highest value of `map`
+    Attributes:
+        labels: the L labels present, rising, without `void`.
+        map: (H, W), what stands for them: the labels themselves, or numbers without gaps where they are large.
+        numbers: what stands for each of `labels` in `map`.
+        void: what stands there for void, or None.
+        boxes: (L, 4) int32, half-open.
+        areas: (L,) int64, px.
+        top: the highest value of `map`.
     """
 
     def __init__(self, label_map: Labels, void: int | None) -> None:

@@ -118,6 +118,8 @@ def load_json(body: bytes | memoryview, allowance: Allowance, *, lines: bool = F
     """``body`` as JSON, its numbers and texts exactly as they stand.
 
     Args:
+        body: the bytes that came.
+        allowance: the memory that its values may take.
         lines: JSON lines become a list.
 
     Raises:

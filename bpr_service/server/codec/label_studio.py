@@ -43,6 +43,8 @@ class Region(_Loose):
 
 
 class Annotation(_Loose):
+    """What an annotator or a model drew on a task."""
+
     result: Annotated[list[Region], Field(fail_fast=True)] = Field(default_factory=list)
 
 
@@ -56,10 +58,14 @@ class LabelTask(_Loose):
 
 
 class Interactive(_Loose):
+    """What is drawn while an annotator works."""
+
     result: Annotated[list[Region], Field(fail_fast=True)] = Field(default_factory=list)
 
 
 class PredictParams(_Loose):
+    """How Label Studio asks."""
+
     context: Interactive | None = None
 
 

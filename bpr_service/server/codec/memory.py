@@ -111,8 +111,9 @@ _base_bytes = 0
 
 
 def begin() -> None:
-    """Count from here: what the process has now is not its steps'. Freed memory up to `KEPT_BYTES` is kept for the
-    next step, as fresh pages cost more than what is done with them.
+    """Count from here: what the process has now is not its steps'.
+
+    Freed memory up to `KEPT_BYTES` is kept for the next step, as fresh pages cost more than what is done with them.
     """
     import ctypes
 

@@ -140,8 +140,9 @@ def check_size(data: bytes, height: int, width: int, max_pixels: int, allowance:
 
 
 def check_runs(segmentation: Any, max_runs: int) -> None:
-    """Raise `LimitError` where an RLE has more than ``max_runs`` runs, or polygons more points; nothing is
-    decoded.
+    """Raise `LimitError` where an RLE has more than ``max_runs`` runs, or polygons more points.
+
+    Nothing is decoded.
     """
     if isinstance(segmentation, Mapping):
         counts = segmentation.get("counts", ())

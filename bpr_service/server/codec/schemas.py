@@ -323,17 +323,21 @@ class ModelInfo(BaseModel):
 
 
 class ModelList(BaseModel):
+    """Every model that is served."""
+
     default_preset: str
     models: list[ModelInfo]
 
 
 class ActivateRequest(_Strict):
-    version: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
-        default=None, description="the newest where left out"
-    )
+    """Which version is to be served."""
+
+    version: str | None = Field(default=None, min_length=1, max_length=128, description="the newest where left out")
 
 
 class ActivateResponse(BaseModel):
+    """What is served now, and behind which presets."""
+
     name: str
     version: str
     presets: list[str]

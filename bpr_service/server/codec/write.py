@@ -26,6 +26,7 @@ HIDDEN = "no pixel of the map has it"
 
 
 def base64_text(data: bytes) -> str:
+    """Bytes as JSON can hold them."""
     return base64.b64encode(data).decode("ascii")
 
 
@@ -125,8 +126,9 @@ def frame(out: Writer, said: dict[str, Any], started: float, parts: Iterator[tup
 def map_parts(
     task: str, array: NDArray[Any], meta: dict[str, Any], came: memoryview | None, allowance: Allowance
 ) -> tuple[list[Mask], list[dict[str, Any]], list[list[tuple[str, str]]], Iterator[tuple[str, bytes]]]:
-    """Masks, reports and own keys of a refined map, and the parts of the answer that hold the map itself, in the file
-    type, mode and palette in which it ``came``.
+    """Masks, reports and own keys of a refined map, and the parts of the answer that hold the map itself.
+
+    The map is written in the file type, mode and palette in which it ``came``.
     """
     allowance.at_least(8 * array.size)
     reports = {report["label"]: report for report in meta["reports"]}

@@ -69,9 +69,7 @@ def read_keys(path: Path) -> list[ApiKey]:
 
 
 class Bucket:
-    """A token bucket: ``per_minute`` tokens a minute, at most a tenth of a minute's saved up (one at
-    least).
-    """
+    """A token bucket: ``per_minute`` tokens a minute, at most a tenth of a minute's (or one) saved up."""
 
     def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = per_minute / 60.0

@@ -25,6 +25,7 @@ _MISSING = problems(404)
 
 
 def engine_of(request: Request) -> Engine:
+    """The engine behind the application."""
     engine: Engine = request.app.state.engine
     return engine
 
@@ -35,6 +36,7 @@ def _check_live(engine: Engine) -> None:
 
 
 def check_ready(engine: Engine) -> None:
+    """Raise NotReadyError unless the engine takes work."""
     if engine.state != "ready":
         raise NotReadyError(f"the server is {engine.state}", fix="try again later", retry_after_s=2.0)
 

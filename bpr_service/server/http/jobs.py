@@ -185,8 +185,10 @@ def _add_reading(router: APIRouter, jobs: JobEngine, threads: JobThreads) -> Non
 
     @router.get("/{job_id}/result", responses=problems(401, 403, 404, 409, 429, 503))
     async def get_result(job_id: str, request: Request, file: str | None = None) -> Response:
-        """The summary; ``?file=report`` gives the report, ``?file=predictions`` a refined JSON file, ``?file=page`` the
-        page of an audit.
+        """The summary of what the job did.
+
+        ``?file=report`` gives the report, ``?file=predictions`` a refined JSON file, ``?file=page`` the page of an
+        audit.
         """
         return await threads.call(_own, lambda _: _result(jobs, job_id, file), jobs, request.state.caller, job_id)
 

@@ -29,12 +29,16 @@ router = APIRouter(tags=["label studio"])
 
 
 class Prediction(BaseModel):
+    """Regions of one task, as Label Studio takes them."""
+
     model_version: str
     score: float
     result: list[dict[str, Any]]
 
 
 class PredictResponse(BaseModel):
+    """A prediction for each task, in their order."""
+
     results: list[Prediction]
     model_version: str
 

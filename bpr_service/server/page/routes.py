@@ -22,6 +22,7 @@ CACHE = {"Cache-Control": "no-cache"}
 
 @router.get("/", include_in_schema=False)
 async def index() -> Response:
+    """The page."""
     return FileResponse(FOLDER / "index.html", headers=CACHE)
 
 
@@ -33,6 +34,7 @@ async def docs() -> Response:
 
 @router.get("/openapi.json", include_in_schema=False)
 async def openapi(request: Request) -> Any:
+    """The schema of all routes, made once."""
     return await run_in_threadpool(request.app.openapi)
 
 

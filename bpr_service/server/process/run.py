@@ -191,8 +191,9 @@ async def _serve(
 async def failure(
     started: asyncio.Future[None], engine: Engine, settings: ServerSettings, *, replaced: bool
 ) -> BaseException:
-    """Why the engine cannot go on, once it cannot: it did not start, or, in a process that is ``replaced`` when it
-    ends, the device has failed for good.
+    """Why the engine cannot go on, once it cannot.
+
+    It did not start, or, in a process that is ``replaced`` when it ends, the device has failed for good.
     """
     await asyncio.wait({started})
     if (error := started.exception()) is not None:

@@ -33,6 +33,9 @@ def coco_scenes(annotations: Path, images: Path, source: str, results: Path | No
     """Scenes of a COCO instances file; crowds are left out.
 
     Args:
+        annotations: the instances file.
+        images: the folder of its pictures.
+        source: the name that the scenes go by.
         results: COCO results of a real network for it, each with the annotation's id under ``gt``; masks without one
             are left out.
     """
@@ -80,6 +83,9 @@ def id_scenes(
     """Scenes of PNGs of object ids, 0 being no object: every id is a mask, and so is each of its larger pieces.
 
     Args:
+        masks: the folder of PNGs.
+        images: the folder of pictures of the same names.
+        source: the name that the scenes go by.
         coarse: a real network's masks of the same names, 0 and 1 or probabilities 0 to 255: the mask of all objects
             together, which then is the scene's only mask. Pictures without one are left out.
         videos: files are VIDEO_FRAME.png; a video's frames are one group.
@@ -107,8 +113,9 @@ def id_scenes(
 
 
 def _marked(truth: U8, given: Placed) -> Placed:
-    """The crop of a true mask (H, W) with the pieces of a coarse mask that lie off it ignored: what an annotator left
-    out is no error of a boundary.
+    """The crop of a true mask (H, W) with the pieces of a coarse mask that lie off it ignored.
+
+    What an annotator left out is no error of a boundary.
     """
     x, y, levels = given
     predicted = np.zeros_like(truth)
