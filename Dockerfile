@@ -1,11 +1,13 @@
-# Three images from one file:
+# Four images from one file:
 #   docker build --target cpu     -t bpr-service:cpu .        server and workers without a GPU
 #   docker build --target cuda    -t bpr-service:cuda .       server and workers on NVIDIA GPUs
 #   docker build --target trainer -t bpr-service:trainer .    workers that also retrain (GPU; see TRAINER_BACKEND)
+#   docker build --target ray     -t bpr-service:ray .        nodes of a Ray cluster (for GPUs see RAY_BACKEND)
 # What they hold, their size budget and how they are run: docs/deploy.md.
 
-# Which build of torch the trainer gets: cu132 or cpu. The versions are those of requirements.lock either way.
+# Which build of torch they get: cu132 or cpu. The versions are those of requirements.lock either way.
 ARG TRAINER_BACKEND=cu132
+ARG RAY_BACKEND=cpu
 
 FROM python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d AS base
 
@@ -42,6 +44,14 @@ ARG TRAINER_BACKEND
 COPY pyproject.toml requirements.lock ./
 RUN uv pip install --torch-backend "$TRAINER_BACKEND" --constraints requirements.lock \
     --requirements pyproject.toml --extra torch --extra server --extra jobs --extra s3 --extra otel --extra train
+COPY --from=wheel /dist /dist
+RUN uv pip install --no-deps /dist/*.whl
+
+FROM build AS build-ray
+ARG RAY_BACKEND
+COPY pyproject.toml requirements.lock ./
+RUN uv pip install --torch-backend "$RAY_BACKEND" --constraints requirements.lock \
+    --requirements pyproject.toml --extra torch --extra server --extra jobs --extra s3 --extra otel --extra ray
 COPY --from=wheel /dist /dist
 RUN uv pip install --no-deps /dist/*.whl
 
@@ -85,6 +95,11 @@ COPY --from=build-trainer /opt/bpr /opt/bpr
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 HEALTHCHECK --interval=30s --timeout=20s --start-period=180s --retries=3 CMD ["bpr", "healthcheck", "worker"]
 CMD ["worker", "--kind", "train"]
+
+# KubeRay may start nodes in a login shell, which does not keep PATH.
+FROM runtime AS ray
+COPY --from=build-ray /opt/bpr /opt/bpr
+COPY --from=build-ray /opt/bpr/bin/ray /opt/bpr/bin/bpr /usr/local/bin/
 
 # torch brings CUDA's libraries as packages; the driver comes from the host through NVIDIA's container toolkit.
 FROM runtime AS cuda

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,9 +16,10 @@ import yaml
 
 from tests.deploy import deployment as deployed
 from tests.deploy import known
-from tests.deploy.deployment import Object, containers, env_file, walk
+from tests.deploy.deployment import Object, containers, env_file, templates, walk
 
-EXTRAS = {name: f"torch server jobs s3 otel{more}" for name, more in (("cpu", ""), ("cuda", ""), ("trainer", " train"))}
+EXTRAS = {name: f"torch server jobs s3 otel{more}"
+          for name, more in (("cpu", ""), ("cuda", ""), ("trainer", " train"), ("ray", " ray"))}  # fmt: skip
 
 
 def settings(root: Path) -> Iterator[str]:
@@ -44,6 +46,10 @@ def commands(root: Path) -> Iterator[str]:
     for where, container in ((where, c) for where, o in deployed.manifests(root) for c in containers(o) if "args" in c):
         probe = container.get("readinessProbe", {}).get("exec", {}).get("command")
         started.append((where, container["args"], probe[1:] if probe else ["healthcheck", "server"]))
+    for where, o in deployed.manifests(root):
+        if o["kind"] == "RayJob":
+            program, *words = shlex.split(o["spec"]["entrypoint"])
+            started.append((where, words if program == "bpr" else [program], ["healthcheck", "server"]))
     for where, words, check in started:
         yield from (f"{where}: {p}" for given in (words, check) for p in known.command_problems(given))
         if (words[0] == "worker") != (check[-1] == "worker"):
@@ -54,7 +60,8 @@ def routes(root: Path) -> Iterator[str]:
     """Paths that are asked of the server and that it has not, ports it does not listen on."""
     prometheus = yaml.safe_load((root / "docker/prometheus.yml").read_text())
     port = deployed.image_environment(root)["BPR_PORT"]
-    for where, document in [*deployed.manifests(root), ("prometheus.yml", prometheus)]:
+    ours = [(where, o) for where, o in deployed.manifests(root) if o["kind"] != "RayJob"]  # its routes are Ray's
+    for where, document in [*ours, ("prometheus.yml", prometheus)]:
         for found in walk(document):
             paths = [found.get("metrics_path"), found.get("httpGet", {}).get("path")]
             paths += [endpoint["path"] for endpoint in found.get("endpoints", [])]
@@ -162,7 +169,7 @@ def rights(root: Path) -> Iterator[str]:
 def references(objects: list[Object]) -> Iterator[str]:
     """What a built overlay's objects name and is not there."""
     there = {(o["kind"], o["metadata"]["name"]) for o in objects}
-    pods = [o["spec"]["template"]["metadata"]["labels"].items() for o in objects if containers(o)]
+    pods = [pod["metadata"]["labels"].items() for o in objects for pod in templates(o)]
     kinds = {"configMapRef": "ConfigMap", "secretRef": "Secret", "scaleTargetRef": "Deployment"}
     for found in (found for o in objects for found in walk(o)):
         names = [(kind, found[key]["name"]) for key, kind in kinds.items() if key in found]

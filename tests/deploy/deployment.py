@@ -18,7 +18,8 @@ from bpr_service.server.http.auth import new_key
 Object = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ("compose.yaml", "compose.gpu.yaml")
-OVERLAYS = ("cpu", "gpu", "scaled")
+SERVERS, RUNS = ("cpu", "gpu", "scaled"), ("array", "ray")
+"""Overlays with a server, and those of one run."""
 
 
 def copy(root: Path) -> Path:
@@ -101,8 +102,17 @@ def built(root: Path, overlay: str) -> list[Object]:
     return list(yaml.safe_load_all(done.stdout))
 
 
+def templates(o: Object) -> list[Object]:
+    """The pods that an object makes."""
+    spec = o.get("spec", {})
+    if o["kind"] == "RayJob":
+        cluster = spec["rayClusterSpec"]
+        return [group["template"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+    return [spec["template"]] if spec.get("template", {}).get("spec", {}).get("containers") else []
+
+
 def containers(o: Object) -> list[Object]:
-    return list(o.get("spec", {}).get("template", {}).get("spec", {}).get("containers", []))
+    return [container for pod in templates(o) for container in pod["spec"]["containers"]]
 
 
 def walk(value: Any) -> Iterator[Object]:

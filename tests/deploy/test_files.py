@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.deploy import checks, deployment
-from tests.deploy.deployment import OVERLAYS, ROOT
+from tests.deploy.deployment import ROOT, RUNS, SERVERS, containers
 
 KUBERNETES = "1.32"
 
@@ -47,9 +47,11 @@ def test_compose_fits_its_schema(tmp_path: Path) -> None:
 
 def kubernetes_problems(objects: list[deployment.Object]) -> Iterator[str]:
     for o in objects:
-        if not o["apiVersion"].endswith("coreos.com/v1"):  # that is no part of Kubernetes itself
+        known = not re.search(r"(coreos\.com|ray\.io)/", o["apiVersion"])  # those are no part of Kubernetes itself
+        pods = [{"apiVersion": "v1", "kind": "PodTemplate", "template": pod} for pod in deployment.templates(o)]
+        for checked in [o] if known else pods:
             try:
-                kubernetes_validate.validate(o, KUBERNETES, strict=True)
+                kubernetes_validate.validate(checked, KUBERNETES, strict=True)
             except kubernetes_validate.ValidationError as error:
                 yield f"{o['kind']} {o['metadata']['name']}: {error.message[:200]}"
 
@@ -62,11 +64,14 @@ def kustomize_5() -> bool:
 
 
 @pytest.mark.skipif(not kustomize_5(), reason="needs kubectl with kustomize 5")
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", [*SERVERS, *RUNS])
 def test_overlays_are_what_kubernetes_takes(clean: Path, overlay: str) -> None:
     objects = deployment.built(clean, overlay)
     assert list(kubernetes_problems(objects)) == []
     assert list(checks.references(objects)) == []
+    assert all("/" in c["image"] or c["image"].startswith("bpr-service:") for o in objects for c in containers(o))
+    if overlay in RUNS:
+        return
     service = next(o for o in objects if o["kind"] == "Service")
     service["spec"]["selector"]["app.kubernetes.io/name"] = "other"
     server = next(o for o in objects if o["kind"] == "Deployment")
@@ -86,6 +91,21 @@ def test_an_indexed_job_does_every_part_once(clean: Path) -> None:
     assert (parts[-1], merge[-1]) == (f"--part=$(JOB_COMPLETION_INDEX)/{jobs[0]['spec']['completions']}", "--merge")
     assert jobs[0]["spec"]["completionMode"] == "Indexed"
     assert jobs[1]["spec"]["suspend"], "it would run before the parts"
+
+
+def test_a_rayjob_has_room_for_its_actors(clean: Path) -> None:
+    """An actor and its loaders fill a pod; as many are asked for as there may be pods, and none where the driver is."""
+    (job,) = (o for where, o in deployment.manifests(clean) if o["kind"] == "RayJob")
+    assert list(kubernetes_problems([job])) == []
+    cluster, given = job["spec"]["rayClusterSpec"], dict(re.findall(r"--(\w+)=(\S+)", job["spec"]["entrypoint"]))
+    (group,), head = cluster["workerGroupSpecs"], cluster["headGroupSpec"]
+    assert (given["engine"], int(given["actors"])) == ("ray", group["maxReplicas"])
+    (container,) = group["template"]["spec"]["containers"]
+    assert int(container["resources"]["limits"]["cpu"]) == int(given["workers"]) + 1
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    assert f"ray=={cluster['rayVersion']}" in (ROOT / "requirements.lock").read_text().splitlines()
+    container["volumeMounts"][0]["mountPat"] = "/data"
+    assert list(kubernetes_problems([job]))
 
 
 @pytest.mark.parametrize("check", checks.CHECKS)
@@ -128,6 +148,7 @@ MUTATIONS = [
     ("docker/compose.yaml", "networks: [jobs]\n    environment", "environment", "rights"),
     ("docker/compose.yaml", "jobs: {internal: true}", "jobs:", "rights"),
     ("k8s/overlays/scaled/workers.yaml", "mountPath: /data", "mountPath: /date", "storage"),
+    ("k8s/overlays/ray/rayjob.yaml", "--engine=ray", "--engines=ray", "commands"),
 ]
 
 
@@ -158,7 +179,7 @@ def test_the_lock_holds_what_the_images_install() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lock = dict(line.lower().split("==") for line in (ROOT / "requirements.lock").read_text().splitlines())
     names = project["dependencies"] + [
-        n for e in checks.EXTRAS["trainer"].split() for n in project["optional-dependencies"][e]
+        n for e in set(" ".join(checks.EXTRAS.values()).split()) for n in project["optional-dependencies"][e]
     ]
     wanted = {re.split(r"[\[<>=!]", name)[0].lower() for name in names} - {project["name"]}  # extras of its own
     assert wanted - lock.keys() == set()
