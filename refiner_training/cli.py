@@ -42,6 +42,7 @@ EXAMPLES = {
     "predict": "runs/segmenter/last.ckpt photos --out predictions.json",
     "evaluate instance": "--truth truth.json --predictions refined.json --before results.json --html report.html",
     "evaluate semantic": "--truth labels --predictions refined --classes 19 --json",
+    "evaluate cityscapes": "--truth gtFine/val --predictions refined",
     "evaluate panoptic": "--truth pan_gt.json --panoptic-dir pan_gt --predictions pan.json --predictions-dir pan",
 }
 show_examples(app, "bpr-train", EXAMPLES)

@@ -38,12 +38,15 @@ def instance(
     upper_bound: Annotated[
         str, typer.Option(metavar="PX,...", help="As 1,2,3: also with the truth so near the predicted boundary.")
     ] = "",
+    coco_ids: Annotated[
+        bool, typer.Option("--coco-ids", help="The truth is LVIS', the results have COCO's ids: AP*.")
+    ] = False,
     images: Images = None,
     html: Html = None,
     json: AsJson = False,
     workers: Workers = None,
 ) -> None:
-    """Mask AP, boundary AP and AF."""
+    """Mask AP, boundary AP and AF; of LVIS also AP of rare, common and frequent categories."""
     from refiner_training.evaluate import evaluate_instances
 
     evaluation = evaluate_instances(
@@ -52,7 +55,8 @@ def instance(
         before=before,
         images=images,
         boundary_ratio=boundary_ratio,
-        upper_bounds=_distances(upper_bound),
+        upper_bounds=_distances(upper_bound, "--upper-bound"),
+        coco_ids=coco_ids,
         workers=workers,
     )
     _deliver(evaluation, html, json)
@@ -66,6 +70,9 @@ def semantic(
     before: Annotated[Path | None, typer.Option(metavar="DIR", help="The coarse label PNGs.")] = None,
     ignore_label: Annotated[int, typer.Option(help="A label of the ground truth that is not measured.")] = 255,
     boundary_ratio: Ratio = 0.02,
+    boundary_px: Annotated[
+        str, typer.Option(metavar="PX,...", help="As 12,9,5,3: also boundary F within so many px.")
+    ] = "",
     images: Images = None,
     html: Html = None,
     json: AsJson = False,
@@ -82,9 +89,24 @@ def semantic(
         ignore_label=ignore_label,
         images=images,
         boundary_ratio=boundary_ratio,
+        boundary_px=_distances(boundary_px, "--boundary-px"),
         workers=workers,
     )
     _deliver(evaluation, html, json)
+
+
+@app.command()
+def cityscapes(
+    truth: Annotated[Path, typer.Option(metavar="DIR", help="gtFine of a split: *_gtFine_instanceIds.png.")],
+    predictions: Annotated[Path, typer.Option(metavar="DIR", help="Cityscapes' instance results.")],
+) -> None:
+    """Cityscapes' own AP, by its own scripts (pip install cityscapesscripts), as JSON."""
+    import json
+
+    from refiner_training.evaluation.cityscapes import evaluate_cityscapes
+    from refiner_training.evaluation.common import plain_json
+
+    print(json.dumps(plain_json(evaluate_cityscapes(truth, predictions)), indent=2))
 
 
 @app.command()
@@ -122,11 +144,11 @@ def panoptic(
     _deliver(evaluation, html, json)
 
 
-def _distances(text: str) -> list[int]:
+def _distances(text: str, option: str) -> list[int]:
     """``"1,2,3"`` as numbers; :class:`ConfigError` for what is no distance."""
     parts = [part.strip() for part in text.split(",")] if text else []
     if not all(part.isdigit() and 0 < int(part) <= 1000 for part in parts):
-        raise ConfigError("--upper-bound", expected="distances in px, as 1,2,3", got=repr(text), fix="see --help")
+        raise ConfigError(option, expected="distances in px, as 1,2,3", got=repr(text), fix="see --help")
     return [int(part) for part in parts]
 
 

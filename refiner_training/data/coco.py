@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ class CocoDataset:
     categories: dict[int, str]  # name by id
     annotations: list[dict[str, Any]]
     lvis: bool  # has neg_category_ids, so that only verified categories of an image count
+    category_records: dict[int, dict[str, Any]] = field(default_factory=dict)  # as the file has them, by id
 
     def size(self, image_id: ImageId) -> tuple[int, int]:
         """Give height and width of an image, px."""
@@ -89,7 +90,9 @@ def read_dataset(path: Path | str, *, masks: bool = True) -> CocoDataset:
         )
     images = _images(path, data["images"])
     categories = _categories(path, data.get("categories"), required=masks)
-    dataset = CocoDataset(path, images, categories, [], any("neg_category_ids" in i for i in images.values()))
+    lvis = any("neg_category_ids" in i for i in images.values())
+    records = {c["id"]: c for c in data.get("categories") or ()}
+    dataset = CocoDataset(path, images, categories, [], lvis, records)
     if masks:
         annotations = data.get("annotations")
         if not isinstance(annotations, list) or not annotations:

@@ -16,6 +16,7 @@ from bpr_service.errors import FormatError
 from refiner_training.data.coco import CocoDataset, ImageId, read_dataset, read_results
 from refiner_training.evaluation.common import Crop, Evaluation, Example, in_parallel
 from refiner_training.evaluation.instance_image import Entry, ImageJob, Measured, Settings, Triple, measure
+from refiner_training.evaluation.lvis import ap_by_frequency, on_coco_ids
 from refiner_training.evaluation.pictures import cut, find_images
 from refiner_training.metrics.change import collect
 from refiner_training.metrics.instance import AF_TOLERANCE_PX, InstanceScores, score
@@ -43,6 +44,7 @@ def evaluate(
     images: Path | str | None = None,
     boundary_ratio: float = 0.02,
     upper_bounds: Sequence[int] = (),
+    coco_ids: bool = False,
     workers: int | None = None,
 ) -> Evaluation:
     """Measure results in COCO's format against COCO or LVIS annotations.
@@ -54,6 +56,7 @@ def evaluate(
         images: folder of the images, for the pictures of a report only.
         boundary_ratio: boundary IoU's d as a share of the image diagonal: 0.02 COCO, LVIS; 0.005 Cityscapes.
         upper_bounds: px; also measure the predictions with the truth so near their own boundary (the paper's Table 1).
+        coco_ids: the truth is LVIS' and the results have COCO's category ids (AP*).
         workers: processes, default one a processor.
 
     A coarse mask belongs to the annotation its key ``gt`` names, else to the one of its category it overlaps
@@ -63,7 +66,7 @@ def evaluate(
     Raises:
         FormatError: a file that cannot be read or an entry that does not fit, before anything is measured.
     """
-    truth = read_dataset(dataset)
+    truth = on_coco_ids(read_dataset(dataset)) if coco_ids else read_dataset(dataset)
     files = [_results(predictions, truth)] + ([_results(before, truth)] if before is not None else [])
     folder = find_images(images, [truth.file_name(i) for i in truth.images], truth.path)
     settings = Settings(
@@ -85,7 +88,8 @@ def evaluate(
     )
 
     scores = [_score(truth, measured, side) for side in range(len(files))]
-    summary = scores[0].summary()
+    by_class = [each.per_class() for each in scores]
+    summary = scores[0].summary() | ap_by_frequency(truth, by_class[0])
     summary |= {
         "boundary_ratio": boundary_ratio,
         "images": len(truth.images),
@@ -94,13 +98,14 @@ def evaluate(
         "matched": len(scores[0].pairs),
     }
     if before is not None:
-        summary["before"] = scores[1].summary() | {"predictions": len(files[1].entries)}
+        summary["before"] = scores[1].summary() | ap_by_frequency(truth, by_class[1])
+        summary["before"]["predictions"] = len(files[1].entries)
         summary["change"] = _change(measured, files)
     for side, distance in enumerate(upper_bounds, start=len(files)):
         bound = _score(truth, measured, side).summary()
         summary |= {f"{name}_upper_bound_{distance}px": bound[name] for name in BOUNDED}
     names = truth.categories
-    tables = [{names[c]: row for c, row in s.per_class().items() if row["AP"] is not None} for s in scores]
+    tables = [{names[c]: row for c, row in rows.items() if row["AP"] is not None} for rows in by_class]
     return Evaluation(
         task="instance",
         summary=summary,

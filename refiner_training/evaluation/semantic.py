@@ -29,6 +29,7 @@ class _Settings:
     classes: int
     ignore_label: int
     boundary_ratio: float
+    boundary_px: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class _Measured:
     tolerance_px: int
     counts: list[NDArray[np.int64]]  # (C, C + 1)
     f: list[NDArray[np.float64]]  # (C,)
+    f_px: list[NDArray[np.float64]]  # (T, C), T tolerances of the settings
     present: list[NDArray[np.bool_]]  # (C,)
     objects: list[tuple[int, int, TripleRow]]  # class, true area, and what measure_triple says
 
@@ -52,6 +54,7 @@ def evaluate(
     images: Path | str | None = None,
     ignore_label: int = 255,
     boundary_ratio: float = 0.02,
+    boundary_px: Sequence[int] = (),
     workers: int | None = None,
 ) -> Evaluation:
     """Measure a folder of predicted label PNGs against a folder of true ones of the same names.
@@ -64,6 +67,7 @@ def evaluate(
         images: folder of the images, for the pictures of a report only.
         ignore_label: pixels whose true label this is are not measured; a predicted one is "no class".
         boundary_ratio: boundary IoU's d as a share of the diagonal, for ``change`` only.
+        boundary_px: tolerances in px of boundary F that are measured beside AF's own, as 12, 9, 5, 3.
         workers: processes, default one a processor.
 
     Raises:
@@ -73,7 +77,7 @@ def evaluate(
     folders = [Path(p) for p in (labels, predictions, before) if p is not None]
     names = match_label_pngs(folders)
     pictures = find_by_stem(images, names, folders[0])
-    settings = _Settings(classes, ignore_label, boundary_ratio)
+    settings = _Settings(classes, ignore_label, boundary_ratio, tuple(boundary_px))
     outcomes = list(
         in_parallel(
             partial(_measure, settings, folders),
@@ -93,7 +97,7 @@ def evaluate(
             got=f"{len(failures)} that cannot: {failures[0].error}",
             fix="check the files, --classes and --ignore-label",
         )
-    tables = [_summarise(measured, side) for side in range(len(folders) - 1)]
+    tables = [_summarise(measured, side, settings.boundary_px) for side in range(len(folders) - 1)]
     tolerances = sorted({m.tolerance_px for m in measured})
     summary: dict[str, Any] = tables[0][0]
     summary |= {
@@ -142,6 +146,7 @@ def _measure(settings: _Settings, folders: Sequence[Path], name: str) -> _Measur
         tolerance,
         [confusion(truth, m, classes) for m in maps],
         [class_f(truths, masks, tolerance) for masks in sides],
+        [np.array([class_f(truths, masks, px) for px in settings.boundary_px]) for masks in sides],
         [has | np.array([not m.is_empty for m in masks]) for masks in sides],
         objects,
     )
@@ -168,12 +173,17 @@ def _read(settings: _Settings, folders: Sequence[Path], name: str) -> list[NDArr
     return maps
 
 
-def _summarise(measured: Sequence[_Measured], side: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    overall, per_class = summarise(
-        np.sum([m.counts[side] for m in measured], axis=0),
-        np.array([m.f[side] for m in measured]),
-        np.array([m.present[side] for m in measured]),
-    )
+def _summarise(
+    measured: Sequence[_Measured], side: int, boundary_px: Sequence[int]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    present = np.array([m.present[side] for m in measured])
+    counts = np.sum([m.counts[side] for m in measured], axis=0)
+    overall, per_class = summarise(counts, np.array([m.f[side] for m in measured]), present)
+    for number, px in enumerate(boundary_px):
+        found, rows = summarise(counts, np.array([m.f_px[side][number] for m in measured]), present)
+        overall |= {f"F_{px}px": found["AF"], f"F_{px}px_present": found["AF_present"]}
+        for row, own in zip(per_class, rows, strict=True):
+            row[f"F_{px}px"] = own["F"]
     return overall, {str(c): row for c, row in enumerate(per_class) if row["images"]}
 
 
