@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import multiprocessing
 import os
 import tempfile
@@ -186,11 +187,15 @@ def busy(root: Path, args: argparse.Namespace, request: Any = None) -> dict[str,
     }  # fmt: skip
 
 
-def serve_bucket(delay_s: float, told: Any) -> None:
-    """Moto's S3, which waits before every request; as a process."""
+def serve_bucket(delay_s: float, told: Any, requests: Any) -> None:
+    """Moto's S3, which waits before every request; as a process that counts them."""
     from tests.services import S3Door
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+
     def door(environ: dict[str, Any]) -> bool:
+        with requests.get_lock():
+            requests.value += 1
         time.sleep(delay_s)
         return True
 
@@ -203,8 +208,9 @@ def s3(root: Path, args: argparse.Namespace) -> dict[str, Any]:
 
     from bpr_service import storage
 
-    here, there = multiprocessing.Pipe()
-    server = multiprocessing.get_context("spawn").Process(target=serve_bucket, args=(args.delay_ms / 1e3, there))
+    context = multiprocessing.get_context("spawn")
+    (here, there), requests = context.Pipe(), context.Value("l", 0)
+    server = context.Process(target=serve_bucket, args=(args.delay_ms / 1e3, there, requests))
     server.start()
     try:
         names = {"AWS_ENDPOINT_URL": here.recv(), "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
@@ -217,7 +223,10 @@ def s3(root: Path, args: argparse.Namespace) -> dict[str, Any]:
         storage.filesystem("s3://bucket/")[0].put(str(root / "images"), "bucket/images", recursive=True)
         for name in ("predictions", "dataset"):
             storage.copy(getattr(request, name), moved[name])
-        return {"delay_ms": args.delay_ms, **busy(root, args, request.with_options(**moved))}
+        before = requests.value
+        measured = busy(root, args, request.with_options(**moved))
+        asked = round((requests.value - before) / args.images, 2)
+        return {"delay_ms": args.delay_ms, "requests_a_picture": asked, **measured}
     finally:
         server.kill()
 

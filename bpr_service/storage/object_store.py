@@ -38,7 +38,10 @@ def filesystem(address: str) -> tuple[AbstractFileSystem, str]:
     """The fsspec file system of an address, and the path in it. Listings are never cached: others write too."""
     from fsspec.core import url_to_fs
 
-    fs, path = url_to_fs(address, use_listings_cache=False) if is_remote(address) else url_to_fs(address)
+    options: dict[str, object] = {"use_listings_cache": False} if is_remote(address) else {}
+    if address.startswith(("s3://", "s3a://")):
+        options["max_concurrency"] = 1  # one request a file; s3fs would ask for its size first, to read it in pieces
+    fs, path = url_to_fs(address, **options)
     return fs, path
 
 
