@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,17 @@ def test_every_extra_of_dev_is_locked() -> None:
             if name[0] == "bpr-service":  # another extra, of which the same is asked
                 continue
             assert name[0].lower().replace("_", "-").replace(".", "-") in locked, requirement
+
+
+def test_the_lock_holds_what_the_images_install() -> None:
+    """uv is told to keep to the lock: a package that is not in it would come in any version."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lock = dict(line.lower().split("==") for line in (ROOT / "requirements.lock").read_text().splitlines())
+    names = project["dependencies"] + [
+        n for e in set(" ".join(checks.EXTRAS.values()).split()) for n in project["optional-dependencies"][e]
+    ]
+    wanted = {re.split(r"[\[<>=!]", name)[0].lower() for name in names} - {project["name"]}  # extras of its own
+    assert wanted - lock.keys() == set()
+    # Another build of torch than the one that the lock was made with would not accept its CUDA libraries.
+    major, minor = lock["nvidia-cuda-runtime"].split(".")[:2]
+    assert f"--torch-backend cu{major}{minor} " in " ".join(text for _, text in deployment.dockerfile(ROOT))

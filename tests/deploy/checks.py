@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
 
+from bpr_service.server.settings import ServerSettings
 from tests.deploy import deployment as deployed
 from tests.deploy import known
 from tests.deploy.deployment import Object, containers, env_file, templates, walk
 
-EXTRAS = {name: f"torch server jobs s3 otel{more}"
-          for name, more in (("cpu", ""), ("cuda", ""), ("trainer", " train"), ("ray", " ray"))}  # fmt: skip
+SECRET = "/run/secrets/"
+EXTRAS = dict.fromkeys(("cpu", "cuda"), "torch server jobs s3 otel")
+EXTRAS |= {name: f"{EXTRAS['cpu']} {more}" for name, more in (("trainer", "train"), ("ray", "ray"))}
 
 
 def settings(root: Path) -> Iterator[str]:
@@ -27,8 +28,8 @@ def settings(root: Path) -> Iterator[str]:
     given = [("Dockerfile", deployed.image_environment(root))]
     given += [(where, service.get("environment", {})) for where, service in deployed.our_services(root)]
     given += [(str(path), env_file(path)) for path in (root / "k8s").rglob("*.env")]
-    for where, o in deployed.manifests(root):
-        given += [(where, {e["name"]: e["value"] for e in c.get("env", [])}) for c in containers(o)]
+    pods = [(where, c.get("env", [])) for where, o in deployed.manifests(root) for c in containers(o)]
+    given += [(where, {e["name"]: e["value"] for e in env}) for where, env in pods]
     for where, values in given:
         yield from (f"{where}: {p}" for p in known.settings_problems({k: str(v) for k, v in values.items()}))
     texts = [(root / "docker" / name).read_text() for name in ("compose.yaml", "compose.gpu.yaml")]
@@ -42,15 +43,9 @@ def commands(root: Path) -> Iterator[str]:
     for name, text in deployed.dockerfile(root):
         if name in ("CMD", "HEALTHCHECK"):
             yield from known.command_problems([w for w in json.loads(text[text.index("[") :]) if w != "bpr"])
-    started = [(where, s["command"], s["healthcheck"]["test"][2:]) for where, s in deployed.our_services(root)]
-    for where, container in ((where, c) for where, o in deployed.manifests(root) for c in containers(o) if "args" in c):
-        probe = container.get("readinessProbe", {}).get("exec", {}).get("command")
-        started.append((where, container["args"], probe[1:] if probe else ["healthcheck", "server"]))
-    for where, o in deployed.manifests(root):
-        if o["kind"] == "RayJob":
-            program, *words = shlex.split(o["spec"]["entrypoint"])
-            started.append((where, words if program == "bpr" else [program], ["healthcheck", "server"]))
-    for where, words, check in started:
+    for where, words, container in deployed.started(root):
+        probe = container.get("readinessProbe", {}).get("exec", {}).get("command", ["bpr", "healthcheck", "server"])
+        check = container["healthcheck"]["test"][2:] if "healthcheck" in container else probe[1:]
         yield from (f"{where}: {p}" for given in (words, check) for p in known.command_problems(given))
         if (words[0] == "worker") != (check[-1] == "worker"):
             yield f"{where}: the health check is not of a {words[0]}"
@@ -65,7 +60,7 @@ def routes(root: Path) -> Iterator[str]:
         for found in walk(document):
             paths = [found.get("metrics_path"), found.get("httpGet", {}).get("path")]
             paths += [endpoint["path"] for endpoint in found.get("endpoints", [])]
-            yield from (f"{where}: no route {path}" for path in paths if path and path not in known.route_paths())
+            yield from (f"{where}: no route {path}" for path in paths if path and path not in known.PATHS)
             ports = [str(found["containerPort"])] if "containerPort" in found else []
             ports += [t.removeprefix("server:") for t in found.get("targets", []) if t.startswith("server:")]
             yield from (f"{where}: port {p} is not BPR_PORT {port}" for p in ports if p != port)
@@ -81,7 +76,7 @@ def metrics(root: Path) -> Iterator[str]:
         for query in (found.get(key) for key in ("expr", "query", "definition", "seriesQuery")):
             yield from known.query_problems(query) if isinstance(query, str) else ()
     named = set(re.findall(r"\bBPR_[A-Z_]+", alerts.read_text()))
-    yield from (f"alerts.yml: no setting {name}" for name in named - known.settings())
+    yield from (f"alerts.yml: no setting {name}" for name in named - known.SETTINGS)
     made = {rule["name"]["as"] for rules in ("custom", "external") for rule in adapter["rules"][rules]}
     asked = {found["metric"]["name"] for _, o in deployed.manifests(root) for found in walk(o) if "metric" in found}
     yield from (f"prometheus-adapter makes no metric {name}" for name in asked - made)
@@ -89,7 +84,8 @@ def metrics(root: Path) -> Iterator[str]:
 
 def images(root: Path) -> Iterator[str]:
     """Versions, extras and files of the images."""
-    steps, version = deployed.dockerfile(root), deployed.version(root)
+    steps = deployed.dockerfile(root)
+    (version,) = re.findall(r'(?m)^__version__ = "(.*)"$', (root / "bpr_service/__init__.py").read_text())
     sent = {line[1:] for line in (root / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     lost = (path for path in deployed.copied(root) if path not in sent or not (root / path).exists())
     yield from (f"Dockerfile: no file {path}, or .dockerignore keeps it" for path in lost)
@@ -112,53 +108,46 @@ def storage(root: Path) -> Iterator[str]:
     image = deployed.image_environment(root)
     (volumes,) = (json.loads(text) for name, text in deployed.dockerfile(root) if name == "VOLUME")
     places = [("Dockerfile", image, volumes, 45.0)]
-    for where, service in deployed.our_services(root):
-        mounts = [entry.split(":")[1] for entry in service["volumes"]]
-        mounts += [f"/run/secrets/{name}" for name in service.get("secrets", [])]
-        keys = [word for word in service["command"] if word.startswith("/run/secrets")]
-        given = {**image, **service.get("environment", {}), **({"BPR_API_KEYS_FILE": keys[0]} if keys else {})}
-        places.append((where, given, mounts, float(service["stop_grace_period"].rstrip("s"))))
     files = {"serve": "k8s/base/server.env", "worker": "k8s/overlays/scaled/jobs.env"}
-    for where, o in deployed.manifests(root):
-        for container in (c for c in containers(o) if {"args", "volumeMounts"} <= c.keys()):
+    for where, words, container in deployed.started(root):
+        if "volumes" in container:
+            mounts = [entry.split(":")[1] for entry in container["volumes"]]
+            mounts += [SECRET + name for name in container.get("secrets", [])]
+            given = container.get("environment", {}) | {f"{w}_FILE": w for w in words if w.startswith(SECRET)}
+            places.append((where, image | given, mounts, float(container["stop_grace_period"].rstrip("s"))))
+        elif "volumeMounts" in container:
             mounts = [entry["mountPath"] for entry in container["volumeMounts"]]
-            grace = o["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-            own = files.get(container["args"][0])
-            places.append((where, image | (env_file(root / own) if own else {}), mounts, grace - 5))
+            grace = container["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+            given = env_file(root / files[words[0]]) if words[0] in files else {}
+            places.append((where, image | given, mounts, grace - 5))
     for where, values, mounts, grace_s in places:
         kept = [values[n] for n in values if n.endswith(("_DIR", "_HOME", "_STORE", "_FOLDER", "_FILE"))]
-        for path in [*volumes, *kept, *known.roots(values)]:
+        roots = json.loads(values.get("BPR_JOBS_ROOTS", "{}")).values()
+        for path in [*volumes, *kept, *(root if isinstance(root, str) else root["path"] for root in roots)]:
             if "://" not in path and not any(f"{path}/".startswith(f"{folder}/") for folder in mounts):
                 yield f"{where}: {path} is in no volume"
-        if grace_s < known.drain_s(values) + 5:
-            yield f"{where}: stopped after {grace_s:g} s, drains for {known.drain_s(values):g} s"
+        drain_s = float(values.get("BPR_DRAIN_S", ServerSettings.model_fields["drain_s"].default))
+        if grace_s < drain_s + 5:
+            yield f"{where}: stopped after {grace_s:g} s, drains for {drain_s:g} s"
 
 
-SECRET = "/run/secrets/"
 NEIGHBOURS = {"postgres": {"server", "worker", "trainer", "minio", "bucket"}, "grafana": {"prometheus", "server"}}
 """Who may reach the database, and whom the dashboards may reach."""
 
 
 def rights(root: Path) -> Iterator[str]:
     """Servers without keys, containers with capabilities, networks that join what has nothing to say to each other."""
-    services = deployed.compose(root)["services"]
-    for name, service in services.items():
-        if "ALL" not in service.get("cap_drop", []):
-            yield f"{name}: keeps its capabilities"
-        if "no-new-privileges:true" not in service.get("security_opt", []):
-            yield f"{name}: may gain privileges"
-        if "networks" not in service and "network_mode" not in service:
-            yield f"{name}: on the network of all"
-    for where, words in (
-        *((where, service["command"]) for where, service in deployed.our_services(root)),
-        *((where, c["args"]) for where, o in deployed.manifests(root) for c in containers(o) if "args" in c),
-    ):
-        given = any(word.startswith(SECRET) for word in words)
-        given |= "BPR_API_KEYS_FILE" in env_file(root / "k8s/base/server.env") and "k8s" in where
-        if words[0] == "serve" and not given:
+    compose = deployed.compose(root)
+    services = compose["services"]
+    for name, s in services.items():
+        yield from [f"{name}: keeps its capabilities"] if "ALL" not in s.get("cap_drop", []) else []
+        yield from [f"{name}: may gain more"] if "no-new-privileges:true" not in s.get("security_opt", []) else []
+        yield from [f"{name}: on the network of all"] if not {"networks", "network_mode"} & s.keys() else []
+    of_pods = "BPR_API_KEYS_FILE" in env_file(root / "k8s/base/server.env")
+    for where, words, _ in deployed.started(root):
+        if words[0] == "serve" and not (any(w.startswith(SECRET) for w in words) or ("k8s" in where and of_pods)):
             yield f"{where}: serves without keys"
-    networks = deployed.compose(root).get("networks", {})
-    if not (networks.get("jobs") or {}).get("internal"):
+    if not (compose["networks"].get("jobs") or {}).get("internal"):
         yield "the network of the database leads out"
     for name, allowed in NEIGHBOURS.items():
         mine = set(services[name].get("networks", []))

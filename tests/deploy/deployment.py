@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,11 +36,6 @@ def copy(root: Path) -> Path:
     return root
 
 
-def version(root: Path) -> str:
-    (found,) = re.findall(r'(?m)^__version__ = "(.*)"$', (root / "bpr_service/__init__.py").read_text())
-    return str(found)
-
-
 def dockerfile(root: Path) -> list[tuple[str, str]]:
     """The instructions as (name, text), in the file's order, without comments and line breaks."""
     text = re.sub(r"(?m)^\s*#.*\n", "", (root / "Dockerfile").read_text())
@@ -58,9 +52,8 @@ def image_environment(root: Path) -> dict[str, str]:
 
 def copied(root: Path) -> list[str]:
     """Every path of the repository that the Dockerfile copies."""
-    return sorted(
-        {path for name, text in dockerfile(root) if name == "COPY" for path in text.split()[:-1] if path[0] not in "-/"}
-    )
+    words = [word for name, text in dockerfile(root) if name == "COPY" for word in text.split()[:-1]]
+    return sorted({word for word in words if word[0] not in "-/"})
 
 
 def env_file(path: Path) -> dict[str, str]:
@@ -72,8 +65,7 @@ def compose(root: Path, name: str = "compose.yaml") -> Object:
     """A compose file with its variables replaced by their defaults."""
     text = (root / "docker" / name).read_text()
     text = re.sub(r"\$\{\w+(?::?([-+])([^}]*))?\}", lambda m: m[2] if m[1] == "-" else "", text)
-    document: Object = yaml.safe_load(text)
-    return document
+    return dict(yaml.safe_load(text))
 
 
 def our_services(root: Path) -> Iterator[tuple[str, Object]]:
@@ -94,14 +86,6 @@ def manifests(root: Path) -> Iterator[tuple[str, Object]]:
                 yield f"{path.relative_to(root)}, {document['kind']}", document
 
 
-def built(root: Path, overlay: str) -> list[Object]:
-    """The objects of an overlay, as ``kubectl kustomize`` builds them."""
-    command = ["kubectl", "kustomize", str(root / "k8s/overlays" / overlay)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
-
-
 def templates(o: Object) -> list[Object]:
     """The pods that an object makes."""
     spec = o.get("spec", {})
@@ -113,6 +97,16 @@ def templates(o: Object) -> list[Object]:
 
 def containers(o: Object) -> list[Object]:
     return [container for pod in templates(o) for container in pod["spec"]["containers"]]
+
+
+def started(root: Path) -> Iterator[tuple[str, list[str], Object]]:
+    """The words after ``bpr`` of every container that runs our image, and the container."""
+    yield from ((where, service["command"], service) for where, service in our_services(root))
+    for where, o in manifests(root):
+        yield from ((where, c["args"], o | c) for c in containers(o) if "args" in c)
+        if o["kind"] == "RayJob":
+            program, *words = shlex.split(o["spec"]["entrypoint"])
+            yield where, words if program == "bpr" else [program], {}
 
 
 def walk(value: Any) -> Iterator[Object]:

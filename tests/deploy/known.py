@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -29,22 +28,22 @@ from bpr_service.server.settings import ServerSettings
 OTHERS = re.compile("HOME|PATH|PYTHON.*|XDG_CACHE_HOME|NUMBA_CACHE_DIR|CUDA_CACHE_PATH|NVIDIA_.*|AWS_.*")
 """Variables of others that our images read: Python's, numba's, CUDA's, botocore's."""
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+SERVER = {f"BPR_{name.upper()}" for name in ServerSettings.model_fields}
+SETTINGS = SERVER | {f"BPR_JOBS_{name.upper()}" for name in JobSettings.model_fields}
+"""Every variable that the server or a worker reads."""
+BPR: Any = get_command(app)
+ROUTERS: Any = (health.router, routes.router, label_studio.router, page.router, job_router(mock.Mock()))
+PATHS = {route.path for router in ROUTERS for route in router.routes if "GET" in (route.methods or ())}
+"""Paths of the application that answer to GET."""
 TARGET_LABELS = {"job", "instance", "namespace", "pod", "le"}
 """Labels that Prometheus adds, and that of a histogram's buckets."""
 
 
-def settings() -> set[str]:
-    """Every variable that the server or a worker reads."""
-    jobs = {f"BPR_JOBS_{name.upper()}" for name in JobSettings.model_fields}
-    return {f"BPR_{name.upper()}" for name in ServerSettings.model_fields} | jobs
-
-
 def settings_problems(values: Mapping[str, str]) -> Iterator[str]:
     """Variables that nobody reads, and values that are refused."""
-    server = {f"BPR_{name.upper()}" for name in ServerSettings.model_fields}
-    yield from (f"no setting {name}" for name in values.keys() - settings() if not OTHERS.fullmatch(name))
+    yield from (f"no setting {name}" for name in values.keys() - SETTINGS if not OTHERS.fullmatch(name))
     try:
-        with mock.patch.dict("os.environ", {k: v for k, v in values.items() if k in server}, clear=True):
+        with mock.patch.dict("os.environ", {k: v for k, v in values.items() if k in SERVER}, clear=True):
             loaded = ServerSettings.load()
         with mock.patch.dict("os.environ", values, clear=True):
             JobSettings.load()
@@ -54,25 +53,9 @@ def settings_problems(values: Mapping[str, str]) -> Iterator[str]:
         yield str(error)
 
 
-def drain_s(values: Mapping[str, str]) -> float:
-    """How long a server with this environment may drain."""
-    return float(values.get("BPR_DRAIN_S", ServerSettings.model_fields["drain_s"].default))
-
-
-def roots(values: Mapping[str, str]) -> list[str]:
-    """The addresses of ``BPR_JOBS_ROOTS``."""
-    given = json.loads(values.get("BPR_JOBS_ROOTS", "{}"))
-    return [root if isinstance(root, str) else root["path"] for root in given.values()]
-
-
-@cache
-def bpr() -> Any:
-    return get_command(app)
-
-
 def command_problems(words: Sequence[str]) -> Iterator[str]:
     """What is wrong with ``bpr WORDS``: parsed as the real command does it, where its paths are, and not run."""
-    command, rest, there = bpr(), list(words), mock.patch.object(command_options, "Path")
+    command, rest, there = BPR, list(words), mock.patch.object(command_options, "Path")
     try:
         with there, redirect_stderr(StringIO()), redirect_stdout(StringIO()):
             while hasattr(command, "commands"):
@@ -87,25 +70,13 @@ def command_problems(words: Sequence[str]) -> Iterator[str]:
 
 
 @cache
-def route_paths() -> frozenset[str]:
-    """Paths of the application that answer to GET."""
-    jobs = job_router(mock.Mock())
-    routers = (health.router, routes.router, label_studio.router, page.router, jobs)
-    found: Any = [route for router in routers for route in router.routes]
-    return frozenset(route.path for route in found if "GET" in (route.methods or ()))
-
-
-@cache
 def metrics() -> dict[str, set[str]]:
     """Every series that the server exports, with the names of its labels."""
     exported = Metrics()
-    engine: Any = SimpleNamespace(
-        state="ready", requests=0, queue_patches=0, expected_wait_s=lambda: 0.0, memory=SimpleNamespace(used_bytes=0),
-        device="cpu",
-    )  # fmt: skip
+    engine: Any = SimpleNamespace(state="ready", requests=0, queue_patches=0, expected_wait_s=float, device="cpu")
+    engine.memory, engine.load = SimpleNamespace(used_bytes=0), lambda: Load({"parts": 0}, {"parts": 0}, 0)
     exported.watch(engine)
-    jobs: Any = SimpleNamespace(load=lambda: Load({"parts": 0}, {"parts": 0}, 0))
-    exported.watch_jobs(jobs).look()
+    exported.watch_jobs(engine).look()
     labels = {c._name: set(c._labelnames) for c in vars(exported).values() if hasattr(c, "_labelnames")}
     parts = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",)}
     return {

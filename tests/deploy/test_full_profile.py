@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -24,10 +23,8 @@ from tests.jobs.samples import coco_set
 from tests.services import Processes, free_port
 
 BPR = [sys.executable, "-m", "bpr_service.cli"]
-QUICK = {
-    "BPR_JOBS_POLL_S": "0.1", "BPR_JOBS_BEAT_S": "0.2", "BPR_JOBS_DEAD_AFTER_S": "5", "BPR_JOBS_RETRY_S": "0.2",
-    "BPR_JOBS_LOG_UNITS": "true", "BPR_PRESETS": '["fast"]', "OMP_NUM_THREADS": "1",
-}  # fmt: skip
+JOBS = {"POLL_S": "0.1", "BEAT_S": "0.2", "DEAD_AFTER_S": "5", "RETRY_S": "0.2", "LOG_UNITS": "true"}
+QUICK = {f"BPR_JOBS_{k}": v for k, v in JOBS.items()} | {"BPR_PRESETS": '["fast"]', "OMP_NUM_THREADS": "1"}
 """So that a test of a lost worker takes seconds; everything else is as in the compose file."""
 
 
@@ -40,6 +37,7 @@ class Host(Processes):
         self.port, self.prometheus_port = free_port(), free_port()
         for name in ("state", "cache", "data", "prometheus"):
             (folder / name).mkdir()
+        shutil.copytree(ROOT / "docker", folder / "config", ignore=shutil.ignore_patterns("grafana", ".env"))
         self.places = {
             "postgresql://bpr:@postgres:5432/bpr": database,
             "http://minio:9000": s3,
@@ -49,8 +47,8 @@ class Host(Processes):
             '"/data"': json.dumps(str(folder / "data")),
             "/etc/prometheus": str(folder / "config"),
             "=/prometheus": f"={folder / 'prometheus'}",
-            "0.0.0.0:9090": f"127.0.0.1:{self.prometheus_port}",
-            "127.0.0.1:9090": f"127.0.0.1:{self.prometheus_port}",
+            "0.0.0.0:9090": "127.0.0.1:9090",
+            ":9090": f":{self.prometheus_port}",
             "server:8000": f"127.0.0.1:{self.port}",
         }
 
@@ -64,22 +62,19 @@ class Host(Processes):
         given |= {"AWS_SECRET_ACCESS_KEY": "test", "BPR_HOST": "0.0.0.0", "BPR_PORT": str(self.port)}
         return {**os.environ, **given, **QUICK}
 
-    def words(self, service: str, key: str = "command") -> list[str]:
+    def words(self, given: list[str]) -> list[str]:
         """A command of the compose file; ``bpr`` and ``python`` are this environment's."""
-        words = [self.place(word) for word in self.services[service][key]]
+        words = [self.place(word) for word in given]
         starts = {"python": [sys.executable], "bpr": BPR, "serve": [*BPR, "serve"], "worker": [*BPR, "worker"]}
         return [*starts.get(words[0], words[:1]), *words[1:]]
 
-    def up(self, service: str, *replace: str) -> subprocess.Popen[bytes]:
-        words = [*(["prometheus"] if service == "prometheus" else []), *self.words(service)]
-        return self.start(service, [replace[1] if word == replace[0] else word for word in words] if replace else words,
-                          self.environment(service))  # fmt: skip
+    def up(self, service: str, **instead: str) -> subprocess.Popen[bytes]:
+        words = [*(["prometheus"] if service == "prometheus" else []), *self.words(self.services[service]["command"])]
+        return self.start(service, [instead.get(f"_{word}", word) for word in words], self.environment(service))
 
     def healthy(self, service: str) -> bool:
         """Whether the service's own health check says so, run as the engine would."""
-        kind, *words = self.services[service]["healthcheck"]["test"]
-        assert kind == "CMD"
-        command = [*BPR, *words[1:]] if words[0] == "bpr" else [self.place(word) for word in words]
+        command = self.words(self.services[service]["healthcheck"]["test"][1:])
         return subprocess.run(command, env=self.environment(service), capture_output=True, timeout=60).returncode == 0
 
     def query(self, expression: str) -> dict[str, float]:
@@ -93,39 +88,28 @@ class Host(Processes):
 
 @pytest.fixture
 def host(tmp_path: Path, postgres_url: str, s3_server: str) -> Iterator[Host]:
-    host = Host(tmp_path, postgres_url, s3_server)
-    yield host
-    host.close()
+    with contextlib.closing(Host(tmp_path, postgres_url, s3_server)) as host:
+        yield host
 
 
-def start_prometheus(host: Host) -> None:
-    shutil.copytree(ROOT / "docker", host.folder / "config", ignore=shutil.ignore_patterns("grafana", ".env"))
+def test_a_job_outlives_its_worker_and_prometheus_sees_it(host: Host) -> None:
+    bucket = host.words(host.services["bucket"]["entrypoint"])
+    for _ in range(2):  # the second time there is nothing to do
+        subprocess.run(bucket, env=host.environment("bucket"), check=True, timeout=60)
+    words = ["keys", "operator", "--file", str(host.folder / "keys.json"), "--scopes", "refine,jobs,admin"]
+    key = subprocess.run([*BPR, *words], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
     config = yaml.safe_load(host.place((ROOT / "docker/prometheus.yml").read_text()))
     config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     (host.folder / "config/prometheus.yml").write_text(yaml.safe_dump(config))
     host.up("prometheus")
-
-
-def submission(data: Path) -> tuple[dict[str, Any], bytes]:
-    """A job over pictures in ``data``, as a client sends it, and what an undisturbed run gives."""
-    request = coco_set(data, 16)
+    server = host.up("server")
+    # "--workers 2" asks for loader processes too, which a small test machine has no room for.
+    workers = [host.up("worker", _2="0") for _ in range(2)]
+    request, data = coco_set(host.folder / "data", 16), host.folder / "data"
     run_batch(request.model_copy(update={"out": str(data / "expected.json")}), Batch(workers=0))
     values = request.model_dump(exclude_defaults=True, exclude={"kind"})
     for name in ("images", "predictions", "dataset", "out"):
         values[name] = f"data:{Path(values[name]).relative_to(data)}"
-    return values, (data / "expected.json").read_bytes()
-
-
-def test_a_job_outlives_its_worker_and_prometheus_sees_it(host: Host) -> None:
-    for _ in range(2):  # the second time there is nothing to do
-        subprocess.run(host.words("bucket", "entrypoint"), env=host.environment("bucket"), check=True, timeout=60)
-    words = ["keys", "operator", "--file", str(host.folder / "keys.json"), "--scopes", "refine,jobs,admin"]
-    key = subprocess.run([*BPR, *words], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
-    start_prometheus(host)
-    server = host.up("server")
-    # "--workers 2" asks for loader processes too, which a small test machine has no room for.
-    workers = [host.up("worker", "2", "0") for _ in range(2)]
-    values, expected = submission(host.folder / "data")
     host.wait("the server is healthy", lambda: host.healthy("server"))
     host.wait("both workers", lambda: (host.folder / "worker.log").read_text().count(": ready") == 2)
     assert host.healthy("worker")
@@ -144,24 +128,22 @@ def test_a_job_outlives_its_worker_and_prometheus_sees_it(host: Host) -> None:
         victim = int(line.split()[1].rsplit("-", 2)[1])  # of HOST-PID-RANDOM, the worker that refined the last image
         assert victim in {process.pid for process in workers}
         os.kill(victim, signal.SIGKILL)
-        states = []
         with client.stream("GET", "/v1/jobs/end-to-end/events", timeout=150) as events:
             states = [json.loads(line[5:])["state"] for line in events.iter_lines() if line.startswith("data:")]
         assert states[-1] == "done", host.logs()
         result = client.get("/v1/jobs/end-to-end/result").json()
         assert (result["images"], result["failed_count"]) == (16, 0)
-        assert (host.folder / "data/out.json").read_bytes() == expected
+        assert (data / "out.json").read_bytes() == (data / "expected.json").read_bytes()
 
     assert host.healthy("prometheus")
     host.wait("one worker is left", lambda: host.query("max(bpr_jobs_workers)") == {"": 1.0})
 
     def settled() -> bool:
-        """Counts and gauges arrive with the next scrape."""
         submitted = host.query('sum(bpr_requests_total{route="/v1/jobs/refine",status="202"})')
         queued = host.query("max by (queue) (bpr_jobs_queued)")
         return submitted == {"": 1.0} and queued == {"jobs": 0.0, "parts": 0.0, "train": 0.0}
 
-    host.wait("the request is counted and the queues are empty", settled)
+    host.wait("the request is counted and the queues are empty, as of the next scrape", settled)
     assert host.query('up{job="bpr"}') == {"": 1.0}
     server.send_signal(signal.SIGTERM)
     assert server.wait(60) == 0
