@@ -111,11 +111,12 @@ def listed(
         ]
         return found, [], {"a crowd": len(crowds)} if crowds else {}
     ignore = before.ignore_label if ignore_label is None else ignore_label
-    if file.task == "instance":
-        ignore = 0  # a picture of instance ids: 0 is background
+    ids = file.task == "instance"  # a picture of instance ids: 0 is background, and an id is no class
+    if ids:
+        ignore = 0
     regions = LabelRegions(before.label_map, ignore)
     whole = zip(regions.labels, regions, strict=True)
-    return [Listed(label, label, label, mask, {}) for label, mask in whole], [], {}
+    return [Listed(label, label, None if ids else label, mask, {}) for label, mask in whole], [], {}
 
 
 def audit_masks(

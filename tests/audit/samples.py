@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sqlalchemy as sa
 from PIL import Image
 
+from bpr_service.jobs import refine_steps
+from bpr_service.jobs.context import Context
+from bpr_service.jobs.engine import Job, JobEngine
 from bpr_service.jobs.requests import AuditRequest
 from bpr_service.masks.mask import Mask
 from bpr_service.network.weights import CARD_FILE, AuditCard, bundled_models, find_model, read_card
@@ -73,3 +77,16 @@ def audit_set(root: Path, images: int = 4) -> dict[str, Any]:
 
 def request(values: dict[str, Any]) -> AuditRequest:
     return AuditRequest(**values)
+
+
+def work(engine: JobEngine, job: Job) -> None:
+    """What a worker does of a job."""
+    context = Context(engine.settings, engine.database, "cpu", 0, "here")
+    row = engine.database.job(job.id)
+    assert row is not None
+    for part in range(refine_steps.plan_job(context, row)):
+        refine_steps.run_part(context, row, part)
+    refine_steps.merge_job(context, row)
+    with engine.database.engine.begin() as c:
+        done = "UPDATE workflow_status SET status = 'SUCCESS' WHERE workflow_uuid = :id"
+        c.execute(sa.text(done), {"id": row.workflow})

@@ -81,7 +81,8 @@ def test_shares_and_loaders_find_the_same(tmp_path: Path) -> None:
     work = str(tmp_path / "work")
     for k in range(2):
         run_batch(request(values), Batch(workers=0, work=work, part=(k, 2)))
-    assert report_of(values, Batch(work=work, merge=True))["masks"] == whole["masks"]
+    merged = report_of(values, Batch(work=work, merge=True))
+    assert (merged["masks"], merged["summary"]) == (whole["masks"], whole["summary"])
 
 
 def test_a_model_that_cannot_audit_is_refused_before_any_work(tmp_path: Path) -> None:
@@ -112,6 +113,8 @@ def test_every_format_can_be_audited(kind: tuple[str, str], tmp_path: Path) -> N
         rows = [json.loads(line) for line in outcome.encoded.files[FOUND].splitlines()]
         assert len(rows) == len(listed(file, file.read(unit), None)[0])
         found += len(rows)
+        if kind[1] == "ids":
+            assert {row["category_id"] for row in rows} == {None}
         assert all(row["key"][0] == unit.number and row["area"] > 0 for row in rows)
     assert found
 

@@ -9,18 +9,17 @@ from typing import Any
 
 import httpx
 import pytest
-import sqlalchemy as sa
 
 from bpr_service.audit.decisions import read_report
 from bpr_service.errors import CancelledError, ConfigError, ConflictError, ForbiddenError, LimitError, NotFoundError
 from bpr_service.jobs import refine_steps
 from bpr_service.jobs.context import Context
-from bpr_service.jobs.engine import Job, JobEngine
+from bpr_service.jobs.engine import JobEngine
 from bpr_service.jobs.refine.batch import Batch, run_batch
 from bpr_service.jobs.settings import JobSettings
 from bpr_service.server.http.auth import ApiKey, Keys, hash_key
 from bpr_service.server.http.jobs import job_router
-from tests.audit.samples import audit_set, request
+from tests.audit.samples import audit_set, request, work
 from tests.server.helpers import serving
 
 
@@ -38,19 +37,6 @@ def values(tmp_path: Path) -> dict[str, Any]:
     found = audit_set(tmp_path / "data")
     paths = {"images": "data:images", "predictions": "data:ann.json", "out": "data:report.json", "model": "data:model"}
     return {**found, **paths}
-
-
-def work(engine: JobEngine, job: Job) -> None:
-    """What a worker does of a job."""
-    context = Context(engine.settings, engine.database, "cpu", 0, "here")
-    row = engine.database.job(job.id)
-    assert row is not None
-    for part in range(refine_steps.plan_job(context, row)):
-        refine_steps.run_part(context, row, part)
-    refine_steps.merge_job(context, row)
-    with engine.database.engine.begin() as c:
-        done = "UPDATE workflow_status SET status = 'SUCCESS' WHERE workflow_uuid = :id"
-        c.execute(sa.text(done), {"id": row.workflow})
 
 
 def test_a_job_finds_what_the_command_finds(engine: JobEngine, values: dict[str, Any], tmp_path: Path) -> None:

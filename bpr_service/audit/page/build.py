@@ -83,7 +83,7 @@ def write_page(
             entry["class"] = _class(entry.pop("category"), head["categories"])
         text = json.dumps({**_data(head, file), "masks": shown}, ensure_ascii=False).replace("<", "\\u003c")
         with storage.replacing(address) as out:
-            before, after = _template(text).split("<!--PICTURES-->")
+            before, after = _whole(text)
             out.write(before.encode())
             for entry in shown:
                 start, length = spans[entry["picture"]]
@@ -104,16 +104,28 @@ def _class(category: Any, names: Mapping[Any, str]) -> str:
     return name if name else "" if category is None else str(category)
 
 
-def _template(data: str) -> str:
-    folder = resources.files("bpr_service.audit.page")
-    text = (folder / "page.html").read_text("utf-8")
-    for mark, part in (
-        ("/*STYLE*/", (folder / "page.css").read_text("utf-8")),
-        ("/*SCRIPT*/", (folder / "page.js").read_text("utf-8")),
-        ("/*DATA*/", data),
-    ):
-        text = text.replace(mark, part)
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+def asset(name: str) -> str:
+    """A file of the page: ``page.html``, ``page.css`` or ``page.js``."""
+    return (resources.files("bpr_service.audit.page") / name).read_text("utf-8")
+
+
+def skeleton(*, head: str, parts: str, back: str = "") -> str:
+    """The page's HTML around what differs between one file and a server: its style, and its data and scripts."""
+    text = asset("page.html")
+    for mark, given in (("<!--HEAD-->", head), ("<!--BACK-->", back), ("<!--PARTS-->", parts)):
+        text = text.replace(mark, given)
     return text
+
+
+def _whole(data: str) -> tuple[str, str]:
+    """The page as one file, before its pictures and after them."""
+    head = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n<style>{asset("page.css")}</style>'
+    data = f'<script type="application/json" id="data">{data}</script>\n<script>{asset("page.js")}</script>\n'
+    before, after = skeleton(head=head, parts="<!--PICTURES-->").split("<!--PICTURES-->")
+    return before + data, after
 
 
 def _entries_of(

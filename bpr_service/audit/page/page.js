@@ -173,6 +173,13 @@ $("class").append(...[...new Set(MASKS.map((m) => m.class))].filter(Boolean).sor
 for (const id of ["state", "kind", "class"]) $(id).onchange = () => { $("list").focus(); refilter(); };
 $("list").addEventListener("scroll", draw);
 addEventListener("resize", draw);
-document.addEventListener("DOMContentLoaded", () => { draw(); show(); });
 refilter();
 performance.mark("shown");
+/* Pictures follow this script, in the list's order: as soon as those that can be seen are there, they are drawn. */
+const SEEN = Math.min(MASKS.length, 20);
+function pictured() {
+  if (document.readyState === "loading" && SEEN && !$("p" + MASKS[SEEN - 1].picture)) { requestAnimationFrame(pictured); return; }
+  draw(); show();
+  performance.mark("pictured");
+}
+pictured();

@@ -125,12 +125,16 @@ class RecordFile:
         """What `raw` asks an object store for."""
         return [Span(self.address, *each) for each in merged(spans)]
 
+    def found_head(self) -> Head:
+        """The head, for which the file is scanned where it has not been. Raises as `scan`."""
+        if not self.head.end:
+            for _ in self.scan():
+                pass
+        return self.head
+
     def write(self, out: str, records: Iterable[bytes]) -> None:
         """Write ``records`` in place of the file's; all that stands around them is kept byte for byte."""
-        if not self.head.end:
-            for _ in self.scan():  # finds where the array begins and ends
-                pass
-        head = self.head
+        head = self.found_head()
         with storage.open_read(self.address) as source, storage.replacing(out) as target:
             copy_range(source, target, 0, head.start)
             number = -1

@@ -14,6 +14,7 @@ from bpr_service.audit.sample import draw, told
 from bpr_service.audit.suspicion import judge_of
 from bpr_service.config import MAX_PIXELS
 from bpr_service.formats import PredictionFormat, Unit
+from bpr_service.formats.records.record_file import RecordFile
 from bpr_service.jobs.refine.merge import frames
 from bpr_service.jobs.refine.place import Place
 from bpr_service.jobs.refine.plan import Plan, unit_counts
@@ -54,8 +55,7 @@ def write_audit(
             yield frame.header
         findings.add_pictures(request.images, seen)
         ranking.judge(judge)
-        names = getattr(getattr(file, "file", None), "head", None)
-        categories = names.categories if names else {}
+        categories = _categories(file)
         head: dict[str, Any] = {
             "task": request.task,
             "images": named.images,
@@ -85,6 +85,15 @@ def write_audit(
                 sampled=set(drawn.indices.tolist()) if drawn is not None else (), max_pixels=MAX_PIXELS,
                 ignore_label=request.ignore_label, folder=place.scratch,
             )  # fmt: skip
+
+
+def _categories(file: PredictionFormat) -> dict[Any, str]:
+    """Names by id, of the annotations or of their data set; none where neither has them."""
+    records = getattr(file, "file", None)
+    known = records.found_head().categories if isinstance(records, RecordFile) else {}
+    if known or file.paths.dataset is None:
+        return known
+    return RecordFile(file.paths.dataset, "images", "an annotation file with an 'images' array").found_head().categories
 
 
 def _units(plan: Plan, place: Place, numbers: set[int]) -> Iterator[Unit]:

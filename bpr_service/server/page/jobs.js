@@ -4,6 +4,7 @@ import { $, button, call, el, save, show } from "./api.js";
 const STOPPED = ["failed", "cancelled"];
 const TEMPLATES = {
   refine: { task: "instance", format: "coco", images: "data:images", predictions: "data:predictions.json", out: "data:refined.json", preset: "balanced" },
+  audit: { task: "instance", format: "coco", images: "data:images", predictions: "data:annotations.json", out: "data:report.json", page_masks: 1000, sample: 0, preset: "balanced" },
   train: { name: "mine", task: "instance", images: "data:images", ground_truth: "data:truth.json", predictions: "data:coarse.json", preset: "balanced", held_out: { images: "data:val", ground_truth: "data:val.json", predictions: "data:val_coarse.json" }, promote_if_better: false },
 };
 let timer = 0;
@@ -49,7 +50,7 @@ function card(job) {
   if (lines.length) node.append(el("ul", { className: bad ? "reasons bad" : "reasons" }, ...lines.map((text) => el("li", { textContent: text }))));
   const row = el("div", { className: "row" }, button("Log", () => log(job.id)));
   if (STOPPED.includes(job.state)) row.append(button("Resume", () => post(path(job.id, "/resume"))));
-  else if (over(job)) row.append(button("Result", () => result(job.id)), ...(job.kind === "refine" ? [button("Report", () => result(job.id, "report"))] : []));
+  else if (over(job)) row.append(button("Result", () => result(job.id)), ...(job.kind === "train" ? [] : [button("Report", () => result(job.id, "report"))]), ...(job.kind === "audit" ? [el("a", { className: "button", href: `/page/audit.html#${encodeURIComponent(job.id)}`, textContent: "Look at the masks" })] : []));
   else row.append(button("Cancel", () => post(path(job.id, "/cancel"))));
   node.append(row);
   return node;

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, Response
 
 from bpr_service.errors import NotFoundError
 from bpr_service.server.codec.write import base64_text
@@ -38,6 +39,24 @@ async def openapi(request: Request) -> Any:
     return await run_in_threadpool(request.app.openapi)
 
 
+@router.get("/page/audit.html", include_in_schema=False)
+async def audit_page() -> Response:
+    """The page of an audit, which fetches what it shows: that of the job after the ``#``."""
+    return HTMLResponse(_audit_page(), headers=CACHE)
+
+
+@cache
+def _audit_page() -> str:
+    from bpr_service.audit.page.build import skeleton
+
+    return skeleton(
+        head='<link rel="icon" href="/page/icon.svg" type="image/svg+xml">\n'
+        '<link rel="stylesheet" href="/page/audit-page.css">\n<script type="module" src="/page/audit.js"></script>',
+        back='  <a class="button" href="/#jobs">Jobs</a>\n  <span id="message" role="alert" hidden></span>',
+        parts="",
+    )
+
+
 @router.get("/page/{name}", include_in_schema=False)
 async def asset(name: str) -> Response:
     """A file of the page; names are looked up in the folder's own list, so no path leads out of it."""
@@ -49,7 +68,9 @@ async def asset(name: str) -> Response:
 
 @cache
 def _assets() -> dict[str, Path]:
-    return {path.name: path for path in FOLDER.iterdir() if path.suffix in TYPES}
+    own = {path.name: path for path in FOLDER.iterdir() if path.suffix in TYPES}
+    audit = Path(str(resources.files("bpr_service.audit.page")))
+    return own | {f"audit-{name}": audit / name for name in ("page.css", "page.js")}
 
 
 @router.get("/v1/examples", tags=["examples"], responses=problems(401, 403, 429))
