@@ -9,6 +9,7 @@ from bpr_service.storage.object_store import Answers, Span, ask_ahead, filesyste
 from bpr_service.storage.reading import (
     COPY_BYTES,
     exists,
+    info,
     list_files,
     list_names,
     open_read,
@@ -18,7 +19,7 @@ from bpr_service.storage.reading import (
     sha256,
     size_bytes,
 )
-from bpr_service.storage.writing import copy, lock, put_if_absent, replacing, sync_folder, write_bytes
+from bpr_service.storage.writing import copy, lock, put_if_absent, remove, replacing, sync_folder, write_bytes
 
 __all__ = [
     "COPY_BYTES",
@@ -29,6 +30,7 @@ __all__ = [
     "exists",
     "filesystem",
     "holding",
+    "info",
     "is_inside",
     "is_remote",
     "is_special",
@@ -43,6 +45,7 @@ __all__ = [
     "read_bytes",
     "read_range",
     "read_spans",
+    "remove",
     "replacing",
     "sha256",
     "size_bytes",

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from bpr_service.errors import NotFoundError
 from bpr_service.storage import beneath
@@ -100,6 +100,13 @@ def read_spans(address: str, spans: list[tuple[int, int]]) -> list[bytes]:
 def _read_at(file: BinaryIO, start: int, length: int | None) -> bytes:
     file.seek(start)
     return file.read(-1 if length is None else length)
+
+
+def info(address: str) -> dict[str, Any]:
+    """What an object store says of a file: its size, and what changes with it. Raises ``StorageError``."""
+    with reaching(address):
+        fs, path = filesystem(address)
+        return dict(fs.info(path))
 
 
 def size_bytes(address: str) -> int:

@@ -33,9 +33,10 @@ def replacing(address: str) -> Iterator[IO[bytes]]:
         with _temporary(None) as (file, path):
             yield file
             file.close()
-            fs, target = filesystem(address)
-            fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-            fs.put_file(path, target)
+            with reaching(address):
+                fs, target = filesystem(address)
+                fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+                fs.put_file(path, target)
         return
     if is_special(address):
         with _temporary(None) as (file, path):
@@ -86,6 +87,17 @@ def copy(source: str, target: str) -> None:
     with open_read(source) as reader, replacing(target) as writer:
         while block := reader.read(COPY_BYTES):
             writer.write(block)
+
+
+def remove(address: str) -> None:
+    """Remove a file; nothing happens where there is none.
+
+    Raises:
+        StorageError: the store refuses.
+    """
+    with reaching(address), suppress(FileNotFoundError):
+        fs, path = filesystem(address)
+        fs.rm_file(path)
 
 
 def put_if_absent(source: str, address: str) -> bool:

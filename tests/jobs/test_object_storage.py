@@ -81,6 +81,14 @@ def test_a_bucket_that_refuses_ends_the_run_and_says_so(
     assert not Path(remote.out).exists()
 
 
+def test_a_bucket_that_refuses_the_result_is_named(s3: str, s3_door: Door) -> None:
+    s3_door(lambda environ: environ["REQUEST_METHOD"] not in ("PUT", "DELETE"))
+    with pytest.raises(StorageError, match=r"out\.json: the store refuses"):
+        storage.write_bytes(f"{s3}/out.json", b"[]")
+    with pytest.raises(StorageError, match=r"old\.json: the store refuses"):
+        storage.remove(f"{s3}/old.json")
+
+
 def test_a_bucket_that_is_not_there_is_named(tmp_path: Path, s3: str) -> None:
     request = coco_set(tmp_path, 1).with_options(predictions=f"{s3}-none/pred.json", out=str(tmp_path / "o.json"))
     with pytest.raises(NotFoundError, match=r"-none/pred.json"):

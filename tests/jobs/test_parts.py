@@ -173,6 +173,24 @@ def test_what_does_not_fit_is_refused(done: tuple[RefineRequest, bytes], tmp_pat
         loaded.check_model("1" * 64)
 
 
+@pytest.mark.parametrize(("name", "cut"), [("index", 5), ("units", 300)])
+def test_a_plan_that_is_cut_off_is_refused(
+    name: str, cut: int, done: tuple[RefineRequest, bytes], tmp_path: Path
+) -> None:
+    place, request = Place(str(tmp_path / "work")), done[0]
+    made = plan.make_plan(request, plan.open_file(request), place, model=request.model, model_sha256="0" * 64)
+    path = Path(place.at(f"plan-{made.mark}.{name}"))
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(ConflictError, match=rf"\.{name}: damaged: expected the file as the plan was written"):
+        list(made.read(place, made.parts - 1))
+
+
+def test_a_plan_that_is_no_plan_is_named_on_object_storage(done: tuple[RefineRequest, bytes], s3: str) -> None:
+    storage.write_bytes(f"{s3}/run/plan.json", b'{"mark":')
+    with pytest.raises(ConflictError, match=r"run/plan\.json: damaged"):
+        refine(done[0], f"{s3}/run", (0, 1))
+
+
 def test_a_place_that_refuses_is_named(done: tuple[RefineRequest, bytes], tmp_path: Path, s3: str) -> None:
     with pytest.raises(StorageError, match=r"work/plan-\w+.units: the store refuses"):
         refine(done[0], f"{s3.replace('bucket', 'nowhere')}-none/work", (0, 1))
@@ -224,6 +242,14 @@ def test_results_as_parts(kind: str, done: tuple[RefineRequest, bytes], tmp_path
     part = tmp_path / "out" / manifest["parts"][1]["name"]
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(FormatError, match=r"part-000001.*expected SHA-256"):
+        list(read_results(request.out))
+    outside = json.dumps({**manifest, "parts": [{"name": "../pred.json", "sha256": ""}]})
+    for said in ("{", "[]", json.dumps({**manifest, "format": "csv"}), json.dumps({"format": kind, "parts": [{}]})):
+        (tmp_path / "out" / "manifest.json").write_text(said)
+        with pytest.raises(FormatError, match=r"manifest\.json: no manifest of results: expected format \(jsonl, parq"):
+            list(read_results(request.out))
+    (tmp_path / "out" / "manifest.json").write_text(outside)
+    with pytest.raises(FormatError, match="a file name leaves its folder"):
         list(read_results(request.out))
 
 

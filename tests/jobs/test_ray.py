@@ -22,7 +22,7 @@ from bpr_service.refine.refiner import Refiner
 from tests.jobs.ray_cluster import RayCluster
 from tests.jobs.samples import SETTINGS, H, W, coco_set, disc, picture, tiny_model
 
-pytest.importorskip("ray")
+ray = pytest.importorskip("ray")
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def cluster(tmp_path: Path) -> Iterator[RayCluster]:
     cluster.close()
 
 
-def test_nodes_that_are_lost_lose_nothing(cluster: RayCluster, tmp_path: Path) -> None:
+def test_nodes_that_are_lost_lose_nothing(cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = coco_set(tmp_path / "set", 12).with_options(part_images=2)
     run_batch(request, Batch(workers=0))
     again = request.with_options(out=str(tmp_path / "again.json"))
@@ -52,6 +52,10 @@ def test_nodes_that_are_lost_lose_nothing(cluster: RayCluster, tmp_path: Path) -
     assert Path(whole.out).read_bytes() == Path(request.out).read_bytes()
     with pytest.raises(ConfigError, match="is not the same place on all nodes"):
         refine_on_ray(again, Place(str(tmp_path / "elsewhere")), [0])
+    ray.shutdown()
+    monkeypatch.setattr(ray, "__version__", "1.0.0")
+    with pytest.raises(NotReadyError, match=r"expected a cluster of Ray 1\.0\.0 .*started with: Ray: 2\."):
+        connect(cluster.cluster.address)
 
 
 def test_a_ray_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

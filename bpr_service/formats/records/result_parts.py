@@ -33,17 +33,34 @@ def read_results(out: str) -> Iterator[bytes]:
         if out.lower().endswith(suffix):
             yield from _decoded(out, storage.read_bytes(out), kind)
             return
-    manifest = json.loads(storage.read_bytes(storage.join(out, MANIFEST)))
-    for part in manifest["parts"]:
-        data = storage.read_bytes(storage.join(out, part["name"]))
-        if hashlib.sha256(data).hexdigest() != part["sha256"]:
+    kind, parts = _manifest(storage.join(out, MANIFEST))
+    for name, sha256 in parts:
+        data = storage.read_bytes(storage.join_inside(out, name))
+        if hashlib.sha256(data).hexdigest() != sha256:
             raise FormatError(
-                f"{out}/{part['name']}",
-                expected=f"SHA-256 {part['sha256']}, as {MANIFEST} says",
+                f"{out}/{name}",
+                expected=f"SHA-256 {sha256}, as {MANIFEST} says",
                 got=hashlib.sha256(data).hexdigest(),
                 fix="merge again",
             )
-        yield from _decoded(f"{out}/{part['name']}", data, manifest["format"])
+        yield from _decoded(f"{out}/{name}", data, kind)
+
+
+def _manifest(address: str) -> tuple[str, list[tuple[str, str]]]:
+    """What it says: the kind of the parts, and (name, SHA-256) of each. Raises ``FormatError``."""
+    try:
+        said = json.loads(storage.read_bytes(address))
+        kind, parts = said["format"], [(str(part["name"]), str(part["sha256"])) for part in said["parts"]]
+        if kind not in _DECODERS:
+            raise ValueError(f"format {kind!r}")
+        return kind, parts
+    except (ValueError, TypeError, KeyError) as error:
+        raise FormatError(
+            f"{address}: no manifest of results",
+            expected=f"format ({', '.join(_DECODERS)}) and parts, each with name and sha256",
+            got=repr(error)[:200],
+            fix="give the folder that --result jsonl or parquet made, or merge again",
+        ) from None
 
 
 def _decoded(name: str, data: bytes, kind: str) -> Iterator[bytes]:

@@ -77,7 +77,7 @@ def connect(address: str | None) -> Any:
         raise NotReadyError(
             f"Ray at {address or 'this machine'}",
             expected=f"a cluster of Ray {ray.__version__} and this Python",
-            got=str(error).strip().splitlines()[0],
+            got=" ".join(str(error).split())[:300],
             fix="check --address and the cluster's versions",
         ) from error
     return ray

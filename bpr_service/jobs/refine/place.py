@@ -81,9 +81,7 @@ class Place:
 
     def remove(self, name: str) -> None:
         """Remove a file; nothing happens where there is none."""
-        fs, path = storage.filesystem(self.at(name))
-        with suppress(FileNotFoundError):
-            fs.rm_file(path)
+        storage.remove(self.at(name))
 
     def list(self, prefix: str) -> list[str]:
         """Names of the files that begin with ``prefix``."""

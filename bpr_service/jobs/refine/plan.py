@@ -70,6 +70,7 @@ class Plan:
 
         Raises:
             ConfigError: the plan has no such part.
+            ConflictError: the index is not that of the plan.
         """
         if not 0 <= part < self.parts:
             raise ConfigError(
@@ -86,12 +87,22 @@ class Plan:
 
     def read(self, place: Place, part: int) -> Iterator[Unit]:
         """The units of a part. Raises as `span` does."""
-        start, length, _, _ = self.span(place, part)
-        for line in place.read_range(f"plan-{self.mark}.units", start, length).splitlines():
-            yield Unit.from_json(json.loads(line))
+        start, length, first, units = self.span(place, part)
+        name = f"plan-{self.mark}.units"
+        lines = place.read_range(name, start, length).splitlines()
+        if len(lines) != units:
+            raise _damaged(place, name)
+        for number, line in enumerate(lines, first):
+            unit = Unit.from_json(json.loads(line))
+            if unit.number != number:
+                raise _damaged(place, name)
+            yield unit
 
     def _entry(self, place: Place, block: int) -> tuple[int, int]:
-        data = place.read_range(f"plan-{self.mark}.index", block * _ENTRY.size, _ENTRY.size)
+        name = f"plan-{self.mark}.index"
+        data = place.read_range(name, block * _ENTRY.size, _ENTRY.size)
+        if len(data) != _ENTRY.size:
+            raise _damaged(place, name)
         start, unit = _ENTRY.unpack(data)
         return start, unit
 
@@ -148,8 +159,7 @@ def fingerprint(request: RefineRequest, model: str) -> str:
             stat = os.stat(address)
             stamps.append([address, stat.st_size, stat.st_mtime_ns])
         elif address and storage.is_remote(address) and storage.exists(address):
-            fs, path = storage.filesystem(address)
-            info = fs.info(path)
+            info = storage.info(address)
             stamps.append([address, str(info.get("size")), str(info.get("ETag", info.get("LastModified")))])
     written = {"out", "result", "page_out", "page_masks", "sample"}  # of the merge: parts are the same whatever it is
     return digest(request.model_dump(mode="json", exclude=written), stamps, model)
@@ -213,8 +223,18 @@ def make_plan(
         for path in made:
             path.unlink(missing_ok=True)
     written_plan = load_plan(place)
-    assert written_plan is not None
+    if written_plan is None:  # an object store keeps what is there
+        raise _damaged(place, MANIFEST)
     return check_plan(written_plan, mark, place)
+
+
+def _damaged(place: Place, name: str) -> ConflictError:
+    return ConflictError(
+        f"{place.at(name)}: damaged",
+        expected="the file as the plan was written",
+        got="another, or a part of it",
+        fix="take an empty --work",
+    )
 
 
 def _write_units(file: PredictionFormat, block_units: int, lines: IO[bytes], index: IO[bytes]) -> tuple[int, int, int]:
