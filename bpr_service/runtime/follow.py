@@ -53,9 +53,8 @@ class StoreFollower:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends after the activation that may be under way."""
+        """Look no more. An activation that is under way is not waited for."""
         self._stop.set()
-        self._thread.join()
 
     def _run(self) -> None:
         while not self._stop.wait(self.every_s):

@@ -68,7 +68,7 @@ class Shares:
 class FairThreads:
     """``count`` threads that take the task of the owner who has had the least of their time.
 
-    One owner's tasks never hold all of them while another asks.
+    One owner's tasks never hold all of them while another asks. They start with the first task.
     """
 
     def __init__(self, count: int, name: str, shares: Shares, clock: Callable[[], float] = time.monotonic) -> None:
@@ -78,9 +78,7 @@ class FairThreads:
         self._spent_s: dict[str, float] = {}
         self._changed = threading.Condition()
         self._stopped = False
-        self._threads = [threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True) for i in range(count)]
-        for thread in self._threads:
-            thread.start()
+        self._name, self._threads = name, list[threading.Thread]()
 
     @property
     def alive(self) -> bool:
@@ -93,6 +91,11 @@ class FairThreads:
         with self._changed:
             if self._stopped:
                 raise RuntimeError("the threads have been stopped")
+            if not self._threads:
+                names = [f"{self._name}-{i}" for i in range(self._count)]
+                self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
+                for thread in self._threads:
+                    thread.start()
             if owner not in self._waiting and not self._running.get(owner):
                 # Who comes back begins where the others are: time that was not asked for is not saved up.
                 least = min((self._spent_s[name] for name in {*self._waiting, *self._running}), default=0.0)

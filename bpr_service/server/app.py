@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -28,6 +29,14 @@ from bpr_service.server.page import routes as page
 from bpr_service.server.settings import ServerSettings
 
 
+class Beside(Protocol):
+    """What runs in threads of its own while the service does; neither call waits."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
 def create_app(
     engine: Engine,
     config: ServerSettings | None = None,
@@ -37,6 +46,7 @@ def create_app(
     metrics: Metrics | None = None,
     job_router: APIRouter | None = None,
     pool: Pool | None = None,
+    beside: Sequence[Beside] = (),
 ) -> FastAPI:
     """The service around an ``engine``, which starts and stops with it: see `lifespan`.
 
@@ -48,6 +58,7 @@ def create_app(
         metrics: what ``/metrics`` shows.
         job_router: adds ``/v1/jobs``.
         pool: processes that read and write, started and stopped by the caller; by default the service's own.
+        beside: what else runs while the service does.
     """
     settings = config or ServerSettings()
     metrics = metrics or Metrics()
@@ -57,7 +68,7 @@ def create_app(
         keys = Keys(path=settings.api_keys_file)
     app.state.engine, app.state.settings, app.state.metrics = engine, settings, metrics
     app.state.pool, app.state.owns_pool = pool or Pool(2 * settings.cpu_workers), pool is None
-    app.state.started = Future()
+    app.state.started, app.state.beside, app.state.keys = Future(), beside, keys
     app.state.fleet_text = None  # the metrics of all processes, where this one is of a fleet
     app.state.catalogue = catalogue or ServedModels()
     for router in (health.router, routes.router, audit.router, label_studio.router, page.router):
@@ -77,7 +88,7 @@ def create_app(
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Start the engine beside the first answers, which say that it is not ready, and stop it after the last.
+    """Start all that runs, the engine beside the first answers (they say that it is not ready); stop it after the last.
 
     ``app.state.started`` is done when the engine is ready, or has the error for which it did not start. To let
     requests in flight end first, drain the engine before the server is stopped, as `bpr serve` does.
@@ -98,9 +109,13 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             started.set_result(None)
 
     threading.Thread(target=start, name="start", daemon=True).start()  # a server that leaves does not wait for it
+    for each in app.state.beside:
+        each.start()
     try:
         yield
     finally:
+        for each in (*app.state.beside, app.state.keys):
+            each.stop()
         await asyncio.to_thread(engine.stop)
         if app.state.owns_pool:
             pool.stop()

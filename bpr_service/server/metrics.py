@@ -114,15 +114,20 @@ class JobFigures:
     def __init__(self, jobs: JobEngine, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._jobs, self._every_s, self._clock = jobs, every_s, clock
         self._found: tuple[float, Load] | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="job-figures", daemon=True)
 
     def start(self) -> None:
-        """Look from now on; ends with the process."""
-        threading.Thread(target=self._run, name="job-figures", daemon=True).start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more. A look that is under way is not waited for."""
+        self._stop.set()
 
     def _run(self) -> None:
-        while True:
+        while not self._stop.is_set():
             self.look()
-            time.sleep(self._every_s)
+            self._stop.wait(self._every_s)
 
     def look(self) -> None:
         """Ask the database once."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,6 +17,9 @@ from bpr_service.runtime.dummy import DummyModels
 from bpr_service.runtime.engine import Engine
 from bpr_service.server.app import create_app
 from bpr_service.server.codec.pool import Pool
+from bpr_service.server.http.auth import Keys
+from bpr_service.server.process.build import build
+from bpr_service.server.settings import ServerSettings
 from tests.server.helpers import pool
 
 
@@ -100,3 +105,46 @@ def test_a_pool_of_its_own_starts_and_stops_too(monkeypatch: pytest.MonkeyPatch)
 
     asyncio.run(life())
     assert calls == ["start", "stop"]
+
+
+def test_nothing_runs_before_the_application_starts_and_nothing_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The follower of the store and the figures of jobs, beside an engine and a pool that are left out here."""
+    monkeypatch.setenv("BPR_JOBS_FOLDER", str(tmp_path / "jobs"))
+    monkeypatch.delenv("BPR_JOBS_DATABASE", raising=False)
+    for kind, name in ((Engine, "start"), (Pool, "start"), (Pool, "stop")):
+        monkeypatch.setattr(kind, name, lambda self: None)
+    before = set(threading.enumerate())
+    app, engine, _ = build(ServerSettings(jobs=True, model_store=str(tmp_path / "store"), device="cpu"))
+    assert set(threading.enumerate()) == before
+
+    async def life() -> set[threading.Thread]:
+        async with app.router.lifespan_context(app):
+            assert engine.state == "starting"
+            return {thread for thread in threading.enumerate() if thread.name in ("store-follower", "job-figures")}
+
+    ran = asyncio.run(life())
+    assert {thread.name for thread in ran} == {"store-follower", "job-figures"}
+    for thread in ran:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert engine.state == "stopped"
+
+
+def test_a_follower_and_keys_stop_before_the_engine() -> None:
+    seen: list[str] = []
+    engine = Engine(DummyModels())
+    beside: Any = SimpleNamespace(start=lambda: seen.append("start"), stop=lambda: seen.append(engine.state))
+    keys = Keys([])
+    app = create_app(engine, pool=pool(), beside=[beside], keys=keys)
+
+    async def life() -> None:
+        async with app.router.lifespan_context(app):
+            assert seen == ["start"]
+            await asyncio.wait_for(asyncio.wrap_future(app.state.started), 60)
+
+    asyncio.run(life())
+    assert seen == ["start", "ready"]
+    with pytest.raises(RuntimeError, match="stopped"):
+        keys._thread.submit("keys", list)

@@ -123,6 +123,10 @@ class Keys:
         self._buckets: dict[str, tuple[int, Bucket]] = {}
         self._keys = read_keys(path) if path is not None and keys is None else keys or []
 
+    def stop(self) -> None:
+        """Look at the file no more."""
+        self._thread.stop(cancel=True)
+
     def __bool__(self) -> bool:
         return self._path is not None or bool(self._keys)
 

@@ -14,12 +14,13 @@ from bpr_service.network.devices import set_threads
 from bpr_service.runtime.device import bound_heap, choose_device
 from bpr_service.runtime.dummy import DummyModels
 from bpr_service.runtime.engine import Engine
+from bpr_service.runtime.follow import StoreFollower
 from bpr_service.runtime.work import Lane, Stages
-from bpr_service.server.app import create_app
+from bpr_service.server.app import Beside, create_app
 from bpr_service.server.http.auth import Keys
 from bpr_service.server.http.health import OPEN
 from bpr_service.server.logs import log
-from bpr_service.server.metrics import Metrics
+from bpr_service.server.metrics import JobFigures, Metrics
 from bpr_service.server.models import StoreModels
 from bpr_service.server.settings import ServerSettings
 
@@ -39,18 +40,20 @@ def build(settings: ServerSettings, processes: int = 1) -> tuple[Any, Engine, Se
     metrics = Metrics()
     models: Any = open_dummy(settings) if settings.dummy else open_models(settings, device)
     engine = Engine(models, settings, device=device, warm=warm_stages, events=metrics)
+    beside: list[Beside] = [StoreFollower(engine, models.chosen)] if isinstance(models, StoreModels) else []
+    router = None
+    if settings.jobs:
+        router, figures = open_jobs(metrics)
+        beside.append(figures)
     app = create_app(
         engine,
         settings,
         catalogue=None if settings.dummy else models,
         keys=Keys(path=settings.api_keys_file, processes=processes),
         metrics=metrics,
-        job_router=job_router(metrics) if settings.jobs else None,
+        job_router=router,
+        beside=beside,
     )
-    if isinstance(models, StoreModels):
-        from bpr_service.runtime.follow import StoreFollower
-
-        StoreFollower(engine, models.chosen).start()  # ends with the process
     return app, engine, settings
 
 
@@ -83,8 +86,12 @@ def open_models(settings: ServerSettings, device: str) -> StoreModels:
     return StoreModels(settings.presets, device, store, backend=settings.backend, precision=settings.precision)
 
 
-def job_router(metrics: Metrics) -> Any:
-    """The routes of ``/v1/jobs``, watched by ``metrics``; `ConfigError` where the extra is missing."""
+def open_jobs(metrics: Metrics) -> tuple[Any, JobFigures]:
+    """The routes of ``/v1/jobs``, and the figures of the jobs that ``metrics`` shows.
+
+    Raises:
+        ConfigError: the extra is missing.
+    """
     try:
         from bpr_service.jobs.engine import JobEngine
         from bpr_service.server.http.jobs import create_router
@@ -92,8 +99,7 @@ def job_router(metrics: Metrics) -> Any:
         raise ConfigError(
             "jobs", expected="the extra jobs", got=str(error), fix="pip install 'bpr-service[jobs]'"
         ) from None
-    metrics.watch_jobs(JobEngine(patience_s=0.0)).start()
-    return create_router()
+    return create_router(), metrics.watch_jobs(JobEngine(patience_s=0.0))
 
 
 def warm_stages(lane: Lane) -> Stages:

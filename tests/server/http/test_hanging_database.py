@@ -44,8 +44,8 @@ def silent() -> Iterator[str]:
 def server(silent: str, tmp_path: Path) -> Iterator[Running]:
     engine = JobEngine(JobSettings(database=silent, folder=str(tmp_path), statement_s=1.0), patience_s=0.0)
     metrics = Metrics()
-    metrics.watch_jobs(JobEngine(engine.settings, patience_s=0.0)).start()
-    with serving(job_router=job_router(engine, 0.5), metrics=metrics) as running:
+    figures = metrics.watch_jobs(JobEngine(engine.settings, patience_s=0.0))
+    with serving(job_router=job_router(engine, 0.5), metrics=metrics, beside=[figures]) as running:
         yield running
     engine.database.engine.dispose()
 
