@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SITE   ?= site
+# One more than there are cores: many tests wait for other processes.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 # The environment that `make sbom` lists: by default this one; for what is shipped, a production environment's.
 SBOM_PYTHON ?= $(BIN)/python
 SBOM   ?= sbom.json
@@ -32,7 +34,7 @@ demo: $(STAMP)  ## refine the bundled example: pictures and JSON in demo/
 	$(BIN)/bpr demo --out demo
 
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -n logical --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=25 --durations-min=1
 
 check: $(STAMP)  ## ruff, mypy --strict and the contracts of the imports
 	$(BIN)/ruff check .

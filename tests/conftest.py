@@ -10,7 +10,8 @@ pytest_plugins = ["tests.services"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what needs a CUDA device where there is none."""
+    """Leave out what needs a CUDA device where there is none; slow tests go first, so that the workers end together."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     needy = [item for item in items if item.get_closest_marker("gpu")]
     if needy:
         import torch

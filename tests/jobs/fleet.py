@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from collections import Counter
@@ -20,6 +18,7 @@ from bpr_service.jobs.engine import Job, JobEngine
 from bpr_service.jobs.refine.batch import Batch, run_batch
 from bpr_service.jobs.requests import RefineRequest
 from bpr_service.jobs.settings import JobSettings, Root
+from tests.forks import Forked
 from tests.jobs.samples import coco_set
 
 FAST: Any = {"poll_s": 0.1, "beat_s": 0.2, "dead_after_s": 6.0, "retry_s": 0.2, "log_units": True}
@@ -29,23 +28,19 @@ class Fleet:
     """Worker processes over one installation, in a folder ``root`` of its own."""
 
     def __init__(self, root: Path, database: str) -> None:
-        self.root, self.workers = root, list[subprocess.Popen[bytes]]()
+        self.root, self.workers = root, list[Forked]()
         self.settings = JobSettings(
             database=database, folder=str(root / "jobs"), roots={"data": Root(path=str(root))},
             models=str(root / "models"), **FAST,
         )  # fmt: skip
         self.engine = JobEngine(self.settings)
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, **environment: str) -> Forked:
         values = self.settings.model_dump(mode="json", exclude_defaults=True)
         texts = {f"BPR_JOBS_{k.upper()}": v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
-        command = [sys.executable, "-m", "bpr_service.cli", "worker", *arguments]
-        with (self.root / "workers.log").open("ab") as log:
-            worker = subprocess.Popen(
-                command, env={**os.environ, "OMP_NUM_THREADS": "1", **texts, **environment}, stdout=log, stderr=log
-            )
-        self.workers.append(worker)
-        return worker
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **texts, **environment}
+        self.workers.append(Forked(["worker", *arguments], environment, self.root / "workers.log"))
+        return self.workers[-1]
 
     def submit(self, **values: Any) -> Job:
         request = coco_set(self.root, values.pop("images", 12)).model_dump(exclude_defaults=True)
@@ -98,24 +93,30 @@ class Fleet:
 
 
 def hook_refine_unit(root: Path, *, before: str = "", after: str = "") -> str:
-    """A folder for PYTHONPATH with which processes get `units.refine_unit` replaced: these lines run at each unit."""
+    """A folder for PYTHONPATH with which processes get `refine_unit` replaced: these lines run at each unit."""
     site = root / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(
-        "import os, sys, time\n"
+        "import os, sys, threading, time\n"
+        "NAME = 'bpr_service.jobs.refine.loaders'\n"
+        "def hook(module):\n"
+        "    real = module.refine_unit\n"
+        "    def replaced(refiner, file, unit, ignore):\n"
+        + textwrap.indent(before, " " * 8)
+        + "        outcome = real(refiner, file, unit, ignore)\n"
+        + textwrap.indent(after, " " * 8)
+        + "        return outcome\n"
+        "    module.refine_unit = replaced\n"
         "class Hook:\n"
         "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'bpr_service.jobs.refine.loaders':\n"
+        "        if name == NAME:\n"
         "            sys.meta_path.remove(self)\n"
         "            import bpr_service.jobs.refine.unit as units\n"
-        "            real = units.refine_unit\n"
-        "            def replaced(refiner, file, unit, ignore):\n"
-        + textwrap.indent(before, " " * 16)
-        + "                outcome = real(refiner, file, unit, ignore)\n"
-        + textwrap.indent(after, " " * 16)
-        + "                return outcome\n"
-        "            units.refine_unit = replaced\n"
-        "sys.meta_path.insert(0, Hook())\n"
+        "            hook(units)\n"
+        "if NAME in sys.modules:\n"
+        "    hook(sys.modules[NAME])\n"
+        "else:\n"
+        "    sys.meta_path.insert(0, Hook())\n"
     )
     return str(site)
 

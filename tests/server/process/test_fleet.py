@@ -8,8 +8,6 @@ import json
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +27,7 @@ from bpr_service.server.process.run import failure
 from bpr_service.server.settings import ServerSettings
 from tests.server.helpers import body
 from tests.server.process.test_run import ask, keep_asking, process
+from tests.services import wait_for
 
 TWO = {"BPR_DEVICES": '["cpu", "cpu"]', "OMP_NUM_THREADS": "2"}
 
@@ -37,13 +36,6 @@ def lines(log: Path, message: str) -> list[dict[str, Any]]:
     """Lines of a log with this message, whole ones only."""
     read = log.read_text()
     return [line for line in map(json.loads, read[: read.rfind("\n") + 1].splitlines()) if line["message"] == message]
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 90.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up, what
-        time.sleep(0.05)
 
 
 def ready(log: Path) -> list[int]:
@@ -63,13 +55,13 @@ def samples(url: str, family: str) -> dict[tuple[str, ...], float]:
 
 def test_both_answer_metrics_hold_both_and_a_killed_one_is_replaced(tmp_path: Path) -> None:
     with process(tmp_path, **TWO) as (server, url, log):
-        until(lambda: sorted(ready(log)) == [0, 1], "both get ready")
+        wait_for("both get ready", lambda: sorted(ready(log)) == [0, 1])
 
         def answered() -> set[int]:
             assert httpx.post(url + "/v1/refine/instance", json=body(), timeout=60).status_code == 200
             return {line["process"] for line in lines(log, "request") if line["route"] == "/v1/refine/instance"}
 
-        until(lambda: answered() == {0, 1}, "connections are shared")
+        wait_for("connections are shared", lambda: answered() == {0, 1})
         route = "/v1/refine/instance"
 
         def counted_as_told() -> bool:
@@ -77,39 +69,39 @@ def test_both_answer_metrics_hold_both_and_a_killed_one_is_replaced(tmp_path: Pa
             counted = samples(url, "bpr_requests")
             return all(counted[(number, route, "200")] == told.count(number) > 0 for number in ("0", "1"))
 
-        until(counted_as_told, "what is counted is what is told")
+        wait_for("what is counted is what is told", counted_as_told)
         assert samples(url, "bpr_process_up") == {("cpu", "0"): 1.0, ("cpu", "1"): 1.0}
 
         first = next(line for line in lines(log, "process started") if line["process"] == 0)
         os.kill(first["pid"], signal.SIGKILL)
-        until(lambda: len(lines(log, "process started")) == 3, "a killed process is replaced")
+        wait_for("a killed process is replaced", lambda: len(lines(log, "process started")) == 3)
         for _ in range(5):  # the other answers meanwhile
             assert httpx.post(url + route, json=body(), timeout=60).status_code == 200
-        until(lambda: sorted(ready(log)) == [0, 0, 1], "the new one gets ready")
-        until(lambda: samples(url, "bpr_process_up") == {("cpu", "0"): 1.0, ("cpu", "1"): 1.0}, "and answers")
+        wait_for("the new one gets ready", lambda: sorted(ready(log)) == [0, 0, 1])
+        wait_for("and answers", lambda: samples(url, "bpr_process_up") == {("cpu", "0"): 1.0, ("cpu", "1"): 1.0})
         server.send_signal(signal.SIGTERM)
-        assert server.wait(30) == 0
+        assert server.wait(90) == 0
         assert lines(log, "all processes stopped")[0]["codes"] == [0, 0]
 
 
 def test_a_process_that_stands_still_is_told_of_and_replaced(tmp_path: Path) -> None:
-    with process(tmp_path, BPR_HUNG_S="3", **TWO) as (server, url, log):
-        until(lambda: sorted(ready(log)) == [0, 1], "both get ready")
-        until(lambda: samples(url, "bpr_process_up") == {("cpu", "0"): 1.0, ("cpu", "1"): 1.0}, "both answer")
+    with process(tmp_path, BPR_HUNG_S="10", **TWO) as (server, url, log):
+        wait_for("both get ready", lambda: sorted(ready(log)) == [0, 1])
+        wait_for("both answer", lambda: samples(url, "bpr_process_up") == {("cpu", "0"): 1.0, ("cpu", "1"): 1.0})
         first = next(line for line in lines(log, "process started") if line["process"] == 0)
         os.kill(first["pid"], signal.SIGSTOP)
-        until(lambda: bool(lines(log, "process does not answer and is killed")), "it is noticed")
+        wait_for("it is noticed", lambda: bool(lines(log, "process does not answer and is killed")))
         (told,) = lines(log, "process does not answer and is killed")
         assert (told["process"], told["pid"]) == (0, first["pid"])
-        until(lambda: sorted(ready(log)) == [0, 0, 1], "another takes its place")
-        until(lambda: samples(url, "bpr_process_up") == {("cpu", "0"): 1.0, ("cpu", "1"): 1.0}, "and answers")
+        wait_for("another takes its place", lambda: sorted(ready(log)) == [0, 0, 1])
+        wait_for("and answers", lambda: samples(url, "bpr_process_up") == {("cpu", "0"): 1.0, ("cpu", "1"): 1.0})
         server.send_signal(signal.SIGTERM)
-        assert server.wait(45) == 0
+        assert server.wait(90) == 0
 
 
 def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> None:
     with process(tmp_path, BPR_MAX_BATCH_PATCHES="2", BPR_DUMMY_CALL_MS="20", **TWO) as (server, url, log):
-        until(lambda: sorted(ready(log)) == [0, 1], "both get ready")
+        wait_for("both get ready", lambda: sorted(ready(log)) == [0, 1])
         request = body()
         answers: list[int | str] = []
 
@@ -117,11 +109,11 @@ def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> None:
         threads = [threading.Thread(target=keep_asking, args=(url, request, answers, 60)) for _ in range(16)]
         for thread in threads:
             thread.start()
-        until(lambda: len(answers) > 40, "the load is answered")
+        wait_for("the load is answered", lambda: len(answers) > 40)
         server.send_signal(signal.SIGTERM)
-        assert server.wait(45) == 0
+        assert server.wait(90) == 0
         for thread in threads:
-            thread.join(30)
+            thread.join(90)
     assert [answer for answer in answers if answer not in (200, 503)] == [], "an accepted request was lost"
     assert sorted(line["process"] for line in lines(log, "draining")) == [0, 1]
     assert {line["process"] for line in lines(log, "request") if line["status"] == 200} == {0, 1}
@@ -133,28 +125,28 @@ def test_a_swap_reaches_both(tmp_path: Path) -> None:
     version = ModelStore(str(tmp_path / "store")).add(str(tmp_path / "export"), "fast").id
     env = {"BPR_DUMMY": "0", "BPR_PRESETS": '["fast"]', "BPR_MODEL_STORE": str(tmp_path / "store"), **TWO}
     with process(tmp_path, **env) as (server, url, log):
-        until(lambda: sorted(ready(log)) == [0, 1], "both get ready")
+        wait_for("both get ready", lambda: sorted(ready(log)) == [0, 1])
         before = ask(url + "/version").json()["presets"]["fast"]["version"]
         assert before != version
         done = httpx.post(url + "/v1/models/fast/activate", json={"version": version}, timeout=60)
         assert done.status_code == 200, done.text
         swapped = {("fast", "true", "0"): 1.0, ("fast", "true", "1"): 1.0}
-        until(lambda: samples(url, "bpr_model_activations") == swapped, "the other follows the store")
+        wait_for("the other follows the store", lambda: samples(url, "bpr_model_activations") == swapped)
         for _ in range(12):  # whichever process takes the connection
             assert ask(url + "/version").json()["presets"]["fast"]["version"] == version
         server.send_signal(signal.SIGTERM)
-        assert server.wait(45) == 0
+        assert server.wait(90) == 0
 
 
 def test_processes_leave_with_their_parent(tmp_path: Path) -> None:
     with process(tmp_path, **TWO) as (server, _, log):
         pids = [line["pid"] for line in lines(log, "process started")]
-        until(lambda: sorted(ready(log)) == [0, 1], "both get ready")
+        wait_for("both get ready", lambda: sorted(ready(log)) == [0, 1])
         server.kill()
-        server.wait(10)
-        until(lambda: len(lines(log, "stopped")) == 2, "without a parent they drain and leave")
+        server.wait(90)
+        wait_for("without a parent they drain and leave", lambda: len(lines(log, "stopped")) == 2)
         for pid in pids:
-            until(lambda pid=pid: gone(pid), "they are gone", 20)  # type: ignore[misc]
+            wait_for("they are gone", lambda pid=pid: gone(pid))  # type: ignore[misc]
 
 
 def gone(pid: int) -> bool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,15 +26,11 @@ from bpr_service.server.logs import configure_logging
 from bpr_service.server.process.build import warn_if_open
 from bpr_service.server.process.run import check_free, ready_lines, run
 from bpr_service.server.settings import ServerSettings
+from tests.forks import Forked
 from tests.server.helpers import body
+from tests.services import free_port, wait_for
 
-SERVE = "import typer; from bpr_service.server.server_commands import serve; typer.run(serve)"
-
-
-def free_port() -> int:
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        return int(door.getsockname()[1])
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def ask(url: str) -> httpx.Response:
@@ -42,10 +38,8 @@ def ask(url: str) -> httpx.Response:
 
 
 @contextlib.contextmanager
-def process(tmp_path: Path, **env: str) -> Iterator[tuple[subprocess.Popen[bytes], str, Path]]:
+def process(tmp_path: Path, **env: str) -> Iterator[tuple[Forked, str, Path]]:
     """A server process that is ready, its address and the file of its log."""
-    import os
-
     port, log = free_port(), tmp_path / "log.jsonl"
     variables = {
         **os.environ,
@@ -55,21 +49,20 @@ def process(tmp_path: Path, **env: str) -> Iterator[tuple[subprocess.Popen[bytes
         "OMP_NUM_THREADS": "2",
         **env,
     }
-    with log.open("wb") as stream:
-        running = subprocess.Popen([sys.executable, "-c", SERVE], env=variables, stderr=stream)
+    running = Forked(["serve"], variables, log)
     url = f"http://127.0.0.1:{port}"
+
+    def ready() -> bool:
+        assert running.poll() is None, log.read_text()
+        with contextlib.suppress(httpx.TransportError):
+            return ask(url + "/readyz").status_code == 200
+        return False
+
     try:
-        until = time.monotonic() + 150
-        while time.monotonic() < until:
-            with contextlib.suppress(httpx.TransportError):
-                if ask(url + "/readyz").status_code == 200:
-                    break
-            assert running.poll() is None, log.read_text()
-            time.sleep(0.05)
+        wait_for("it is ready", ready, about=log.read_text)
         yield running, url, log
     finally:
-        if running.poll() is None:
-            running.kill()
+        running.kill()
         running.wait(10)
 
 
@@ -93,16 +86,14 @@ def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> None:
     with process(tmp_path, BPR_MAX_BATCH_PATCHES="2") as (server, url, log):
         request = body()
         answers: list[int | str] = []
-
-        threads = [threading.Thread(target=keep_asking, args=(url, request, answers, 20)) for _ in range(6)]
+        threads = [threading.Thread(target=keep_asking, args=(url, request, answers, 120)) for _ in range(6)]
         for thread in threads:
             thread.start()
-        while len(answers) < 20:
-            time.sleep(0.01)
+        wait_for("the load is answered", lambda: len(answers) >= 20, about=log.read_text)
         server.send_signal(signal.SIGTERM)
-        assert server.wait(20) == 0
+        assert server.wait(90) == 0
         for thread in threads:
-            thread.join(10)
+            thread.join(90)
     bad = [answer for answer in answers if answer not in (200, 503)]
     assert bad == [], "an accepted request was lost"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
@@ -116,40 +107,66 @@ def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> None:
 
 def admitted(url: str) -> None:
     """Return once the server works on a request."""
-    until = time.monotonic() + 60
-    while "bpr_requests_admitted 1.0" not in ask(url + "/metrics").text:
-        assert time.monotonic() < until, "nothing was admitted"
+    wait_for("one is admitted", lambda: "bpr_requests_admitted 1.0" in ask(url + "/metrics").text)
+
+
+class Gate:
+    """Holds the calls of the network in a process: from `close` on they wait until `open`."""
+
+    HOOK = """
+import os, types
+import bpr_service.runtime.dummy as dummy
+gate = os.environ["GATE"]
+dummy.time = types.SimpleNamespace(sleep=lambda _: os.path.exists(gate) and open(gate).close())
+"""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "site").mkdir()
+        (folder / "site" / "sitecustomize.py").write_text(self.HOOK)
+        self.path = folder / "gate"
+        self.environment = {"PYTHONPATH": str(folder / "site"), "GATE": str(self.path), "BPR_DUMMY_CALL_MS": "1"}
+
+    def close(self) -> None:
+        os.mkfifo(self.path)  # whoever opens it to read waits for one that opens it to write
+
+    def open(self) -> None:
+        aside = self.path.rename(self.path.with_name("opened"))
+        aside.open("w").close()
 
 
 def test_while_draining_it_is_not_ready_and_finishes_what_is_in_flight(tmp_path: Path) -> None:
-    with process(tmp_path, BPR_DUMMY_CALL_MS="3000") as (server, url, _), ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(httpx.post, url + "/v1/refine/instance", json=body(), timeout=60)
+    gate = Gate(tmp_path)
+    with process(tmp_path, **gate.environment) as (server, url, _), ThreadPoolExecutor(1) as pool:
+        gate.close()
+        answer = pool.submit(httpx.post, url + "/v1/refine/instance", json=body(), timeout=150)
         admitted(url)
         server.send_signal(signal.SIGTERM)
-        while ask(url + "/readyz").status_code == 200:
-            pass
+        wait_for("it is not ready", lambda: ask(url + "/readyz").status_code != 200)
         assert ask(url + "/livez").status_code == 200
-        refused = httpx.post(url + "/v1/refine/instance", json=body())
+        refused = httpx.post(url + "/v1/refine/instance", json=body(), timeout=150)
         assert refused.status_code == 503
         assert refused.headers["retry-after"]
-        assert server.wait(60) == 0
+        gate.open()
+        assert server.wait(90) == 0
         assert answer.result(60).status_code == 200
 
 
 def test_a_drain_that_takes_too_long_ends_and_every_caller_is_told(tmp_path: Path) -> None:
-    env = {"BPR_DRAIN_S": "0.5", "BPR_DUMMY_CALL_MS": "6000"}
-    with process(tmp_path, **env) as (server, url, log), ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(httpx.post, url + "/v1/refine/instance", json=body(), timeout=60)
+    gate = Gate(tmp_path)
+    with process(tmp_path, BPR_DRAIN_S="0.5", **gate.environment) as (server, url, log), ThreadPoolExecutor(1) as pool:
+        gate.close()
+        answer = pool.submit(httpx.post, url + "/v1/refine/instance", json=body(), timeout=150)
         admitted(url)
         server.send_signal(signal.SIGTERM)
-        assert server.wait(20) == 1
+        assert server.wait(90) == 1
         assert (answer.result(60).status_code, answer.result().json()["code"]) == (503, "not_ready")
     assert "still in flight" in log.read_text()
 
 
 def test_a_model_that_cannot_be_loaded_stops_the_start(tmp_path: Path) -> None:
     env = {"PATH": "/usr/bin", "BPR_PORT": str(free_port()), "BPR_PRESETS": '["nope"]', "BPR_DUMMY": "0"}
-    done = subprocess.run([sys.executable, "-c", SERVE], env=env, capture_output=True, timeout=150)
+    command = [sys.executable, "-m", "bpr_service.cli", "serve"]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, timeout=150)
     assert done.returncode != 0
     assert b"unknown preset" in done.stderr
 
