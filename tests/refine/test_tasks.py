@@ -54,9 +54,15 @@ def by_hand(labels: Any, void: int, engine: Refiner, logits: Any, boxes: Any) ->
     return out
 
 
-@pytest.mark.parametrize("average", ["probability", "logit"])
-@pytest.mark.parametrize("order", ["forward", "backward"])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
+@pytest.mark.parametrize(
+    ("dtype", "order", "average"),
+    [
+        (np.uint8, "forward", "probability"),
+        (np.uint8, "backward", "logit"),
+        (np.uint16, "backward", "probability"),
+        (np.int64, "forward", "logit"),
+    ],
+)
 def test_each_pixel_gets_the_label_of_highest_confidence(dtype: Any, order: str, average: str) -> None:
     labels = label_map(140, 160, [3, 0, 7, 255, 9]).astype(dtype)
     engine = refiner(average=average)
