@@ -155,7 +155,9 @@ class Postgres:
     def _run(self, program: str, *arguments: str) -> None:
         as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if os.getuid() == 0 else []
         command = [*as_user, str(self.bin / program), *arguments]
-        subprocess.run(command, check=True, capture_output=True, cwd=self.folder, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder, timeout=200)
+        if done.returncode:
+            raise RuntimeError(f"{program}: {done.stdout}{done.stderr}")
 
     def start(self) -> None:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self.folder} -c fsync=off -c max_connections=200"
@@ -180,7 +182,7 @@ class Postgres:
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     server = Postgres(tmp_path_factory.mktemp("postgres"))
     yield server
-    with contextlib.suppress(subprocess.CalledProcessError):  # it may be down already
+    with contextlib.suppress(RuntimeError):  # it may be down already
         server.stop()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -111,27 +112,29 @@ def admitted(url: str) -> None:
 
 
 class Gate:
-    """Holds the calls of the network in a process: from `close` on they wait until `open`."""
+    """Holds the calls of the network in a process: they wait while the file ``path`` is locked."""
 
     HOOK = """
-import os, types
+import fcntl, os, types
 import bpr_service.runtime.dummy as dummy
-gate = os.environ["GATE"]
-dummy.time = types.SimpleNamespace(sleep=lambda _: os.path.exists(gate) and open(gate).close())
+def wait(_):
+    with open(os.environ["GATE"]) as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+dummy.time = types.SimpleNamespace(sleep=wait)
 """
 
     def __init__(self, folder: Path) -> None:
         (folder / "site").mkdir()
         (folder / "site" / "sitecustomize.py").write_text(self.HOOK)
-        self.path = folder / "gate"
-        self.environment = {"PYTHONPATH": str(folder / "site"), "GATE": str(self.path), "BPR_DUMMY_CALL_MS": "1"}
+        self.file = (folder / "gate").open("w")
+        gate = str(folder / "gate")
+        self.environment = {"PYTHONPATH": str(folder / "site"), "GATE": gate, "BPR_DUMMY_CALL_MS": "1"}
 
     def close(self) -> None:
-        os.mkfifo(self.path)  # whoever opens it to read waits for one that opens it to write
+        fcntl.flock(self.file, fcntl.LOCK_EX)
 
     def open(self) -> None:
-        aside = self.path.rename(self.path.with_name("opened"))
-        aside.open("w").close()
+        self.file.close()
 
 
 def test_while_draining_it_is_not_ready_and_finishes_what_is_in_flight(tmp_path: Path) -> None:
@@ -161,6 +164,7 @@ def test_a_drain_that_takes_too_long_ends_and_every_caller_is_told(tmp_path: Pat
         assert server.wait(90) == 1
         assert (answer.result(60).status_code, answer.result().json()["code"]) == (503, "not_ready")
     assert "still in flight" in log.read_text()
+    gate.open()
 
 
 def test_a_model_that_cannot_be_loaded_stops_the_start(tmp_path: Path) -> None:
