@@ -24,25 +24,34 @@ COPY bpr_service bpr_service
 COPY refiner_training refiner_training
 RUN uv build --wheel --out-dir /dist
 
+# torch's own index has builds of its own under these versions; the hashes of all other packages are checked.
+FROM build AS locked
+COPY requirements.lock ./
+RUN awk '/^[a-z0-9]/ { torch = /^(torch|torchvision|triton|nvidia-[a-z0-9-]+)==/; if (torch) sub(/ \\$/, "") } \
+      /^[a-z0-9]/ || !torch' requirements.lock >/constraints.txt
+
 # Dependencies before the source, so that a change of the source leaves their layer alone.
 FROM build AS build-cpu
-COPY pyproject.toml requirements.lock ./
-RUN uv pip install --torch-backend cpu --constraints requirements.lock \
+COPY pyproject.toml ./
+COPY --from=locked /constraints.txt ./
+RUN uv pip install --torch-backend cpu --constraints constraints.txt \
     --requirements pyproject.toml --extra torch --extra server --extra jobs --extra s3 --extra otel
 COPY --from=wheel /dist /dist
 RUN uv pip install --no-deps /dist/*.whl
 
 FROM build AS build-cuda
-COPY pyproject.toml requirements.lock ./
-RUN uv pip install --torch-backend cu132 --constraints requirements.lock \
+COPY pyproject.toml ./
+COPY --from=locked /constraints.txt ./
+RUN uv pip install --torch-backend cu132 --constraints constraints.txt \
     --requirements pyproject.toml --extra torch --extra server --extra jobs --extra s3 --extra otel
 COPY --from=wheel /dist /dist
 RUN uv pip install --no-deps /dist/*.whl
 
 FROM build AS build-trainer
 ARG TRAINER_BACKEND
-COPY pyproject.toml requirements.lock ./
-RUN uv pip install --torch-backend "$TRAINER_BACKEND" --constraints requirements.lock \
+COPY pyproject.toml ./
+COPY --from=locked /constraints.txt ./
+RUN uv pip install --torch-backend "$TRAINER_BACKEND" --constraints constraints.txt \
     --requirements pyproject.toml --extra torch --extra server --extra jobs --extra s3 --extra otel --extra train
 COPY --from=wheel /dist /dist
 RUN uv pip install --no-deps /dist/*.whl

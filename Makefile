@@ -11,20 +11,19 @@ SBOM_PYTHON ?= $(BIN)/python
 SBOM   ?= sbom.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check architecture version docs wheel sbom audit clean
+.PHONY: help install demo test check lock architecture version docs wheel sbom audit clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
 
 # uv where it is, else a private copy of it: it resolves torch and torchvision together.
+FIND_UV = UV=$$(command -v uv || echo .uv/bin/uv); command -v $$UV >/dev/null || \
+  { $(PYTHON) -m venv .uv && .uv/bin/pip install --quiet --disable-pip-version-check uv; }
+
 $(STAMP): pyproject.toml requirements.lock
-	@UV=$$(command -v uv || true); \
-	if [ -z "$$UV" ]; then \
-	  test -x .uv/bin/uv || { $(PYTHON) -m venv .uv && .uv/bin/pip install --quiet --disable-pip-version-check uv; }; \
-	  UV=.uv/bin/uv; \
-	fi; \
+	@$(FIND_UV); \
 	test -x $(BIN)/python || $$UV venv --quiet --python '>=3.11' $(VENV); \
-	$$UV pip install --quiet --python $(BIN)/python -r requirements.lock && \
+	$$UV pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock && \
 	$$UV pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
 
@@ -41,6 +40,11 @@ check: $(STAMP)  ## ruff, mypy --strict and the contracts of the imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+lock:  ## write requirements.lock after a change of pyproject.toml; what is in it stays, but UPGRADE=name
+	@$(FIND_UV); $$UV pip compile --quiet --python-version 3.11 --extra dev --generate-hashes --no-annotate --no-header \
+	  --no-emit-index-url --no-emit-find-links $(if $(UPGRADE),--upgrade-package $(UPGRADE)) \
+	  pyproject.toml --output-file requirements.lock
 
 architecture: $(STAMP)  ## write the list of modules, and the table of faults and doors, into the docs
 	$(BIN)/python docs/modules.py

@@ -20,6 +20,7 @@ from tests.deploy import checks, deployment
 ROOT = Path(__file__).resolve().parents[1]
 GITHUB = ROOT / ".github"
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
+LOCK = (ROOT / "requirements.lock").read_text()
 TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
 WRITES = {("publish.yml", "publish-package"): {"id-token"}, ("publish.yml", "publish-image"): {"packages"}}
 """Jobs that may write, and what."""
@@ -170,11 +171,26 @@ def test_the_sbom_lists_what_is_installed(tmp_path: Path) -> None:
     assert listed["torch"]["purl"].startswith("pkg:pypi/torch@")
 
 
+def test_the_lock_names_versions_and_hashes_and_no_address() -> None:
+    pinned = re.compile(r"[a-z0-9-]+(\[[a-z0-9,-]+\])?==[\w.!+]+( ; [^\\]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+")
+    assert re.sub(pinned, "", LOCK).strip() == ""
+
+
+def test_an_image_checks_all_hashes_but_those_of_torch_s_own_index(tmp_path: Path) -> None:
+    (script,) = [text for _, text in deployment.dockerfile(ROOT) if text.startswith("awk")]
+    shutil.copy(ROOT / "requirements.lock", tmp_path)
+    subprocess.run(script.replace("/constraints.txt", "constraints.txt"), shell=True, cwd=tmp_path, check=True)
+    made, of_torch = (tmp_path / "constraints.txt").read_text(), r"(torch|torchvision|triton|nvidia-[a-z0-9-]+)==\S+"
+    assert re.fullmatch("torch==[0-9.]+", next(line for line in made.splitlines() if line.startswith("torch=")))
+    hashes = r"( \\\n    --hash=\S+)+"
+    assert made == re.sub(f"(?m)^({of_torch}){hashes}", r"\1", LOCK)
+
+
 def test_every_extra_of_dev_is_locked() -> None:
     import tomllib
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    locked = {line.partition("==")[0] for line in (ROOT / "requirements.lock").read_text().splitlines()}
+    locked = {line.partition("==")[0] for line in LOCK.splitlines()}
     names = re.search(r"\[(.*)\]", extras["dev"][0])
     assert names
     assert {"docs", "supply"} <= set(names[1].split(","))

@@ -18,7 +18,7 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ DEADLINE_CHECK_S = 0.25  # a request may shorten its deadline once its body is r
 
 
 class Engine:
-    """See the module. ``source`` gives the models, ``warm`` runs one whole refinement (numba compiles there)."""
+    """See the module. ``source`` gives the models, ``warm`` gives whole refinements to run (numba compiles there)."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Engine:
         config: EngineConfig | None = None,
         *,
         device: str = "cpu",
-        warm: Callable[[Lane], Stages] | None = None,
+        warm: Callable[[Lane], Iterable[Stages]] | None = None,
         events: EngineEvents | None = None,
     ) -> None:
         self.config = config or EngineConfig()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
@@ -15,14 +15,14 @@ from bpr_service.runtime.work import Lane, Stages
 
 
 class Lanes:
-    """See the module. ``source`` gives the models; ``warm`` runs one whole refinement of a lane."""
+    """See the module. ``source`` gives the models; ``warm`` gives whole refinements of a lane to run."""
 
     def __init__(
         self,
         source: ModelSource,
         owner: DeviceOwner,
         max_batch_patches: int,
-        warm: Callable[[Lane], Stages] | None,
+        warm: Callable[[Lane], Iterable[Stages]] | None,
         events: EngineEvents,
     ) -> None:
         self._source, self._owner, self._events = source, owner, events
@@ -113,7 +113,7 @@ class Lanes:
                     fix="export it again",
                 )
         if self._warm_stages is not None:
-            stages = self._warm_stages(lane)
-            crops = stages.crops(0, stages.n_patches)
-            stages.add(0, self._owner.call(partial(lane.refiner.logits, crops)).result())
-            stages.finish()
+            for stages in self._warm_stages(lane):
+                crops = stages.crops(0, stages.n_patches)
+                stages.add(0, self._owner.call(partial(lane.refiner.logits, crops)).result())
+                stages.finish()

@@ -1,23 +1,21 @@
 """``python -m bpr_service.jobs.train.child PARENT_PID COMMAND...``: become COMMAND, and die with the parent.
 
-The kernel kills the command when its worker is gone (PR_SET_PDEATHSIG), so no orphan trains beside its successor.
-Setting this here, after the start and not between fork and exec, is safe in a parent with threads.
+The kernel kills the command when its worker is gone, so no orphan trains beside its successor.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
 
-PR_SET_PDEATHSIG = 1
+from bpr_service.runtime.orphan import when_parent_ends
 
 
 def main() -> None:
     """Replace this process by the command."""
     parent, command = int(sys.argv[1]), sys.argv[2:]
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    when_parent_ends(signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         raise SystemExit(1)
     os.execvp(command[0], command)

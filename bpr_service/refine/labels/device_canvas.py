@@ -25,7 +25,7 @@ class LabelLevels:
     """The labels of a map as masks: 255 where the map has the label."""
 
     def __init__(self, regions: LabelRegions, device: str) -> None:
-        wide = regions.map if regions.map.dtype == np.uint8 else regions.map.astype(np.int32, copy=False)
+        wide = regions.map.astype(np.int32, copy=False)
         self._map = upload(wide, device)
 
     def at(self, rows: Tensor, columns: Tensor, which: Tensor) -> Tensor:

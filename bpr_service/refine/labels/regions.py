@@ -88,8 +88,7 @@ class LabelRegions(Sequence[Mask]):
         self.dtype, self.void = given.dtype, void
         self._ids: NDArray[np.int64] | None = None  # the label of each number, where they differ
         if high < SPARSE:
-            narrow = np.uint8 if given.dtype.itemsize == 1 else np.uint16 if given.dtype == np.uint16 else np.int32
-            self.map: Labels = np.ascontiguousarray(given, dtype=narrow)
+            self.map: Labels = np.ascontiguousarray(given, dtype=np.uint16)  # one type: kernels are compiled once
         else:
             self._ids, self.map = dense(given)
             self.void = next(iter(np.flatnonzero(self._ids == void).tolist()), None)

@@ -12,8 +12,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bpr_service.errors import BprError, InputError, LimitError, fields_of, rebuild
+from bpr_service.runtime.orphan import when_parent_ends
 from bpr_service.server.codec import memory
 from bpr_service.server.codec.shared import Block, receive, send
+
+NICE = 5
+"""How far workers step back behind the server's own threads: probes are answered while bombs are decoded."""
 
 Steps = Mapping[str, Callable[[dict[str, Any], Block, memory.Allowance], tuple[dict[str, Any], Block]]]
 
@@ -22,6 +26,7 @@ def main() -> int:
     """Fork a worker for each socket that comes over the socket on standard input, and answer with its process id."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
+    when_parent_ends(signal.SIGCONT)
     control = socket.socket(fileno=0)
     steps = warm()
     gc.freeze()  # what is here is the workers' too, and stays shared while nobody writes to it
@@ -61,6 +66,8 @@ def work(server: socket.socket, steps: Steps) -> None:
         if "error" in answer[0]:
             raise rebuild(**answer[0]["error"])
 
+    when_parent_ends(signal.SIGCONT)  # a fork has none from its parent
+    os.nice(NICE)
     memory.begin()
     while (asked := receive(server)) is not None:
         message, blocks = asked

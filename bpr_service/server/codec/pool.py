@@ -209,5 +209,6 @@ def _start_forker() -> tuple[subprocess.Popen[bytes], socket.socket]:
     with other:
         command = [sys.executable, "-m", "bpr_service.server.codec.child"]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, stdin=other.fileno(), env=environment, start_new_session=True)
+        # a group of its own, which Ctrl-C does not reach; in the session of the server, with whose threads it shares
+        process = subprocess.Popen(command, stdin=other.fileno(), env=environment, process_group=0)
     return process, own

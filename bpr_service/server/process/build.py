@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -102,12 +103,19 @@ def open_jobs(metrics: Metrics) -> tuple[Any, JobFigures]:
     return create_router(), metrics.watch_jobs(JobEngine(patience_s=0.0))
 
 
-def warm_stages(lane: Lane) -> Stages:
-    """A disc in noise: runs every CPU step, so that numba has compiled them before the first request."""
+def warm_stages(lane: Lane) -> Iterator[Stages]:
+    """A disc in noise as a mask, a label map and a segment map: runs every CPU step, so that numba has compiled them
+    before the first request; compiled in between, they would keep the event loop waiting.
+    """
+    import cv2
+
     ys, xs = np.mgrid[:160, :160]
     disc = ((ys - 80) ** 2 + (xs - 80) ** 2 < 48**2).astype(np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
     image = read_image(encode_png(noise))
     mask = Mask.from_rle(Mask.from_array(disc).to_rle())
-    stages: Stages = lane.refiner.prepare(image, [mask])
-    return stages
+    soft = Mask.from_array(cv2.GaussianBlur(disc.astype(np.float32), (9, 9), 2.0))
+    yield lane.refiner.prepare(image, [mask, Mask.from_array(disc), soft])
+    yield lane.refiner.prepare_semantic(image, disc, None)
+    ids = disc.astype(np.int32) * 70_000  # as large as the colours of a panoptic PNG are
+    yield lane.refiner.prepare_panoptic(image, ids, [{"id": 70_000, "category_id": 1}])

@@ -41,7 +41,7 @@ START_S = 900.0
 """A process that is not ready so long after its start counts as hung."""
 ASKS = 5
 """How often a process is asked in the time after which it counts as hung."""
-KILL_AFTER_S = 10.0
+KILL_AFTER_S = 1.0
 """A process that is still there so long after its drain should have ended is killed."""
 CHILD = "from bpr_service.server.process.child import child; raise SystemExit(child())"
 

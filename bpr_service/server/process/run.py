@@ -8,6 +8,9 @@ import logging
 import os
 import signal
 import socket
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -27,8 +30,10 @@ from bpr_service.server.settings import ServerSettings
 FAILED_LOOK_S = 0.5
 SWITCH_S = 0.001
 """How long a thread that computes may keep the interpreter from the event loop: probes are answered meanwhile."""
-LAST_ANSWERS_S = 1
+LAST_ANSWERS_S = 0.4
 """What answers may still take to leave once the drain is over."""
+LEAVE_S = 0.8
+"""When the process ends after the drain, whatever is still under way in it."""
 
 
 class Server(uvicorn.Server):
@@ -47,6 +52,7 @@ class Server(uvicorn.Server):
 def run(settings: ServerSettings) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code: 0 after a clean drain, 1 where the engine failed."""
     check_free(settings.host, settings.port)
+    sys.setswitchinterval(SWITCH_S)
     configure_logging(settings.log_level, settings.log_format)
     app, engine, settings = build(settings)
     return asyncio.run(serve(app, engine, settings))
@@ -54,6 +60,7 @@ def run(settings: ServerSettings) -> int:
 
 def run_member(settings: ServerSettings, member: Member, listener: socket.socket, own: socket.socket) -> int:
     """`run` for a process of a fleet: on the fleet's ``listener``, and for its siblings on the Unix socket ``own``."""
+    sys.setswitchinterval(SWITCH_S)
     configure_logging(settings.log_level, settings.log_format, process=member.process)
     app, engine, settings = build(settings, processes=len(member.devices))
     app.state.fleet_text = partial(fleet_metrics, member, app.state.metrics.text)
@@ -138,6 +145,8 @@ async def _serve(
     def on_signal() -> None:
         if stop.is_set():  # a second signal: leave now
             server.should_exit = server.force_exit = True
+        else:
+            leave_within(settings.drain_s + LEAVE_S)
         engine.drain()
         stop.set()
 
@@ -162,12 +171,14 @@ async def _serve(
     clean = True
     if not serving.done() and failed is None:
         log.info("draining", extra={"fields": {"requests": engine.requests}})
+        until = time.monotonic() + settings.drain_s
         clean = await asyncio.to_thread(engine.wait_idle, settings.drain_s)
+        left_s = max(LAST_ANSWERS_S, until - time.monotonic())
+        server.config.timeout_graceful_shutdown = left_s  # type: ignore[assignment]  # waited for, so a float will do
     if not clean:
         fields = {"requests": engine.requests}
         log.error("requests were still in flight at the end of the drain", extra={"fields": fields})
         engine.abandon()
-        server.config.timeout_graceful_shutdown = LAST_ANSWERS_S
     server.should_exit = True
     ready = started.done() and started.exception() is None
     never = doors is not None and not ready
@@ -178,14 +189,28 @@ async def _serve(
     stopped.cancel()
     failing.cancel()
     if not clean:  # threads that are still at work would be waited for
-        log.info("stopped")
-        logging.shutdown()
-        os._exit(1)
+        leave()
     if failed is not None:
         reason = str(failed) if isinstance(failed, BprError) else repr(failed)
         said = "the engine failed" if ready else "the engine did not start"
         log.error(said, extra={"fields": {"reason": reason}})
     return 1 if failed or not (server.started or never) else 0
+
+
+def leave_within(seconds: float) -> None:
+    """End the process after ``seconds``, with 1, where it has not ended by then: models that are being loaded, answers
+    that nobody takes, a database that hangs.
+    """
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
+
+
+def leave() -> None:
+    """End the process now, with 1, whatever its threads do."""
+    log.info("stopped")
+    logging.shutdown()
+    os._exit(1)
 
 
 async def failure(

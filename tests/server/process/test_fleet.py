@@ -138,10 +138,11 @@ def test_a_swap_reaches_both(tmp_path: Path) -> None:
         assert server.wait(90) == 0
 
 
-def test_processes_leave_with_their_parent(tmp_path: Path) -> None:
+def test_processes_leave_with_their_parent_even_one_that_was_stopped(tmp_path: Path) -> None:
     with process(tmp_path, **TWO) as (server, _, log):
         pids = [line["pid"] for line in lines(log, "process started")]
         wait_for("both get ready", lambda: sorted(ready(log)) == [0, 1])
+        os.kill(pids[0], signal.SIGSTOP)
         server.kill()
         server.wait(90)
         wait_for("without a parent they drain and leave", lambda: len(lines(log, "stopped")) == 2)

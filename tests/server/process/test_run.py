@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -25,7 +26,7 @@ from bpr_service.runtime.dummy import DummyModels
 from bpr_service.runtime.engine import Engine
 from bpr_service.server.logs import configure_logging
 from bpr_service.server.process.build import warn_if_open
-from bpr_service.server.process.run import check_free, ready_lines, run
+from bpr_service.server.process.run import check_free, leave_within, ready_lines, run
 from bpr_service.server.settings import ServerSettings
 from tests.forks import Forked
 from tests.server.helpers import body
@@ -39,8 +40,8 @@ def ask(url: str) -> httpx.Response:
 
 
 @contextlib.contextmanager
-def process(tmp_path: Path, **env: str) -> Iterator[tuple[Forked, str, Path]]:
-    """A server process that is ready, its address and the file of its log."""
+def process(tmp_path: Path, answers: str = "/readyz", **env: str) -> Iterator[tuple[Forked, str, Path]]:
+    """A server process that is ready (or at another path answers 200), its address and the file of its log."""
     port, log = free_port(), tmp_path / "log.jsonl"
     variables = {
         **os.environ,
@@ -56,7 +57,7 @@ def process(tmp_path: Path, **env: str) -> Iterator[tuple[Forked, str, Path]]:
     def ready() -> bool:
         assert running.poll() is None, log.read_text()
         with contextlib.suppress(httpx.TransportError):
-            return ask(url + "/readyz").status_code == 200
+            return ask(url + answers).status_code == 200
         return False
 
     try:
@@ -165,6 +166,23 @@ def test_a_drain_that_takes_too_long_ends_and_every_caller_is_told(tmp_path: Pat
         assert (answer.result(60).status_code, answer.result().json()["code"]) == (503, "not_ready")
     assert "still in flight" in log.read_text()
     gate.open()
+
+
+def test_a_signal_while_models_are_loaded_is_answered_within_the_drain(tmp_path: Path) -> None:
+    """The device is in its first call, which takes ten minutes: the engine's own end would wait for it."""
+    env = {"BPR_DUMMY_CALL_MS": "600000", "BPR_DRAIN_S": "0.2"}
+    with process(tmp_path, "/livez", **env) as (server, _, log):
+        server.send_signal(signal.SIGTERM)
+        wait_for("it is gone before the call", lambda: server.poll() is not None, about=log.read_text)
+    assert "stopped" in log.read_text()
+
+
+def test_what_is_not_over_after_the_drain_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+    monkeypatch.setattr("bpr_service.server.process.run.os._exit", ended.put)
+    monkeypatch.setattr("bpr_service.server.process.run.logging.shutdown", lambda: None)
+    leave_within(0.0)
+    assert ended.get(timeout=20) == 1
 
 
 def test_a_model_that_cannot_be_loaded_stops_the_start(tmp_path: Path) -> None:
