@@ -84,8 +84,9 @@ def idle_loop(told: Any) -> None:
 
 
 def probe(url: str, idle_url: str, ended: Any, told: Any) -> None:
-    """Ask `/livez` and the idle loop ten times a second until the end, in a process that makes no bombs; tell when
-    each pair was asked, s, and what both took, ms.
+    """Ask `/livez` and the idle loop ten times a second until the end, in a process that makes no bombs.
+
+    Tells when each pair was asked, s, and what both took, ms.
     """
     taken = []
     with httpx.Client(base_url=url, timeout=30) as client, httpx.Client(base_url=idle_url, timeout=30) as idle:
@@ -99,8 +100,10 @@ def probe(url: str, idle_url: str, ended: Any, told: Any) -> None:
 
 
 def probed(taken: list[tuple[float, float, float]], around_s: float = 1.0) -> dict[str, float]:
-    """Median and slowest of `/livez` and of the idle loop; and by how much the slowest `/livez` was slower than the
-    slowest idle answer within a second of it: the server's own part, without that of a machine that others use too.
+    """Median and slowest of `/livez` and of the idle loop, and how far the slowest `/livez` was over the idle one's.
+
+    That is: over the slowest idle answer within a second of it. It is the server's own part, without that of a machine
+    that others use too.
     """
     own = [ms - max(other for then, _, other in taken if abs(then - at) <= around_s) for at, ms, _ in taken]
     found = {"livez_over_idle_slowest_ms": max(own)}

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 
 from bpr_service.errors import ConfigError
-from bpr_service.masks.images import read_image
-from bpr_service.masks.label_maps import encode_png
 from bpr_service.masks.mask import Mask
 from bpr_service.network.devices import set_threads
 from bpr_service.runtime.device import bound_heap, choose_device
@@ -104,18 +102,17 @@ def open_jobs(metrics: Metrics) -> tuple[Any, JobFigures]:
 
 
 def warm_stages(lane: Lane) -> Iterator[Stages]:
-    """A disc in noise as a mask, a label map and a segment map: runs every CPU step, so that numba has compiled them
-    before the first request; compiled in between, they would keep the event loop waiting.
+    """A disc in noise as masks, a label map and a segment map: every CPU step, so that numba has compiled them.
+
+    Compiled between requests, they would keep the event loop waiting for seconds.
     """
     import cv2
 
     ys, xs = np.mgrid[:160, :160]
     disc = ((ys - 80) ** 2 + (xs - 80) ** 2 < 48**2).astype(np.uint8)
-    noise = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
-    image = read_image(encode_png(noise))
-    mask = Mask.from_rle(Mask.from_array(disc).to_rle())
-    soft = Mask.from_array(cv2.GaussianBlur(disc.astype(np.float32), (9, 9), 2.0))
-    yield lane.refiner.prepare(image, [mask, Mask.from_array(disc), soft])
+    image = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
+    soft = cv2.GaussianBlur(disc.astype(np.float32), (9, 9), 2.0)
+    yield lane.refiner.prepare(image, [Mask.from_array(disc), Mask.from_array(soft)])
     yield lane.refiner.prepare_semantic(image, disc, None)
     ids = disc.astype(np.int32) * 70_000  # as large as the colours of a panoptic PNG are
     yield lane.refiner.prepare_panoptic(image, ids, [{"id": 70_000, "category_id": 1}])

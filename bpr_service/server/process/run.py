@@ -198,8 +198,9 @@ async def _serve(
 
 
 def leave_within(seconds: float) -> None:
-    """End the process after ``seconds``, with 1, where it has not ended by then: models that are being loaded, answers
-    that nobody takes, a database that hangs.
+    """End the process after ``seconds``, with 1, where it has not ended by then.
+
+    Models that are being loaded, answers that nobody takes or a database that hangs would keep it.
     """
     timer = threading.Timer(seconds, leave)
     timer.daemon = True
