@@ -42,7 +42,7 @@ check: $(STAMP)  ## ruff, mypy --strict and the contracts of the imports
 	$(BIN)/lint-imports --no-logo
 
 lock:  ## write requirements.lock after a change of pyproject.toml; what is in it stays, but UPGRADE=name
-	@$(FIND_UV); $$UV pip compile --quiet --python-version 3.11 --extra dev --generate-hashes --no-annotate --no-header \
+	@$(FIND_UV); $$UV pip compile --quiet --python-version 3.11.14 --extra dev --generate-hashes --no-annotate --no-header \
 	  --no-emit-index-url --no-emit-find-links $(if $(UPGRADE),--upgrade-package $(UPGRADE)) \
 	  pyproject.toml --output-file requirements.lock
 

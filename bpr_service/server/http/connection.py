@@ -13,6 +13,32 @@ KEPT_FILES = 64
 """Descriptors that are not for connections: files, the store, databases."""
 
 
+HEADER_BYTES = 16 << 10
+"""What is looked at as a header at a time; one that is longer than twice that is refused."""
+CHUNKS = 256
+"""So many chunks of a body may be small."""
+CHUNK_BYTES = 32
+"""What a body's chunks hold on average at least, once there are more."""
+
+
+class Framing(h11.Connection):
+    """h11, but that a body in chunks of a few bytes is refused: taking those apart is dearer than all they hold."""
+
+    _chunks = _held_bytes = 0
+
+    def next_event(self) -> Any:
+        """Give h11's next event. Raises `h11.RemoteProtocolError` as h11 does, and for chunks that are too small."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._chunks = self._held_bytes = 0
+        elif isinstance(event, h11.Data):
+            self._chunks += event.chunk_end  # never where the body's length was announced
+            self._held_bytes += len(event.data)
+            if self._chunks > CHUNKS and self._held_bytes < CHUNK_BYTES * self._chunks:
+                raise h11.RemoteProtocolError("the chunks of the body are too small", error_status_hint=400)
+        return event
+
+
 def guarded(max_connections: int, header_s: float) -> type[H11Protocol]:
     """uvicorn's protocol with bounds.
 
@@ -24,6 +50,10 @@ def guarded(max_connections: int, header_s: float) -> type[H11Protocol]:
 
     class Connection(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.conn = Framing(h11.SERVER, HEADER_BYTES)
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -40,7 +70,12 @@ def guarded(max_connections: int, header_s: float) -> type[H11Protocol]:
             self._watch()
 
         def data_received(self, data: bytes) -> None:
-            super().data_received(data)
+            while data and not self.transport.is_closing():
+                size = HEADER_BYTES if self.conn.their_state is h11.IDLE else len(data)
+                super().data_received(data[:size])
+                data = data[size:]
+            if self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) > HEADER_BYTES:
+                self.transport.abort()  # it sends more before it has its answer, which would be looked at all at once
             self._watch()
 
         def on_response_complete(self) -> None:

@@ -113,6 +113,7 @@ def uvicorn_config(app: FastAPI, settings: ServerSettings, *, shared: bool) -> u
         access_log=False,
         server_header=False,
         http=guarded(room_for_connections(settings.max_connections), settings.header_s),
+        ws="none",  # nothing here speaks it, and such connections would leave the protocol that bounds them
         lifespan="off",  # `serve` enters it
         timeout_keep_alive=30,
         timeout_graceful_shutdown=5,

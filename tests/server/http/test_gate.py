@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
+import h11
 import httpx
 import pytest
 
@@ -18,6 +19,7 @@ from bpr_service.runtime.engine import Engine
 from bpr_service.server.app import create_app
 from bpr_service.server.http.access import CLOSED, SMALL_BYTES, access_to, check_origin
 from bpr_service.server.http.auth import ApiKey, Keys, hash_key
+from bpr_service.server.http.connection import Framing
 from bpr_service.server.http.jobs import job_router
 from tests.server.helpers import Running, body, serving
 
@@ -106,6 +108,35 @@ def test_a_small_route_takes_a_small_body(guarded: Running) -> None:
     assert guarded.client.post(url, content=text + " " * (SMALL_BYTES - len(text)), headers=headers).status_code == 200
     refused = guarded.client.post(url, content=text + " " * SMALL_BYTES, headers=headers)
     assert (refused.status_code, refused.json()["code"]) == (413, "too_large")
+
+
+CHUNKED = "Transfer-Encoding: chunked"
+
+
+def test_what_is_dear_to_take_apart_is_refused_after_a_little_of_it(guarded: Running) -> None:
+    """On the event loop: 40,000 chunks of a byte, or 40,000 headers, took it a quarter of a second."""
+    tiny = raw(guarded, head("POST", "/v1/refine/instance", CHUNKED, "Authorization: Bearer r"), b"1\r\n \r\n" * 40_000)
+    assert b" 400 " in tiny.splitlines()[0]
+    many = raw(guarded, "GET /livez HTTP/1.1\r\nHost: localhost\r\n", b"a:b\r\n" * 40_000, b"\r\n")
+    assert many == b"" or b" 400 " in many.splitlines()[0]
+    both = raw(guarded, head("GET", "/readyz"), b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + b"a:b\r\n" * 40_000)
+    assert both == b"" or b" 200 " in both.splitlines()[0]
+
+
+def framed(*chunks: int) -> Iterator[Any]:
+    """The events of a body in chunks of so many bytes."""
+    framing = Framing(h11.SERVER)
+    body = b"".join(b"%x\r\n%s\r\n" % (size, bytes(size)) for size in chunks)
+    framing.receive_data(head("POST", "/", CHUNKED).encode() + body + b"0\r\n\r\n")
+    while not isinstance(event := framing.next_event(), h11.EndOfMessage):
+        yield event
+
+
+def test_chunks_may_be_small_where_they_are_few_or_others_are_large() -> None:
+    assert sum(len(event.data) for event in framed(*[1] * 200) if isinstance(event, h11.Data)) == 200
+    assert len(list(framed(65536, *[1] * 1000))) == 1002
+    with pytest.raises(h11.RemoteProtocolError, match="too small"):
+        list(framed(*[1] * 300))
 
 
 def test_half_a_header_does_not_keep_a_connection(guarded: Running) -> None:
