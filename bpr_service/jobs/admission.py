@@ -23,7 +23,7 @@ def check_ceilings(request: RefineRequest | TrainRequest, settings: JobSettings)
             raise LimitError(
                 name,
                 expected=f"at most {ceiling:g}",
-                got=f"{value:g}",
+                got=f"{value:g}" if value < 1e300 else "more",  # what came as text has no bound
                 fix=f"ask for less, or have BPR_JOBS_{setting.upper()} raised",
             )
 

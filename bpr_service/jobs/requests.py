@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -136,10 +137,33 @@ _KINDS: dict[str, type[RefineRequest] | type[TrainRequest]] = {
 
 def parse_request(values: Mapping[str, Any]) -> RefineRequest | TrainRequest:
     """A request from a mapping. Raises ``ConfigError``, or ``UnknownName`` for keys that do not exist."""
+    _check_plain(values)
     kind = values.get("kind")
     if kind not in _KINDS:
         raise ConfigError("kind of a job", expected="refine, audit or train", got=repr(kind), fix="set kind")
     return build(_KINDS[str(kind)], values)
+
+
+MAX_DEPTH, MAX_NUMBER = 32, 1 << 53
+"""How deep a request may be nested, and the largest number in it: what every reader of JSON takes."""
+
+
+def _check_plain(values: Mapping[str, Any]) -> None:
+    """Raise ``ConfigError`` for what cannot be kept: depths, numbers and texts that no file or database takes."""
+    waiting: list[tuple[Any, int]] = [(values, 0)]
+    for value, depth in waiting:
+        wrong = ""
+        if isinstance(value, Mapping | list | tuple):
+            inner = [*value, *value.values()] if isinstance(value, Mapping) else value
+            waiting += [(each, depth + 1) for each in inner]
+            wrong = "more levels" if depth >= MAX_DEPTH else ""
+        elif isinstance(value, str):
+            wrong = "a text with a NUL or half a surrogate pair" if re.search("[\0\ud800-\udfff]", value) else ""
+        elif isinstance(value, int | float):
+            wrong = "" if abs(value) <= MAX_NUMBER else "a larger number, or none"
+        if wrong:
+            expected = f"text, and numbers up to {MAX_NUMBER}, at most {MAX_DEPTH} levels deep"
+            raise ConfigError("the request of a job", expected=expected, got=wrong, fix="leave it out")
 
 
 def canonical(request: RefineRequest | TrainRequest) -> str:

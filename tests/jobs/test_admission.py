@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from bpr_service.cli import app
-from bpr_service.errors import ConflictError, ForbiddenError, LimitError, NotFoundError, NotReadyError
+from bpr_service.errors import ConfigError, ConflictError, ForbiddenError, LimitError, NotFoundError, NotReadyError
 from bpr_service.jobs.engine import JobEngine
 from bpr_service.jobs.requests import HeldOut
 from bpr_service.jobs.settings import JobSettings, Promotion
@@ -70,12 +70,37 @@ def test_jobs_have_owners(engine: JobEngine) -> None:
         ({**REFINE, "settings": {"max_pixels": "1000000000000"}}, "BPR_JOBS_MAX_PIXELS"),
         ({**TRAIN, "recipe": {"run": {"batch_size": 10**9}}}, "BPR_JOBS_MAX_BATCH_SIZE"),
         ({**TRAIN, "recipe": {"network": {"arguments": {"widths": [32, 10**6]}}}}, "BPR_JOBS_MAX_WIDTH"),
+        ({**TRAIN, "recipe": {"run": {"steps": "9" * 400}}}, "BPR_JOBS_MAX_STEPS"),
         ({**TRAIN, "time_limit_s": 1e15}, "BPR_JOBS_MAX_TIME_LIMIT_S"),
         ({**TRAIN, "disk_limit_mb": 1e15}, "BPR_JOBS_MAX_DISK_LIMIT_MB"),
     ],
 )
 def test_ceilings(values: dict[str, Any], named: str, engine: JobEngine) -> None:
     with pytest.raises(LimitError, match=named):
+        engine.submit(values)
+    assert engine.list() == []
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {**TRAIN, "recipe": {"network": {"arguments": {"a": nested(300)}}}},
+        {**TRAIN, "recipe": {"network": {"arguments": {"a": 10**400}}}},
+        {**TRAIN, "recipe": {"network": {"arguments": {"a": float("nan")}}}},
+        {**REFINE, "images": "data:a\0b"},
+        {**REFINE, "images": "data:\ud800"},
+        {**REFINE, "settings": {"\ud800": 1}},
+    ],
+)
+def test_what_no_database_keeps_is_refused(values: dict[str, Any], engine: JobEngine) -> None:
+    with pytest.raises(ConfigError, match="the request of a job"):
         engine.submit(values)
     assert engine.list() == []
 

@@ -83,7 +83,7 @@ def serving(
     while not server.started and time.monotonic() < until:
         time.sleep(0.005)
     if start:
-        app.state.started.result(60)
+        app.state.started.result(240)  # kernels are compiled where no cache is there yet
     url = f"http://127.0.0.1:{port}"
     try:
         with httpx.Client(base_url=url, timeout=30) as client:
