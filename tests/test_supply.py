@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from docs import published
 from tests.deploy import checks, deployment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -186,9 +187,22 @@ def test_an_image_checks_all_hashes_but_those_of_torch_s_own_index(tmp_path: Pat
     assert made == re.sub(f"(?m)^({of_torch}){hashes}", r"\1", LOCK)
 
 
-def test_every_extra_of_dev_is_locked() -> None:
-    import tomllib
+def test_what_the_index_shows_links_to_where_the_repository_lies(tmp_path: Path) -> None:
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    before = published.LINK.findall((tmp_path / "README.md").read_text())
+    published.main(tmp_path, "https://git.example/team/bpr/", "v1.2.3")
+    text = (tmp_path / "README.md").read_text()
+    assert len(before) > 20
+    assert published.LINK.findall(text) == []
+    assert "(https://git.example/team/bpr/raw/v1.2.3/docs/images/before_after.jpg)" in text
+    assert "(https://git.example/team/bpr/blob/v1.2.3/docs/api.md)" in text
+    project = tomllib.loads((tmp_path / "pyproject.toml").read_text())["project"]
+    assert project["urls"]["Repository"] == "https://git.example/team/bpr"
+    assert project["scripts"]["bpr"]
 
+
+def test_every_extra_of_dev_is_locked() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     locked = {line.partition("==")[0] for line in LOCK.splitlines()}
     names = re.search(r"\[(.*)\]", extras["dev"][0])
