@@ -19,8 +19,8 @@ CELLS = """
 # %% text
 # Exact boundaries, in a notebook
 #
-# A photograph and coarse masks of it, as a mask head gives them: here the bundled ones (`pip install "bpr-service[demo]"`).
-# Yours may be arrays of 0 and 1 or of probabilities, COCO RLE, polygons, or files.
+# A photograph and coarse masks of it, as a mask head gives them: here the bundled ones
+# (`pip install "bpr-service[demo]"`). Yours may be arrays of 0 and 1 or of probabilities, COCO RLE, polygons, or files.
 # %%
 from bpr_service import Refiner
 from bpr_service.examples import load_example
