@@ -220,7 +220,7 @@ def test_every_extra_of_dev_is_locked() -> None:
 def test_the_lock_holds_what_the_images_install() -> None:
     """uv is told to keep to the lock: a package that is not in it would come in any version."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lock = dict(line.lower().split("==") for line in (ROOT / "requirements.lock").read_text().splitlines())
+    lock = dict(re.findall(r"(?m)^([a-z0-9-]+)==(\S+)", LOCK))
     names = project["dependencies"] + [
         n for e in set(" ".join(checks.EXTRAS.values()).split()) for n in project["optional-dependencies"][e]
     ]

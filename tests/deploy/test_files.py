@@ -92,7 +92,7 @@ def test_a_rayjob_has_room_for_its_actors(clean: Path) -> None:
     (container,) = group["template"]["spec"]["containers"]
     assert int(container["resources"]["limits"]["cpu"]) == int(given["workers"]) + 1
     assert head["rayStartParams"]["num-cpus"] == "0"
-    assert f"ray=={cluster['rayVersion']}" in (ROOT / "requirements.lock").read_text().splitlines()
+    assert f"\nray=={cluster['rayVersion']} " in (ROOT / "requirements.lock").read_text()
     container["volumeMounts"][0]["mountPat"] = "/data"
     assert list(kubernetes_problems([job]))
 
