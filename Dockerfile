@@ -58,8 +58,9 @@ RUN uv pip install --no-deps /dist/*.whl
 
 FROM build AS build-ray
 ARG RAY_BACKEND
-COPY pyproject.toml requirements.lock ./
-RUN uv pip install --torch-backend "$RAY_BACKEND" --constraints requirements.lock \
+COPY pyproject.toml ./
+COPY --from=locked /constraints.txt ./
+RUN uv pip install --torch-backend "$RAY_BACKEND" --constraints constraints.txt \
     --requirements pyproject.toml --extra torch --extra server --extra jobs --extra s3 --extra otel --extra ray
 COPY --from=wheel /dist /dist
 RUN uv pip install --no-deps /dist/*.whl
