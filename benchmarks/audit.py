@@ -1,12 +1,15 @@
 """Fit the audit's model of suspicion, and measure it on domains that it was not fitted on.
 
     python benchmarks/audit.py collect --model balanced --rows rows.npz
-    python benchmarks/audit.py report rows.npz
+    python benchmarks/audit.py report rows.npz --answers answers.npz
+    python benchmarks/audit.py kinds rows.npz answers.npz
+    python benchmarks/audit.py diagram rows.npz answers.npz docs/images/audit_reliability.svg
     python benchmarks/audit.py fit rows.npz --model MODEL_DIR
 
 ``collect`` puts true masks of the val sets, the same with an error of each kind, the fixed coarse masks and those of
 real networks through the refiner, and keeps what the audit measures of each. ``report`` prints the figures of docs,
-each from a fit that did not see the domain (away) or the pictures (home). ``fit`` fits on all rows and writes the
+each from a fit that did not see the domain (away) or the pictures (home), and keeps its answers; ``kinds`` and
+``diagram`` are of these. ``fit`` fits on all rows and writes the
 card's ``audit``.
 """
 
@@ -147,7 +150,9 @@ def _rows(refiner: Any, name: str, item: Any, most: int) -> list[dict[str, Any]]
 
 @app.command()
 def report(
-    rows_file: Path, domains: Annotated[str, typer.Option(help="Comma-separated; all by default.")] = ""
+    rows_file: Path,
+    domains: Annotated[str, typer.Option(help="Comma-separated; all by default.")] = "",
+    answers_file: Annotated[Path | None, typer.Option("--answers", help="Keep the answers here.")] = None,
 ) -> None:
     """Print the figures of each domain, judged by a fit without it; of home, by fits without the pictures."""
     import torch
@@ -155,6 +160,7 @@ def report(
 
     torch.set_num_threads(1)
     rows = load(rows_file)
+    suspicion, kinds = np.zeros(len(rows.told), np.float32), np.zeros((len(rows.told), 8), np.float32)
     for name in [one for one in domains.split(",") if one] or sorted(set(rows.domain.tolist())):
         here = rows.domain == name
         part = np.array([crc32(group.encode()) % 3 if name == HOME else 0 for group in rows.group.tolist()])
@@ -163,7 +169,34 @@ def report(
             unseen = here & (part == k)
             found = judged_by(fitted(rows.take(~unseen)), rows.take(here))
             answers.append((part[here] == k, found))
+            suspicion[unseen], kinds[unseen] = (v[part[here] == k] for v in (found.suspicion, found.kinds))
         print(f"{name:10s} {shown(rows.take(here), answers)}", flush=True)
+    if answers_file is not None:
+        np.savez_compressed(answers_file, suspicion=suspicion, kinds=kinds)
+
+
+@app.command()
+def kinds(rows_file: Path, answers: Path) -> None:
+    """Print how often a kind that is named is right, and from which likelihood on it is best named."""
+    from audit_figures import kinds_table, saved
+    from audit_fit import load
+
+    from bpr_service.audit.kinds import NAMED_FROM
+
+    rows = load(rows_file)
+    print("\n".join(kinds_table(rows, *saved(answers, rows), NAMED_FROM)))
+
+
+@app.command()
+def diagram(rows_file: Path, answers: Path, out: Path) -> None:
+    """Draw how often masks are wrong against how suspicious they are."""
+    import audit_figures as figures
+    from audit_fit import load
+
+    rows = load(rows_file)
+    points, error = figures.reliability(rows, figures.saved(answers, rows)[0])
+    out.write_text(figures.diagram(points, error))
+    print(f"{out}: calibration error {error:.3f}")
 
 
 @app.command()

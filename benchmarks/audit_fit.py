@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bpr_service.audit.kinds import ESTIMATED
 from bpr_service.audit.measures import INPUTS
-from bpr_service.audit.suspicion import WRONG_BOUNDARY_F, WRONG_IOU, Judge, Usual
+from bpr_service.audit.suspicion import WRONG_BOUNDARY_F, WRONG_IOU, Judge, Judged, Usual
 from bpr_service.network.weights import AuditCard
 
 F32 = NDArray[np.float32]
@@ -165,11 +165,10 @@ RATE = 0.1
 BIG_PX = 48
 
 
-def judged_by(card: dict[str, Any], rows: Rows) -> F32:
-    """(n, 2) suspicion and expected IoU of the rows of a domain, as a data set with `RATE` of its masks not exact."""
+def judged_by(card: dict[str, Any], rows: Rows) -> Judged:
+    """What is thought of the rows of a domain, as a data set with `RATE` of its masks not exact."""
     judge = Judge(AuditCard(**card))
-    found = judge(rows.inputs, usual_of(judge, rows, RATE))
-    return np.stack([found.suspicion, found.iou], 1)
+    return judge(rows.inputs, usual_of(judge, rows, RATE))
 
 
 def auroc(positive: NDArray[np.bool_], score: F32) -> float:
@@ -180,12 +179,13 @@ def auroc(positive: NDArray[np.bool_], score: F32) -> float:
     return float((rankdata(score)[positive].sum() - k * (k + 1) / 2) / (k * (n - k))) if 0 < k < n else float("nan")
 
 
-def shown(rows: Rows, answers: list[tuple[NDArray[np.bool_], F32]]) -> str:
-    """A line of figures; `answers`: which rows, and what `judged_by` says of all, by each fit."""
-    values = np.zeros((len(rows.told), 2), np.float32)
+def shown(rows: Rows, answers: list[tuple[NDArray[np.bool_], Judged]]) -> str:
+    """A line of figures; `answers`: which rows, and what is thought of all, by each fit."""
+    suspicion, iou = np.zeros((2, len(rows.told)), np.float32)
+    likely = np.zeros((len(rows.told), len(ESTIMATED)), np.float32)
     for which, found in answers:
-        values[which] = found[which]
-    suspicion, iou = values.T
+        suspicion[which], iou[which] = found.suspicion[which], found.iou[which]
+        likely[which] = (found.suspicion[:, None] * found.kinds)[which]
     exact, coarse = rows.kind == "exact", (rows.kind == "coarse") & (rows.truth[:, 1] < WRONG_IOU)
     weight = exact * (1 - RATE) / max(exact.sum(), 1) + coarse * RATE / max(coarse.sum(), 1)
     order = np.argsort(-suspicion)
@@ -197,10 +197,10 @@ def shown(rows: Rows, answers: list[tuple[NDArray[np.bool_], F32]]) -> str:
     error = float((share * np.abs(iou - rows.truth[:, 1])).sum())
     big = np.array([row["size"] >= BIG_PX for row in rows.told])
     each = []
-    for kind in ESTIMATED:
+    for k, kind in enumerate(ESTIMATED):
         mine = (rows.kind == kind) & big
         among = mine | (exact & big)
-        each.append(f"{kind} {auroc(mine[among], suspicion[among]):.2f}" if mine.sum() > 3 else "")
+        each.append(f"{kind} {auroc(mine[among], likely[among, k]):.2f}" if mine.sum() > 3 else "")
     both = exact | coarse
     return (
         f"masks {both.sum()}, AUROC {auroc(coarse[both], suspicion[both]):.3f}, precision at 5 % {precision:.2f}, "

@@ -20,6 +20,9 @@ ESTIMATED = (
 TWICE, EMPTY, TINY = "looks like another mask twice", "empty", "tiny piece"
 COUNTED = (TWICE, EMPTY, TINY)
 
+NAMED_FROM = dict.fromkeys(ESTIMATED, 0.45) | {"missing part": 0.65}
+"""How likely a mask must be to have an error of a kind, for the kind to be named: suspicion times the kind's share."""
+
 TWICE_IOU = 0.9
 TWICE_SUSPICION = 0.95
 TINY_PX = 64

@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from bpr_service.audit.shapes import slopes
+
 U8 = NDArray[np.uint8]
 
 LOOKS = (
@@ -93,10 +95,7 @@ def _edge(image: U8, mask: U8) -> list[float]:
     border = (points[:, 0] < 1) | (points[:, 1] < 1) | (points[:, 0] > width - 2) | (points[:, 1] > height - 2)
     if len(points) < 8 or border.all():
         return [0.0, 0.0, 0.0, 0.0, float(border.mean())]
-    soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 2.0, borderType=cv2.BORDER_REPLICATE)
-    xs, ys = points[:, 0], points[:, 1]
-    slope = np.stack([cv2.Sobel(soft, cv2.CV_32F, 1, 0)[ys, xs], cv2.Sobel(soft, cv2.CV_32F, 0, 1)[ys, xs]], 1)
-    slope /= np.hypot(*slope.T)[:, None] + 1e-6
+    slope = slopes(mask, points[:, 0], points[:, 1])
     ends = [np.rint(points + k * slope).astype(int) for k in (2.0, -2.0)]
     values = [
         image[np.clip(end[:, 1], 0, height - 1), np.clip(end[:, 0], 0, width - 1)].astype(np.float32) for end in ends

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpr_service.audit.looks import LOOKS, looks
-from bpr_service.audit.shapes import SHAPE, shape
+from bpr_service.audit.shapes import SHAPE, shape, slopes
 from bpr_service.masks.mask import Mask
 from bpr_service.refine.estimate import FEATURES
 
@@ -92,10 +92,7 @@ def offsets(coarse: Mask, refined: Mask) -> Offsets:
     outside = cv2.distanceTransform(1 - after, cv2.DIST_L2, 3) if after.any() else np.full(after.shape, FAR_PX)
     # a boundary pixel that both masks share is 1 px from the outside: that is no distance at all
     signed = np.where(after[ys, xs] > 0, inside[ys, xs] - 1.0, -outside[ys, xs])
-    soft = cv2.GaussianBlur(before.astype(np.float32), (0, 0), 2.0, borderType=cv2.BORDER_REPLICATE)
-    slope = -np.stack([cv2.Sobel(soft, cv2.CV_32F, 1, 0)[ys, xs], cv2.Sobel(soft, cv2.CV_32F, 0, 1)[ys, xs]], 1)
-    slope = slope / (np.hypot(*slope.T)[:, None] + 1e-6)
-    return Offsets(xs + x0, ys + y0, signed.clip(-FAR_PX, FAR_PX).astype(np.float32), slope.astype(np.float32))
+    return Offsets(xs + x0, ys + y0, signed.clip(-FAR_PX, FAR_PX).astype(np.float32), -slopes(before, xs, ys))
 
 
 def shift_of(found: Offsets) -> tuple[float, float, float, float, float]:

@@ -5,6 +5,8 @@ Letters: h, w are a window's size, px.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -66,6 +68,20 @@ def shape(window: U8) -> list[float]:
         float(np.log1p(step_px)),
         min(area / max(hull, 1.0), 1.5),
     ]
+
+
+def slopes(window: U8, xs: NDArray[Any], ys: NDArray[Any]) -> NDArray[np.float32]:
+    """(n, 2) unit vectors x, y along which an (h, w) mask grows at some of its pixels, blurred by 2 px."""
+    import cv2
+
+    soft = cv2.GaussianBlur(window.astype(np.float32), (0, 0), 2.0, borderType=cv2.BORDER_REPLICATE)
+    soft = cv2.copyMakeBorder(soft, 1, 1, 1, 1, cv2.BORDER_REFLECT_101)
+    near = [[soft[ys + i, xs + j] for j in range(3)] for i in range(3)]  # Sobel's kernels, where they are asked for
+    right = near[0][2] - near[0][0] + 2 * (near[1][2] - near[1][0]) + near[2][2] - near[2][0]
+    down = near[2][0] - near[0][0] + 2 * (near[2][1] - near[0][1]) + near[2][2] - near[0][2]
+    slope = np.stack([right, down], 1)
+    slope /= np.hypot(*slope.T)[:, None] + 1e-6
+    return slope.astype(np.float32)
 
 
 def _steps(window: U8) -> tuple[float, float]:

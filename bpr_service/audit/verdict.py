@@ -11,14 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpr_service.audit.kinds import EMPTY, ESTIMATED, TWICE, TWICE_SUSPICION
+from bpr_service.audit.kinds import EMPTY, ESTIMATED, NAMED_FROM, TWICE, TWICE_SUSPICION
 from bpr_service.audit.suspicion import F32, Judge, Usual
 
-NAMED_FROM = 0.2
-"""Suspicion from which the kinds of error of a mask are named."""
-LIKELY = 0.3
-"""How likely a kind must be to be named."""
 UNJUDGED = "unjudged"
+_LIMITS = np.array([NAMED_FROM[kind] for kind in ESTIMATED], np.float32)
 
 
 def flag_of(kinds: Sequence[str]) -> int:
@@ -63,9 +60,9 @@ class Verdicts:
         if not self._judged[index]:
             return {**told, "expected_iou": None, "expected_boundary_f": None, UNJUDGED: "it fills the picture"}
         told["expected_iou"], told["expected_boundary_f"] = (round(float(v), 4) for v in self._estimates[index])
-        if suspicion >= NAMED_FROM:
-            likely = np.argsort(-self._kinds[index], kind="stable")
-            told["kinds"] = [*row["kinds"], *(ESTIMATED[k] for k in likely if self._kinds[index, k] >= LIKELY)]
+        likely = suspicion * self._kinds[index].astype(np.float32)
+        order = np.argsort(-likely, kind="stable")
+        told["kinds"] = [*row["kinds"], *(ESTIMATED[k] for k in order if likely[k] >= _LIMITS[k])]
         return told
 
 

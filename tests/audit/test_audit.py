@@ -119,6 +119,26 @@ def test_every_format_can_be_audited(kind: tuple[str, str], tmp_path: Path) -> N
     assert found
 
 
+@pytest.mark.parametrize("kind", [kind for kind in kinds() if kind[1] != "masks"], ids="-".join)
+def test_faults_of_files_are_findings_in_every_format(kind: tuple[str, str], tmp_path: Path) -> None:
+    """A picture that is not there, one that nothing speaks of, annotations that cannot be read."""
+    file = sample(kind, tmp_path)
+    paths, first = file.paths, Path(file.paths.images) / next(iter(file.scan())).image
+    values = {"task": kind[0], "format": kind[1], "images": paths.images, "predictions": paths.predictions,
+              "dataset": paths.dataset, "panoptic_dir": paths.panoptic_dir, "out": str(tmp_path / "report.json"),
+              "model": auditing_model(tmp_path / "model"), "settings": SETTINGS}  # fmt: skip
+    away = first.rename(first.with_name("zz_extra.png"))
+    counts = report_of(values)["findings"]["counts"]
+    assert counts["a picture without annotations"] >= 1
+    assert counts["unreadable annotations"] >= 1
+    away.rename(first)
+    annotations = Path(paths.panoptic_dir or paths.predictions)
+    if annotations.is_dir():
+        path = sorted(path for path in annotations.rglob("*") if path.is_file())[-1]
+        path.write_bytes(path.read_bytes() + b"\n3 0.2 x" if path.suffix == ".txt" else b"no such file")
+        assert {"unreadable annotations", "unreadable mask"} & report_of(values)["findings"]["counts"].keys()
+
+
 def test_pictures_that_went_away_stop_nothing(tmp_path: Path) -> None:
     values = audit_set(tmp_path)
     (tmp_path / "images" / "1.png").unlink()

@@ -70,7 +70,8 @@ function show() {
   const f = (v) => v === null ? "?" : v.toFixed(3);
   $("figures").textContent = `suspicion ${m.suspicion.toFixed(2)} · expected IoU ${f(m.iou)} · boundary F ${f(m.boundary_f)}`;
   $("kinds").replaceChildren(...m.kinds.map((k) => el("span", { textContent: k })));
-  $("proposal").textContent = m.after ? "proposed" : "no better mask is proposed";
+  $("panels").classList.toggle("one", !m.after);
+  $("unproposed").hidden = !!m.after;
   $("take").disabled = !m.after;
   for (const d of ["keep", "take", "person"]) $(d).setAttribute("aria-pressed", String(decisions[m.key] === d));
   $("places").replaceChildren(...m.where.map((w) => el("button", { textContent: `${Math.abs(w.px)} px ${w.px > 0 ? "short" : "too far"}, ${w.length} px long`, onclick: () => zoomTo(w.line) })));
