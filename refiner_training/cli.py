@@ -15,7 +15,7 @@ from bpr_service.errors import BprError
 from bpr_service.extras import missing
 from refiner_training.commands import evaluate, training
 from refiner_training.commands.init import init
-from refiner_training.commands.segmenter import predict, segmenter
+from refiner_training.commands.segmenter import export_segmenter, predict, segmenter
 
 app = typer.Typer(
     name="bpr-train",
@@ -32,6 +32,7 @@ app.command()(training.export)
 app.add_typer(evaluate.app, name="evaluate")
 app.command()(segmenter)
 app.command()(predict)
+app.command()(export_segmenter)
 EXAMPLES = {
     "init": "--images photos --truth truth.json --predictions results.json -o recipe.yaml",
     "scenes": "--out runs/scenes --source mine=coco:truth.json:photos",
@@ -40,6 +41,7 @@ EXAMPLES = {
     "export": "runs/mine --calibrate data",
     "segmenter": "refiner_training/configs/segmenter/camvid.yaml --arch deeplabv3plus --head bsm",
     "predict": "runs/segmenter/last.ckpt photos --out predictions.json",
+    "export-segmenter": "runs/segmenter",
     "evaluate instance": "--truth truth.json --predictions refined.json --before results.json --html report.html",
     "evaluate semantic": "--truth labels --predictions refined --classes 19 --json",
     "evaluate cityscapes": "--truth gtFine/val --predictions refined",

@@ -15,10 +15,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from bpr_service.errors import BprError
+from bpr_service.network.segmenter import Segmenter
 from bpr_service.runtime.engine import Engine
 from bpr_service.server.codec.label_studio import PredictRequest
+from bpr_service.server.codec.parse import SegmentRequest
 from bpr_service.server.codec.pool import Pool
-from bpr_service.server.http import audit, health, label_studio, routes
+from bpr_service.server.http import audit, health, label_studio, routes, segment
 from bpr_service.server.http.auth import Keys
 from bpr_service.server.http.gate import Gate
 from bpr_service.server.http.openapi import install_openapi, problems
@@ -45,6 +47,7 @@ def create_app(
     keys: Keys | None = None,
     metrics: Metrics | None = None,
     job_router: APIRouter | None = None,
+    segmenter: Segmenter | None = None,
     pool: Pool | None = None,
     beside: Sequence[Beside] = (),
 ) -> FastAPI:
@@ -57,6 +60,7 @@ def create_app(
         keys: guard the routes; by default those of ``config.api_keys_file``.
         metrics: what ``/metrics`` shows.
         job_router: adds ``/v1/jobs``.
+        segmenter: adds ``/v1/segment`` and ``/v1/segment-refine``.
         pool: processes that read and write, started and stopped by the caller; by default the service's own.
         beside: what else runs while the service does.
     """
@@ -75,10 +79,13 @@ def create_app(
         app.include_router(router)
     if job_router is not None:
         app.include_router(job_router)
+    app.state.segmenter = segmenter
+    if segmenter is not None:
+        app.include_router(segment.router)
     for kind in (BprError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _problem)
     app.add_middleware(Gate, keys=keys, metrics=metrics, settings=settings)
-    install_openapi(app, PredictRequest)
+    install_openapi(app, PredictRequest, *([SegmentRequest] if segmenter is not None else []))
     if settings.otel:
         from bpr_service.server.telemetry import instrument
 

@@ -28,6 +28,9 @@ def serve(
     ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16, int8 or auto.")] = None,
     api_keys_file: Annotated[Path | None, typer.Option(help="JSON list of keys, see `bpr keys`.")] = None,
+    segmenter: Annotated[
+        Path | None, typer.Option(help="A segmenter of `bpr-train export-segmenter`: offer /v1/segment.")
+    ] = None,
     jobs: Annotated[bool | None, typer.Option(help="Offer /v1/jobs.")] = None,
     otel: Annotated[bool | None, typer.Option(help="Send OpenTelemetry traces.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
@@ -49,6 +52,7 @@ def serve(
         backend=backend,
         precision=precision,
         api_keys_file=api_keys_file,
+        segmenter=segmenter,
         jobs=jobs,
         otel=otel,
         log_level=log_level,

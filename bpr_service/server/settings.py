@@ -69,6 +69,8 @@ class ServerSettings(EngineConfig):
     """
     label_studio_media_dir: Path | None = None
     """Label Studio's media folder, mounted here: the only place its task images are read from."""
+    segmenter: Path | None = None
+    """An exported segmenter, or a run's folder with one: offer ``/v1/segment`` and ``/v1/segment-refine``."""
     dummy: bool = False
     """Serve a network that gives the coarse mask back: for load tests of everything around the network."""
     dummy_call_ms: float = Field(default=0.0, ge=0.0)

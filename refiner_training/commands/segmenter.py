@@ -47,6 +47,23 @@ def segmenter(
     typer.echo(train_segmenter(arch, head, loaded, folder, resume=resume, progress=progress))
 
 
+def export_segmenter(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A segmenter's run, or a checkpoint.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default RUN/segmenter.")] = None,
+    size: Annotated[int | None, typer.Option(help="Shorter side of the input in px (YOLACT: its side).")] = None,
+    max_size: Annotated[int | None, typer.Option(help="The longer side is never over this.")] = None,
+    score_threshold: Annotated[float | None, typer.Option(help="The detector's own, before its NMS.")] = None,
+    detections: Annotated[int | None, typer.Option(help="Most instances of an image.")] = None,
+) -> None:
+    """Write a segmenter as ONNX with its card, for `bpr serve --segmenter`, and compare both."""
+    from bpr_service.config import build
+    from refiner_training.predict import Options
+    from refiner_training.run.export_segmenter import export_segmenter as export
+
+    values = {"size_px": size, "max_size_px": max_size, "score_threshold": score_threshold, "detections": detections}
+    typer.echo(export(run, out, changed=build(Options, values).applied))
+
+
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of bpr-train segmenter.")],
     images: Annotated[Path, typer.Argument(help="The folder of images.")],

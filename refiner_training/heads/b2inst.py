@@ -136,13 +136,15 @@ class MaskScoring(nn.Module):
 
     roi_size = 14
 
-    def __init__(self, in_channels: int, classes: int, settings: B2InstSettings) -> None:
+    def __init__(self, in_channels: int, classes: int, settings: B2InstSettings, edges: bool = True) -> None:
+        """``edges``: the boundary is an input, too; Mask Scoring R-CNN has the mask alone."""
         super().__init__()
+        self.edges = edges
         width, hidden = settings.score_channels, settings.score_hidden
         self.settings = settings
         steps: list[nn.Module] = []
         for index in range(4):
-            source = in_channels + 2 if index == 0 else width
+            source = in_channels + 1 + edges if index == 0 else width
             steps += [conv(source, width, stride=2 if index == 3 else 1), nn.ReLU(inplace=True)]
         self.tower = nn.Sequential(*steps)
         self.linear = nn.Sequential(
@@ -155,15 +157,19 @@ class MaskScoring(nn.Module):
         self.outputs = nn.ModuleDict({name: nn.Linear(hidden, classes) for name in names})
 
     def forward(self, masks: Tensor, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Mask probabilities (N, M, M), RoI features (N, D, 14, 14), labels (N,) -> raw scores (N,), one or two."""
+        """Raw scores (N,), one or two, of masks.
+
+        Args:
+            masks: (N, M, M) probabilities, M a multiple of 14.
+            features: (N, D, 14, 14) of the RoIs.
+            labels: (N,).
+        """
         masks = masks.detach().float()
-        edges = laplacian(masks).clamp(0, 1)
-        side = self.roi_size
-        pooled = F.adaptive_max_pool2d(torch.stack([masks, edges], dim=1), side)
+        inputs = [masks, laplacian(masks).clamp(0, 1)] if self.edges else [masks]
+        pooled = F.max_pool2d(torch.stack(inputs, dim=1), int(masks.shape[-1]) // self.roi_size)
         hidden = self.tower(torch.cat([pooled.to(features.dtype), features], dim=1))
         hidden = self.linear(hidden.flatten(1))
-        rows = torch.arange(len(labels), device=labels.device)
-        return {name: output(hidden)[rows, labels] for name, output in self.outputs.items()}
+        return {name: output(hidden).gather(1, labels[:, None])[:, 0] for name, output in self.outputs.items()}
 
     def losses(self, masks: Tensor, truth: Tensor, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         """``loss_mask_iou`` and ``loss_mask_boundary``: 0.5 (s_hat - s)^2, mean over samples with a target over 0.

@@ -85,7 +85,7 @@ class ClassLogits(nn.Conv2d):
         assert self.bias is not None
         rows = self.weight[labels, :, 0, 0]
         chosen = torch.bmm(rows[:, None].to(features.dtype), features.flatten(2))[:, 0]
-        return chosen.reshape(len(features), *features.shape[-2:]) + self.bias[labels][:, None, None]
+        return chosen.reshape(features.shape[0], *features.shape[-2:]) + self.bias[labels][:, None, None]
 
 
 class MaskPredictor(nn.Module):

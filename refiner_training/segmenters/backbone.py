@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
 from torchvision.ops.feature_pyramid_network import (
     FeaturePyramidNetwork,
     LastLevelMaxPool,
@@ -37,6 +38,8 @@ class BackboneConfig(Settings):
         fpn_channels: D.
         stride_in_1x1: put a bottleneck's stride into its first 1x1 convolution, as detectron2's default ResNets have
             it; timm's and torchvision's have it in the 3x3.
+        deformable: in how many of the last stages each block's 3x3 convolution samples where it has learnt to
+            (deformable convolution, torchvision's); bottleneck ResNets alone.
         frozen_stages: parts that are not trained: 1 the stem, 2 the stem and the first stage (detectron2), and so on.
     """
 
@@ -45,6 +48,7 @@ class BackboneConfig(Settings):
     norm: Norm = "batch"
     fpn_channels: int = 256
     stride_in_1x1: bool = False
+    deformable: int = Field(default=0, ge=0, le=4)
     frozen_stages: int = Field(default=0, ge=0, le=5)
 
 
@@ -106,6 +110,8 @@ def create_body(config: BackboneConfig, strides: list[int]) -> Any:
         ) from None
     if config.stride_in_1x1:
         stride_first(body, config.name)
+    if config.deformable:
+        deform(body, config)
     freeze(body, config)
     return freeze_batch_norm_2d(body) if config.norm == "frozen" else body  # type: ignore[no-untyped-call]
 
@@ -128,6 +134,53 @@ def stride_first(body: nn.Module, name: str) -> None:
     block: Any
     for block in blocks:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+
+
+class Deformable(nn.Module):
+    """A 3x3 convolution that samples beside its grid, by offsets that a convolution of its own predicts from its input.
+
+    Offsets start at 0, so it begins as the convolution that it takes the place of, whose weights it keeps.
+    Source: Dai et al., *Deformable Convolutional Networks*, ICCV 2017, section 2.1.
+    """
+
+    def __init__(self, plain: nn.Conv2d) -> None:
+        super().__init__()
+        kernel, stride, padding, dilation = plain.kernel_size, plain.stride, plain.padding, plain.dilation
+        self.weight, self.bias = plain.weight, plain.bias
+        self.geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
+        count = 2 * kernel[0] * kernel[1]
+        self.offsets = nn.Conv2d(plain.in_channels, count, 3, stride, padding, dilation)  # type: ignore[arg-type]
+        nn.init.zeros_(self.offsets.weight)
+        nn.init.zeros_(self.offsets.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """As the convolution's, computed in float32."""
+        offsets = self.offsets(features)
+        with torch.autocast(features.device.type, enabled=False):
+            found: Tensor = deform_conv2d(
+                features.float(), offsets.float(), self.weight.float(), self.bias, **self.geometry
+            )
+        return found.to(offsets.dtype)
+
+
+def deform(body: nn.Module, config: BackboneConfig) -> None:
+    """Make the 3x3 convolutions of the last ``deformable`` stages deformable."""
+    stages = [stage for name, stage in body.named_children() if re.fullmatch(r"layer\d", name)]
+    blocks: list[Any] = [
+        block
+        for stage in stages[-config.deformable :]
+        for block in stage.modules()
+        if isinstance(getattr(block, "conv3", None), nn.Conv2d)
+    ]
+    if not blocks or any(block.conv2.groups != 1 for block in blocks):
+        raise ConfigError(
+            f"backbone {config.name}",
+            expected="a ResNet of bottlenecks without groups",
+            got="none" if not blocks else f"groups of {blocks[0].conv2.groups}",
+            fix="leave model.backbone.deformable 0, or use resnet50 or resnet101",
+        )
+    for block in blocks:
+        block.conv2 = Deformable(block.conv2)
 
 
 def freeze(body: nn.Module, config: BackboneConfig) -> None:

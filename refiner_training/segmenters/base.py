@@ -108,6 +108,11 @@ def clean_targets(targets: Sequence[Target], classes: int) -> list[Target]:
     return cleaned
 
 
+def per_image(values: Tensor, boxes: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Values of all boxes of a batch, image by image; those of one image as they are, so that no export fixes n."""
+    return [values] if len(boxes) == 1 else torch.split(values, [len(each) for each in boxes])
+
+
 class Segmenter(nn.Module, ABC):
     """A model that segments images.
 

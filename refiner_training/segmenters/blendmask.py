@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection import FCOS
+from torchvision.models.detection._utils import _topk_min
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image, roi_align
@@ -31,7 +32,7 @@ from refiner_training.heads.b2inst import (
 from refiner_training.heads.losses import zero_loss
 from refiner_training.heads.targets import binarise, holistic_boundary, project_masks
 from refiner_training.segmenters.backbone import FeaturePyramid
-from refiner_training.segmenters.base import Detections, Segmenter, Target, clean_targets
+from refiner_training.segmenters.base import Detections, Segmenter, Target, clean_targets, per_image
 from refiner_training.segmenters.blendmask_layers import AttentionHead, BasisModule, BlendMaskConfig, blend
 from refiner_training.segmenters.mask_rcnn import GridTransform, InputConfig
 
@@ -103,7 +104,7 @@ class BlendMask(Segmenter):
             losses = self._losses(self._run(resized), cleaned)
             return OrderedDict((name, losses[name]) for name in self.loss_names)
         resized, _ = self.detector.transform(images)
-        return self._detect(self._run(resized), [(int(i.shape[-2]), int(i.shape[-1])) for i in images])
+        return self._detect(self._run(resized), [(i.shape[-2], i.shape[-1]) for i in images])
 
     def _run(self, images: ImageList) -> _Pass:
         levels = list(self.detector.backbone(images.tensors).values())
@@ -234,10 +235,9 @@ class BlendMask(Segmenter):
         mask_scores = scores
         if self.scoring is not None:
             mask_scores = rescore(scores, self.scoring(masks, self._score_features(run, boxes), labels))
-        counts = [len(each) for each in boxes]
         results = []
         for index, (grids, ranks) in enumerate(
-            zip(torch.split(masks, counts), torch.split(mask_scores, counts), strict=True)
+            zip(per_image(masks, boxes), per_image(mask_scores, boxes), strict=True)
         ):
             placed = resize_boxes(boxes[index], run.images.image_sizes[index], originals[index])
             each = found[index]
@@ -253,7 +253,7 @@ class BlendMask(Segmenter):
             logits, centreness = outputs["cls_logits"][level], outputs["bbox_ctrness"][level]
             scores = (logits.sigmoid() * centreness.sigmoid()).sqrt().flatten()
             kept = torch.where(scores > self.config.score_threshold)[0]
-            top, order = scores[kept].topk(min(self.config.candidates, len(kept)))
+            top, order = scores[kept].topk(_topk_min(scores[kept], self.config.candidates, 0))
             place = kept[order] // self.classes
             boxes = self.detector.box_coder.decode(outputs["bbox_regression"][level][place], anchors[level][place])
             boxes = clip_boxes_to_image(boxes, run.images.image_sizes[index])

@@ -38,7 +38,7 @@ class BlendMaskConfig(Settings):
     basis_channels: int = 128
     basis_norm: Literal["batch", "group"] = "batch"
     attention: int | None = Field(default=None, ge=1)
-    mask_size: int = 56
+    mask_size: int = Field(default=56, ge=14, multiple_of=14)
     max_masks: int = 500
     semantic_weight: float = 0.3
     score_threshold: float = 0.2

@@ -91,9 +91,10 @@ class DeepLab(Segmenter):
         super().__init__()
         self.classes, self.ignore_label, self.settings = classes, ignore_label, squeeze
         self.inputs, self.config, self.scale = inputs, config, 1.0
-        if backbone.norm != "batch" or backbone.stride_in_1x1:
-            got = f"norm {backbone.norm}, stride_in_1x1 {backbone.stride_in_1x1}"
-            expected, fix = "norm batch, the stride in the 3x3", "set model.backbone.norm and stride_in_1x1 so"
+        if backbone.norm != "batch" or backbone.stride_in_1x1 or backbone.deformable:
+            own = ("norm", "stride_in_1x1", "deformable")
+            got = ", ".join(f"{name} {getattr(backbone, name)}" for name in own)
+            expected, fix = "norm batch, the stride in the 3x3, no deformable stages", "set model.backbone so"
             raise ConfigError("the backbone of a deeplabv3plus", expected=expected, got=got, fix=fix)
         self.model = smp.DeepLabV3Plus(
             f"tu-{backbone.name}",

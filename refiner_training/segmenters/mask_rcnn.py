@@ -21,9 +21,10 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import MultiScaleRoIAlign
 
 from bpr_service.config import Settings
+from refiner_training.heads.mask_scoring import MaskIoU, MaskScoringSettings
 from refiner_training.heads.protocol import PYRAMID, RoiBatch, RoiHead, RoiTruth
 from refiner_training.segmenters.backbone import FeaturePyramid
-from refiner_training.segmenters.base import Detections, Segmenter, Target, clean_targets
+from refiner_training.segmenters.base import Detections, Segmenter, Target, clean_targets, per_image
 
 DETECTOR_LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
 
@@ -52,6 +53,7 @@ class MaskRcnnConfig(Settings):
         rpn_top_train, rpn_top_test: proposals kept.
         box_hidden: width of the box head's two linear layers.
         score_threshold, nms_threshold, detections: of the final boxes.
+        mask_scoring: rank masks by their predicted IoU, too (Mask Scoring R-CNN); None does not.
     """
 
     anchor_sizes: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
@@ -63,6 +65,7 @@ class MaskRcnnConfig(Settings):
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
     detections: int = 100
+    mask_scoring: MaskScoringSettings | None = None
 
 
 class FloatRPNHead(RPNHead):  # type: ignore[misc]
@@ -98,12 +101,13 @@ class GridTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
 
 
 class BoundaryRoIHeads(RoIHeads):  # type: ignore[misc]
-    """torchvision's box branch, with a :class:`RoiHead` as its mask branch."""
+    """torchvision's box branch, with a :class:`RoiHead` as its mask branch, and mask scores where there are any."""
 
     head: RoiHead
+    scoring: MaskIoU | None
 
     @classmethod
-    def from_base(cls, base: Any, head: RoiHead) -> BoundaryRoIHeads:
+    def from_base(cls, base: Any, head: RoiHead, scoring: MaskIoU | None = None) -> BoundaryRoIHeads:
         """Take over box modules, samplers and thresholds of a torchvision ``RoIHeads``; their names survive."""
         heads = cls(
             base.box_roi_pool,
@@ -118,11 +122,12 @@ class BoundaryRoIHeads(RoIHeads):  # type: ignore[misc]
             base.nms_thresh,
             base.detections_per_img,
         )
-        heads.head = head
+        heads.head, heads.scoring = head, scoring
+        poolers = {**head.spec.poolers, **({} if scoring is None else {scoring.pooled: scoring.pooler})}
         heads.poolers = nn.ModuleDict(
             {
                 name: MultiScaleRoIAlign(list(pooler.levels), pooler.size, sampling_ratio=2)
-                for name, pooler in head.spec.poolers.items()
+                for name, pooler in poolers.items()
             }
         )
         return heads
@@ -146,15 +151,22 @@ class BoundaryRoIHeads(RoIHeads):  # type: ignore[misc]
         boxes, scores, labels = self.postprocess_detections(logits.float(), deltas.float(), proposals, image_shapes)
         every = torch.cat(labels)
         rois = RoiBatch(self._pool(features, boxes, image_shapes), boxes, every)
-        masks, factor = self.head.predict(self.head(rois), every)
-        counts = [len(b) for b in boxes]
-        factors = torch.ones(len(every), device=every.device) if factor is None else factor
+        masks, factors = self.predict(rois)
         return [
             {"boxes": b, "labels": c, "scores": s, "mask_scores": s * f, "masks": m}
             for b, c, s, f, m in zip(
-                boxes, labels, scores, torch.split(factors, counts), torch.split(masks, counts), strict=True
+                boxes, labels, scores, per_image(factors, boxes), per_image(masks, boxes), strict=True
             )
         ], {}
+
+    def predict(self, rois: RoiBatch) -> tuple[Tensor, Tensor]:
+        """Mask probabilities (N, 1, M, M) and what the boxes' scores are multiplied by, (N,)."""
+        out = self.head(rois)
+        masks, factor = self.head.predict(out, rois.labels)
+        factors = torch.ones_like(rois.labels, dtype=torch.float32) if factor is None else factor
+        if self.scoring is not None:
+            factors = factors * self.scoring(out["mask"], rois).float().clamp(0, 1)
+        return masks, factors
 
     def _losses(
         self,
@@ -178,7 +190,11 @@ class BoundaryRoIHeads(RoIHeads):  # type: ignore[misc]
         every = torch.cat([each[i] for each, i in zip(labels, chosen, strict=True)])
         rois = RoiBatch(self._pool(features, boxes, image_shapes), boxes, every, truth)
         losses = {"loss_classifier": loss_classifier, "loss_box_reg": loss_box_reg}
-        return losses | self.head.losses(self.head(rois), rois)
+        out = self.head(rois)
+        losses |= self.head.losses(out, rois)
+        if self.scoring is not None:
+            losses[self.scoring.loss_name] = self.scoring.loss(out["mask"], rois)
+        return losses
 
     def _positives(self, labels: Tensor) -> Tensor:
         positive = torch.where(labels > 0)[0]
@@ -193,14 +209,17 @@ class BoundaryRoIHeads(RoIHeads):  # type: ignore[misc]
 class MaskRcnn(Segmenter):
     """Mask R-CNN as a :class:`Segmenter`."""
 
-    head_names = ("head.", "detector.roi_heads.head.")
+    head_names = ("head.", "detector.roi_heads.head.", "detector.roi_heads.scoring.")
 
     def __init__(self, detector: Any, classes: int) -> None:
         super().__init__()
         self.detector, self.classes = detector, classes
         self.head: RoiHead = detector.roi_heads.head
         self.random = self.head.random
-        self.loss_names = (*DETECTOR_LOSSES[:2], *self.head.spec.loss_names, *DETECTOR_LOSSES[2:])
+        own = self.head.spec.loss_names
+        if detector.roi_heads.scoring is not None:
+            own, self.score_keys = (*own, MaskIoU.loss_name), ("scores", "mask_scores")
+        self.loss_names = (*DETECTOR_LOSSES[:2], *own, *DETECTOR_LOSSES[2:])
         self.nms_threshold, self.most = detector.roi_heads.nms_thresh, detector.roi_heads.detections_per_img
 
     def set_scale(self, scale: float) -> None:
@@ -231,7 +250,7 @@ class MaskRcnn(Segmenter):
         images, targets = self.detector.transform([image], [{"boxes": boxes, "labels": labels}])
         inside = [targets[0]["boxes"]]
         pooled = self.detector.roi_heads._pool(self.detector.backbone(images.tensors), inside, images.image_sizes)
-        masks, _ = self.head.predict(self.head(RoiBatch(pooled, inside, labels)), labels)
+        masks, _ = self.detector.roi_heads.predict(RoiBatch(pooled, inside, labels))
         scores = torch.ones(len(labels), device=labels.device)
         return Detections(boxes, labels, scores, scores, masks[:, 0], boxes)
 

@@ -11,6 +11,7 @@ from bpr_service.errors import ConfigError, UnknownName
 from refiner_training.heads.beis import BeisHead
 from refiner_training.heads.bmask import BMaskHead
 from refiner_training.heads.boundary_squeeze import BoundarySqueezeHead
+from refiner_training.heads.mask_scoring import MaskIoU
 from refiner_training.heads.plain import PlainMaskHead
 from refiner_training.heads.protocol import RoiHead
 from refiner_training.segmenters.backbone import FeaturePyramid
@@ -31,7 +32,9 @@ def _mask_rcnn(make_head: RoiHeadBuilder) -> Builder:
         pyramid = FeaturePyramid(config.model.backbone, "p2")
         detector = build_detector(pyramid, classes, config.model.mask_rcnn, config.model.inputs)
         head = make_head(pyramid.out_channels, classes, config)
-        detector.roi_heads = BoundaryRoIHeads.from_base(detector.roi_heads, head)
+        own = config.model.mask_rcnn.mask_scoring
+        scoring = None if own is None else MaskIoU(pyramid.out_channels, classes, own)
+        detector.roi_heads = BoundaryRoIHeads.from_base(detector.roi_heads, head, scoring)
         return MaskRcnn(detector, classes)
 
     return build

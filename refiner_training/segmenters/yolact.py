@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection import _utils as detection
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import MultiScaleRoIAlign, box_iou, clip_boxes_to_image, roi_align
 
 from refiner_training.heads.b2inst import (
@@ -101,9 +101,7 @@ class Yolact(Segmenter):
             losses = self._losses(self._run(resized.tensors), cleaned)
             return OrderedDict((name, losses[name]) for name in self.loss_names)
         run = self._run(self.transform(images)[0].tensors)
-        return [
-            self._detect(run, index, (int(image.shape[-2]), int(image.shape[-1]))) for index, image in enumerate(images)
-        ]
+        return [self._detect(run, index, (image.shape[-2], image.shape[-1])) for index, image in enumerate(images)]
 
     def _run(self, images: Tensor) -> _Pass:
         levels = list(self.pyramid(images).values())
@@ -231,9 +229,9 @@ class Yolact(Segmenter):
 
     def _roi_masks(self, probabilities: Tensor, cells: Tensor) -> Tensor:
         """(n, h, w) full masks, boxes in cells -> (n, 28, 28)."""
-        if len(cells) == 0:
+        if len(cells) == 0 and not torch.onnx.is_in_onnx_export():  # an export must not end here
             return probabilities.new_zeros((0, SCORE_GRID, SCORE_GRID))
-        rois = torch.cat([torch.arange(len(cells), device=cells.device)[:, None].to(cells), cells], dim=1)
+        rois = torch.cat([torch.arange(cells.shape[0], device=cells.device)[:, None].to(cells), cells], dim=1)
         size = (SCORE_GRID, SCORE_GRID)
         return roi_align(probabilities[:, None].float(), rois, size, aligned=True)[:, 0]  # type: ignore[no-any-return]
 
@@ -265,7 +263,6 @@ class Yolact(Segmenter):
             levels = [level[index : index + 1] for level in run.levels]
             one = _Pass(levels, {}, run.anchors, run.prototypes, None)
             mask_scores = rescore(best, self.scoring(grids, self._score_features(one, [boxes]), labels))
-        height, width = original
-        scale = boxes.new_tensor([width, height, width, height]) / self.side_px
-        rects = boxes.new_tensor([0, 0, width, height]).expand(len(boxes), 4)
-        return Detections(boxes * scale, labels, best, mask_scores, masks, rects)
+        corner = boxes.new_tensor([0, 0, *self._corner])
+        rects = resize_boxes(torch.zeros_like(boxes) + corner, self._corner, original)
+        return Detections(resize_boxes(boxes, self._corner, original), labels, best, mask_scores, masks, rects)

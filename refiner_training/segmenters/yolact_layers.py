@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.detection._utils import _topk_min
 from torchvision.ops import box_iou
 
 from bpr_service.config import Settings
@@ -77,12 +78,13 @@ def fast_nms(
     Returns:
         anchor indices, labels (1..C-1) and scores, each (n,), best first, n at most ``most``.
     """
-    top, places = scores.t().topk(min(candidates, len(boxes)), dim=1)
+    top, places = scores.t().topk(_topk_min(scores, candidates, 0), dim=1)
     chosen = boxes[places]
     overlap = torch.stack([box_iou(each, each) for each in chosen]).triu(1)
     keep = (overlap.amax(dim=1) <= threshold) & (top > lowest)
     labels = torch.arange(1, scores.shape[1] + 1, device=boxes.device)[:, None].expand_as(places)[keep]
-    best, order = top[keep].topk(min(most, int(keep.sum())))
+    kept = top[keep]
+    best, order = kept.topk(_topk_min(kept, most, 0))
     return places[keep][order], labels[order], best
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from bpr_service.errors import BprError, InputError, LimitError
 from bpr_service.formats.records.mask_record import left_alone
@@ -55,6 +55,23 @@ class Limits:
     max_body_bytes: int
 
 
+class SegmentOptions(RequestOptions):
+    """How to segment; the refinement's own options count where masks are refined too."""
+
+    min_score: Annotated[float, Field(ge=0.0, le=1.0, strict=False)] = Field(
+        default=0.5, description="masks that score less are left out"
+    )
+
+
+class SegmentRequest(BaseModel):
+    """A picture to be segmented."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    image: EncodedFile
+    options: SegmentOptions = SegmentOptions()
+
+
 @dataclass(slots=True)
 class Asked:
     """A request whose shape is right and whose pictures are still files."""
@@ -96,6 +113,19 @@ def parse(body: memoryview, content_type: str, task: Task, limits: Limits, allow
         getattr(request, "segments_info", None),
         kept,
     )
+
+
+def parse_picture(body: memoryview, content_type: str, allowance: Allowance) -> tuple[bytes, SegmentOptions]:
+    """The image file and the options of a body without masks; raises as `parse`."""
+    if not content_type.lower().startswith(MULTIPART):
+        request = validated(SegmentRequest, load_json(body, allowance))
+        return decode_base64(request.image.data, "/image/data"), request.options
+    allowance.take(3 * len(body))
+    form = read_form(parse_multipart(bytes(body), content_type), allowance)
+    if form.masks is not None or form.pngs or form.segments is not None:
+        raise InputError("masks", expected="an image alone", got="masks too", fix="send masks to /v1/refine/instance")
+    assert form.image is not None
+    return form.image, validated(SegmentOptions, form.options)
 
 
 def _map_name(task: Task) -> str:

@@ -20,8 +20,8 @@ from bpr_service.server.codec import label_studio
 from bpr_service.server.codec.bodies import load_json
 from bpr_service.server.codec.maps import Map, read_map
 from bpr_service.server.codec.memory import Allowance
-from bpr_service.server.codec.parse import Asked, Limits, decode_image, decode_masks, parse
-from bpr_service.server.codec.schemas import examples
+from bpr_service.server.codec.parse import Asked, Limits, decode_image, decode_masks, parse, parse_picture
+from bpr_service.server.codec.schemas import RequestOptions, examples
 from bpr_service.server.codec.shared import (
     Block,
     pack_array,
@@ -46,8 +46,7 @@ def read(message: dict[str, Any], block: Block, allowance: Allowance) -> tuple[d
     """A body of a refine route to its image, and its masks or map."""
     limits = Limits(**message["limits"])
     asked = parse(block.view(), message["content_type"], message["task"], limits, allowance)
-    if asked.options.preset is not None and asked.options.preset not in message["presets"]:
-        raise UnknownName("preset", asked.options.preset, message["presets"])
+    _check_preset(asked.options, message)
     picture = decode_image(asked.image, asked.options, limits, allowance)
     image, warnings = picture.pixels, picture.warnings
     height, width = image.shape[:2]
@@ -66,6 +65,24 @@ def read(message: dict[str, Any], block: Block, allowance: Allowance) -> tuple[d
         warnings = [*warnings, *found.warnings]
     meta |= {"warnings": warnings, "kept": _kept(out, asked, allowance)}
     return pack_meta(out, meta), out
+
+
+def read_picture(message: dict[str, Any], block: Block, allowance: Allowance) -> tuple[dict[str, Any], Block]:
+    """A body of a segment route to its image."""
+    limits = Limits(**message["limits"])
+    data, options = parse_picture(block.view(), message["content_type"], allowance)
+    _check_preset(options, message)
+    picture = decode_image(data, options, limits, allowance)
+    allowance.last(picture.pixels.size)
+    out = Block()
+    meta = {"options": options.model_dump(), "image": pack_array(out, picture.pixels), "map": None}
+    meta |= {"masks": [], "alone": [], "warnings": picture.warnings, "kept": [None, None]}
+    return pack_meta(out, meta), out
+
+
+def _check_preset(options: RequestOptions, message: dict[str, Any]) -> None:
+    if options.preset is not None and options.preset not in message["presets"]:
+        raise UnknownName("preset", options.preset, message["presets"])
 
 
 def _kept(out: Block, asked: Asked, allowance: Allowance) -> list[list[int] | None]:
@@ -125,6 +142,7 @@ def write_audit(message: dict[str, Any], block: Block, allowance: Allowance) -> 
 Step = Callable[[dict[str, Any], Block, Allowance], tuple[dict[str, Any], Block]]
 STEPS: dict[str, Step] = {
     "read": read,
+    "read_picture": read_picture,
     "write": write,
     "write_audit": write_audit,
     "label_studio_split": label_studio.split,

@@ -118,7 +118,7 @@ def frame(out: Writer, said: dict[str, Any], started: float, parts: Iterator[tup
         out.write(b"," + orjson.dumps(name) + b":" + value)
     spent_ms = (time.perf_counter() - started) * 1e3
     timings = {**said["timings_ms"], "encode": spent_ms, "total": said["total_ms"] + spent_ms}
-    rest = {"model": said["model"], "device": said["device"]}
+    rest: dict[str, Any] = {name: said[name] for name in ("model", "device", "segmenter") if name in said}
     rest["timings_ms"] = {step: round(ms, 3) for step, ms in timings.items()}
     out.write(b"," + orjson.dumps(rest)[1:])
 

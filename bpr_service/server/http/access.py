@@ -35,7 +35,7 @@ RULES: tuple[tuple[str, re.Pattern[str], Access], ...] = tuple(
         ("GET", r"/|/docs|/openapi\.json|/page/[^/]*", OPEN),
         ("GET", r"/livez|/readyz|/version|/metrics|/health|/v2/health/(live|ready)", OPEN),
         ("GET", rf"{_MODEL}/ready", OPEN),
-        ("POST", r"/v1/refine/[^/]+|/v1/audit|/predict", Access("refine", large=True)),
+        ("POST", r"/v1/refine/[^/]+|/v1/audit|/v1/segment(-refine)?|/predict", Access("refine", large=True)),
         ("POST", r"/setup", Access("refine")),
         ("GET", r"/v1/models|/v1/examples(/.*)?", Access("refine")),
         ("GET", rf"/v2|{_MODEL}", Access("refine")),

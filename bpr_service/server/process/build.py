@@ -10,6 +10,7 @@ import numpy as np
 from bpr_service.errors import ConfigError
 from bpr_service.masks.mask import Mask
 from bpr_service.network.devices import set_threads
+from bpr_service.network.segmenter import Segmenter
 from bpr_service.runtime.device import bound_heap, choose_device
 from bpr_service.runtime.dummy import DummyModels
 from bpr_service.runtime.engine import Engine
@@ -52,6 +53,7 @@ def build(settings: ServerSettings, processes: int = 1) -> tuple[Any, Engine, Se
         metrics=metrics,
         job_router=router,
         beside=beside,
+        segmenter=None if settings.segmenter is None else Segmenter(settings.segmenter),
     )
     return app, engine, settings
 
