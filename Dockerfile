@@ -56,12 +56,14 @@ RUN uv pip install --torch-backend "$TRAINER_BACKEND" --constraints constraints.
 COPY --from=wheel /dist /dist
 RUN uv pip install --no-deps /dist/*.whl
 
+# KubeRay asks a node's dashboard, which is another extra of Ray's own: what it needs beyond our lock is in docker/ray.lock.
 FROM build AS build-ray
 ARG RAY_BACKEND
-COPY pyproject.toml ./
+COPY pyproject.toml docker/ray.lock ./
 COPY --from=locked /constraints.txt ./
-RUN uv pip install --torch-backend "$RAY_BACKEND" --constraints constraints.txt \
-    --requirements pyproject.toml --extra torch --extra server --extra jobs --extra s3 --extra otel --extra ray
+RUN uv pip install --torch-backend "$RAY_BACKEND" --constraints constraints.txt --constraints ray.lock \
+    --requirements pyproject.toml --extra torch --extra server --extra jobs --extra s3 --extra otel --extra ray \
+    "ray[default]"
 COPY --from=wheel /dist /dist
 RUN uv pip install --no-deps /dist/*.whl
 

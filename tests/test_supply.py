@@ -9,11 +9,13 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from docs import published
 from tests.deploy import checks, deployment
@@ -226,6 +228,12 @@ def test_the_lock_holds_what_the_images_install() -> None:
     ]
     wanted = {re.split(r"[\[<>=!]", name)[0].lower() for name in names} - {project["name"]}  # extras of its own
     assert wanted - lock.keys() == set()
+    marked = [needed for line in metadata.requires("ray") or [] if (needed := Requirement(line)).marker]
+    dashboard = {
+        n.name.lower().replace("_", "-") for n in marked if n.marker and n.marker.evaluate({"extra": "default"})
+    }
+    own = {line.split("==")[0] for line in (ROOT / "docker/ray.lock").read_text().splitlines()}
+    assert dashboard - lock.keys() - own == set(), "of the image of Ray's nodes"
     # Another build of torch than the one that the lock was made with would not accept its CUDA libraries.
     major, minor = lock["nvidia-cuda-runtime"].split(".")[:2]
     assert f"--torch-backend cu{major}{minor} " in " ".join(text for _, text in deployment.dockerfile(ROOT))
