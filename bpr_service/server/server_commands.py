@@ -36,6 +36,7 @@ def serve(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Serve refinement over HTTP. Every setting also is a BPR_* variable; see docs/api.md."""
+    from bpr_service.config import get_preset
     from bpr_service.server.settings import ServerSettings
 
     settings = ServerSettings.load(
@@ -57,13 +58,15 @@ def serve(
         otel=otel,
         log_level=log_level,
     )
+    for name in settings.presets:
+        get_preset(name)  # before anything heavy is imported
     if settings.devices:
         from bpr_service.server.process.fleet import run_fleet
 
         raise typer.Exit(run_fleet(settings))
     from bpr_service.server.process.run import run
 
-    raise typer.Exit(run(settings))
+    run(settings)
 
 
 def check_server(

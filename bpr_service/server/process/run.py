@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import logging
 import os
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 from fastapi import FastAPI
@@ -49,16 +50,16 @@ class Server(uvicorn.Server):
             door.listen(BACKLOG)  # what waits may be many; one that is shared is taken from one at a time
 
 
-def run(settings: ServerSettings) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit code: 0 after a clean drain, 1 where the engine failed."""
+def run(settings: ServerSettings) -> NoReturn:
+    """Serve until SIGTERM or SIGINT; the process ends, with 0 after a clean drain and 1 where the engine failed."""
     check_free(settings.host, settings.port)
     sys.setswitchinterval(SWITCH_S)
     configure_logging(settings.log_level, settings.log_format)
     app, engine, settings = build(settings)
-    return asyncio.run(serve(app, engine, settings))
+    end(asyncio.run(serve(app, engine, settings)))
 
 
-def run_member(settings: ServerSettings, member: Member, listener: socket.socket, own: socket.socket) -> int:
+def run_member(settings: ServerSettings, member: Member, listener: socket.socket, own: socket.socket) -> NoReturn:
     """`run` for a process of a fleet: on the fleet's ``listener``, and for its siblings on the Unix socket ``own``."""
     sys.setswitchinterval(SWITCH_S)
     configure_logging(settings.log_level, settings.log_format, process=member.process)
@@ -69,7 +70,7 @@ def run_member(settings: ServerSettings, member: Member, listener: socket.socket
         own.bind(str(member.socket_path(member.process)))
         return [listener, own]
 
-    return asyncio.run(serve(app, engine, settings, open_doors))
+    end(asyncio.run(serve(app, engine, settings, open_doors)))
 
 
 def check_free(host: str, port: int) -> None:
@@ -213,6 +214,16 @@ def leave() -> None:
     log.info("stopped")
     logging.shutdown()
     os._exit(1)
+
+
+def end(code: int) -> NoReturn:
+    """End a process that has done its work: what asked to be called at the end is called, and nothing is taken apart.
+
+    The interpreter's own end goes through all that torch and numba hold, for more than a second of a core.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code)
 
 
 async def failure(

@@ -185,6 +185,25 @@ def test_what_is_not_over_after_the_drain_is_ended(monkeypatch: pytest.MonkeyPat
     assert ended.get(timeout=20) == 1
 
 
+ENDS = """
+import atexit
+from bpr_service.server.process.run import end
+
+class Held:
+    def __del__(self):
+        print("taken apart")
+
+held = Held()
+atexit.register(print, "asked")
+end(3)
+"""
+
+
+def test_a_process_ends_without_taking_apart_what_it_holds() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDS], cwd=ROOT, capture_output=True, text=True, timeout=150)
+    assert (done.returncode, done.stdout) == (3, "asked\n"), done.stderr
+
+
 def test_a_model_that_cannot_be_loaded_stops_the_start(tmp_path: Path) -> None:
     env = {"PATH": "/usr/bin", "BPR_PORT": str(free_port()), "BPR_PRESETS": '["nope"]', "BPR_DUMMY": "0"}
     command = [sys.executable, "-m", "bpr_service.cli", "serve"]
