@@ -1,22 +1,17 @@
 """What plan, journal, queue and merge cost at a million pictures, with a network that costs nothing.
 
-    python -m benchmarks.scale run   [--images 1000000] [--simulated] [--json OUT]
-    python -m benchmarks.scale fleet [--images 10000000] [--masks 10] [--images-per-s 20] [--json OUT]
+    python -m benchmarks.scale run [--images 1000000] [--simulated] [--json OUT]
 
 run: a COCO results file of one mask a picture is planned, queued (SQLite), refined by a pool that gives every record
 back as it came, and merged; each stage in a process of its own, with its time and its peak memory. ``--simulated``
 takes units and records from a generator instead of a file, for sizes that no disk here holds.
-fleet: what a run costs on 1, 16 and 256 devices by arithmetic, and the same by playing the queue through: parts of
-uneven length, taken by the device that is free first.
 """
 
 from __future__ import annotations
 
 import argparse
-import heapq
 import json
 import multiprocessing
-import random
 import resource
 import tempfile
 import time
@@ -29,7 +24,7 @@ from bpr_service.formats import Encoded, Paths, PredictionFormat, Unit
 from bpr_service.jobs.refine.merge import merge
 from bpr_service.jobs.refine.parts import Watcher, refine_parts
 from bpr_service.jobs.refine.place import Place
-from bpr_service.jobs.refine.plan import BLOCK_RECORDS, MAX_PARTS, load_plan, make_plan, open_file
+from bpr_service.jobs.refine.plan import load_plan, make_plan, open_file
 from bpr_service.jobs.refine.unit import Outcome
 from bpr_service.jobs.requests import RefineRequest
 
@@ -182,42 +177,15 @@ def run(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def fleet(root: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Costs of a run on 1, 16, 256 devices: by arithmetic and by playing the queue through."""
-    block_images = min(16, max(1, BLOCK_RECORDS // args.masks))
-    blocks = -(-args.images // block_images)
-    of_a_part = -(-blocks // MAX_PARTS)
-    parts = -(-blocks // of_a_part)
-    part_s = args.images / parts / args.images_per_s
-    rows = []
-    for devices in (1, 16, 256):
-        rng, free, end = random.Random(0), [0.0] * devices, 0.0
-        for _ in range(parts):
-            begun = heapq.heappop(free)
-            end = max(end, begun + part_s * rng.uniform(0.5, 1.5))
-            heapq.heappush(free, begun + part_s * rng.uniform(0.5, 1.5))
-        rows.append({"devices": devices, "work_h": round(args.images / args.images_per_s / devices / 3600, 2),
-                     "work_played_h": round(max(end, *free) / 3600, 2)})  # fmt: skip
-    return {
-        "images": args.images, "masks": args.images * args.masks, "parts": parts,
-        "images_of_a_part": round(args.images / parts), "minutes_of_a_part": round(part_s / 60, 1), "devices": rows,
-        "requests_to_storage": {"pictures": args.images, "records": 2 * args.images, "parts": 6 * parts},
-        "writes_to_database": 6 * parts,
-    }  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "fleet"])
-    parser.add_argument("--images", type=int)
-    parser.add_argument("--masks", type=int, default=10)
-    parser.add_argument("--images-per-s", type=float, default=20.0)
+    parser.add_argument("what", choices=["run"])
+    parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--simulated", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    args.images = args.images or {"run": 1_000_000, "fleet": 10_000_000}[args.what]
     with tempfile.TemporaryDirectory() as folder:
-        result = {"what": args.what, **{"run": run, "fleet": fleet}[args.what](Path(folder), args)}
+        result = {"what": args.what, **run(Path(folder), args)}
     print(json.dumps(result))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
