@@ -1,8 +1,8 @@
 """Polygons that a person can edit: outlines with few corners, none of them farther from the pixels' edge than promised.
 
 The pixels' edges between labels are cut where three labels meet, and each arc is simplified once for both its sides
-(Douglas and Peucker 1973), so neighbours keep one edge between them. An arc that would cross another or lose a region
-stays as it was, so holes, parts and regions stay what they were.
+(`few_corners`), so neighbours keep one edge between them. An arc that would cross another or lose a region is kept
+nearer to what it was, so holes, parts and regions stay what they were.
 
 Letters: H, W are the image's height and width in px; n corners.
 """
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpr_service.masks.encoding import Parts
+from bpr_service.masks.few_corners import FewCorners
 from bpr_service.masks.polygons import joined
 
 if TYPE_CHECKING:
@@ -40,17 +41,21 @@ def simplify_masks(masks: Sequence[Mask], tolerance_px: float) -> list[Parts]:
             left, top, right, bottom = masks[i].box
             window = labels[top - y0 : bottom - y0, left - x0 : right - x0]
             window[masks[i].window(left, top, right, bottom) > 0] = label
-        for label, parts in simplify_label_map(labels, tolerance_px).items():
+        frame = (-x0, -y0, masks[group[0]].width - x0, masks[group[0]].height - y0)
+        for label, parts in simplify_label_map(labels, tolerance_px, frame).items():
             out[group[label - 1]] = [[ring + np.array([x0, y0]) for ring in rings] for rings in parts]
     return out
 
 
-def simplify_label_map(labels: NDArray[np.integer[Any]], tolerance_px: float) -> dict[int, Parts]:
+def simplify_label_map(
+    labels: NDArray[np.integer[Any]], tolerance_px: float, frame: tuple[int, int, int, int] | None = None
+) -> dict[int, Parts]:
     """The parts of every label of an (H, W) map but 0, with few corners and without gaps between neighbours.
 
     Args:
         labels: (H, W); 0 is no label.
         tolerance_px: as in `simplify_masks`.
+        frame: x0, y0, x1, y1 of the picture, px on the map; None: the map is the picture.
     """
     import shapely
 
@@ -58,18 +63,19 @@ def simplify_label_map(labels: NDArray[np.integer[Any]], tolerance_px: float) ->
     arcs, sides = _arcs(padded)
     if not len(arcs):
         return {}
-    short, arcs = (shapely.simplify(arcs, px, preserve_topology=False) for px in (tolerance_px, 0.0))
-    plain = np.zeros(len(arcs), bool)
+    frame = (0, 0, labels.shape[1], labels.shape[0]) if frame is None else frame
+    old = [shapely.get_coordinates(arc) for arc in shapely.simplify(arcs, 0.0, preserve_topology=False)]
+    few = FewCorners(old, tolerance_px, (np.array(frame[:2], float), np.array(frame[2:], float)))
     while True:  # every round leaves more arcs as they were; with all of them the faces are the labels' own
-        new = np.where(plain, arcs, short)
+        counts = [len(corners) for corners in few.corners]
+        new = shapely.linestrings(np.concatenate(few.corners), indices=np.repeat(np.arange(len(counts)), counts))
         bad = _crossing(new)
         if not bad.any():
             faces = shapely.orient_polygons(shapely.get_parts(shapely.polygonize(new)))
             own = _labels_of(faces, padded)
             bad = _lost(new, sides, faces, own)
-        if not (bad & ~plain).any():
+        if not few.tighten(bad):
             break
-        plain |= bad
     wanted = np.flatnonzero(own)
     out: dict[int, Parts] = {}
     for i in wanted.tolist():
