@@ -19,6 +19,7 @@ from bpr_service.audit.task import Seen, see
 from bpr_service.audit.where import where_off
 from bpr_service.formats import InstancePrediction, PanopticPrediction, PredictionFormat, Unit
 from bpr_service.formats.base import Prediction
+from bpr_service.formats.records.record_file import is_crowd
 from bpr_service.formats.refining import read_unit
 from bpr_service.masks.mask import Mask
 from bpr_service.refine.labels.regions import LabelRegions
@@ -102,7 +103,7 @@ def listed(
         return found, failed, dict(skipped)
     if isinstance(before, PanopticPrediction):
         infos = {info["id"]: info for info in before.segments_info}
-        crowds = {i for i, info in infos.items() if info.get("iscrowd") in (1, True) and not file.options.crowds}
+        crowds = {i for i, info in infos.items() if is_crowd(info) and not file.options.crowds}
         regions = LabelRegions(before.segment_map, 0)
         found = [
             Listed(label, label, infos[label].get("category_id"), mask, infos[label])

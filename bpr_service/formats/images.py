@@ -97,9 +97,9 @@ class NameIndex:
         return found
 
     def find(self, name: str | int) -> list[str]:
-        """All names that fit ``name`` by the first rule that any fits; a number fits ``000000000139.jpg``."""
+        """All names that fit ``name`` by the first rule that any fits; 139 fits ``139.jpg``, ``000000000139.jpg``."""
         if isinstance(name, int):
-            return self._numbers.get(name, [])
+            return self.find(str(name)) or self._numbers.get(name, [])
         for wanted in dict.fromkeys((plain(name), plain(unquote(name)))):  # %20, as addresses have it
             for table, tries in self._tables:
                 for key in tries(wanted):

@@ -24,6 +24,7 @@ from bpr_service.formats.base import (
     PredictionFormat,
     Unit,
 )
+from bpr_service.formats.records.record_file import is_crowd
 from bpr_service.masks.images import ReadImage, open_image
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def refine_segments(
     """The refined segments; crowds keep their pixels and gain none, unless ``crowds`` are asked for."""
     result = refiner.refine_panoptic(image, before.segment_map, before.segments_info)
     refined, infos = result.segment_map, result.segments_info
-    alone = [info["id"] for info in before.segments_info if info.get("iscrowd") in (1, True) and not crowds]
+    alone = [info["id"] for info in before.segments_info if is_crowd(info) and not crowds]
     if alone:
         theirs = np.isin(before.segment_map, alone) | np.isin(refined, alone)
         refined = np.where(theirs, before.segment_map, refined)

@@ -180,6 +180,9 @@ def open_picture(source: bytes | str | Path, max_pixels: int, what: str, error: 
     it is too large.
     """
     with _opened(source, max_pixels, what, error) as picture:
+        pages = getattr(picture, "n_frames", 1)
+        if pages > 1:
+            raise error(f"a {what} of {pages} pages", expected="one picture", got=str(pages), fix="save each by itself")
         picture.load()
     return picture  # the file is closed, the pixels stay
 

@@ -18,6 +18,11 @@ from bpr_service.config import MAX_PIXELS
 from bpr_service.errors import MaskError
 from bpr_service.masks.images import open_picture
 
+_WRITTEN = ("PNG", "TIFF", "BMP", "PPM", "WEBP")
+_TEXT_TAGS = (269, 270, 271, 272, 305, 306, 315)
+_OWN_TAGS = 33000
+"""TIFF: the first of the tags that say nothing of how pixels are stored: where on earth they lie, what is no data."""
+
 
 def read_label_map(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
     """A label map: one-channel 8- or 16-bit PNG, or a palette PNG (VOC), whose indices are the labels.
@@ -155,15 +160,39 @@ def picture_like(data: bytes, array: NDArray[Any]) -> bytes:
         old = np.asarray(picture)
         if np.array_equal(old, array):
             return data
+        if picture.format not in _WRITTEN:
+            raise MaskError(
+                f"a mask in a {picture.format} file",
+                expected=f"{', '.join(_WRITTEN)}, which keep every value",
+                got=picture.format,
+                fix="save the mask as PNG",
+            )
         new = pil.fromarray(array.astype(old.dtype, copy=False))
         if new.mode != picture.mode and picture.mode == "1":
             new = new.convert("1")
-        if picture.mode == "P":
+        elif new.mode != picture.mode and old.dtype == np.uint8:  # as many channels, of another meaning (CMYK)
+            new = pil.frombytes(picture.mode, picture.size, np.ascontiguousarray(array, np.uint8).tobytes())
+        if picture.mode in ("P", "PA"):
             new.putpalette(picture.getpalette() or [])
         stream = io.BytesIO()
-        kept = {key: picture.info[key] for key in ("transparency", "icc_profile", "dpi") if key in picture.info}
-        new.save(stream, format=picture.format if picture.format in ("PNG", "TIFF", "BMP") else "PNG", **kept)
+        new.save(stream, format=picture.format, **_kept(picture))
         return stream.getvalue()
+
+
+def _kept(picture: Any) -> dict[str, Any]:
+    """What of a picture beside its pixels is written again."""
+    kept = {key: picture.info[key] for key in ("transparency", "icc_profile", "dpi") if key in picture.info}
+    if picture.format == "WEBP":
+        kept |= {"lossless": True, "exact": True}
+    if picture.format == "TIFF":
+        kept["compression"] = picture.info.get("compression")
+        tags = {tag: value for tag, value in picture.tag_v2.items() if tag in _TEXT_TAGS or tag >= _OWN_TAGS}
+        kinds = picture.tag_v2.tagtype
+        kept["tiffinfo"] = type(picture.tag_v2)()
+        for tag, value in tags.items():
+            kept["tiffinfo"].tagtype[tag] = kinds[tag]
+            kept["tiffinfo"][tag] = value
+    return kept
 
 
 def two_values(picture: Any) -> tuple[NDArray[np.bool_], Any, Any]:
@@ -219,6 +248,8 @@ def _pixel(array: NDArray[Any], at: int) -> NDArray[Any]:
 
 def _strength(value: NDArray[Any], mode: str) -> tuple[bool, int, int]:
     """What makes one of two values the foreground: that it can be seen, then how bright it is, then its alpha."""
+    if mode == "CMYK":  # ink: the more, the darker
+        return True, -int(value.astype(int).sum()), 0
     if mode in ("RGBA", "LA", "PA"):
         return bool(value[-1]), int(value[:-1].sum()), int(value[-1])
     return True, int(value.sum()), 0

@@ -62,36 +62,34 @@ class CocoResults(PredictionFormat):
         return dict(self._image(record) for _, _, _, record in data.scan())
 
     def scan(self) -> Iterator[Unit]:
-        groups, named = Grouping(), dict[Any, str]()
+        groups, named, nameless = Grouping(), dict[Any, str](), ""
         for position, start, length, record in self.file.scan(self._image):
-            if "image_id" not in record and "file_name" not in record:
-                raise FormatError(
-                    f"{self.file.address}: record {position} (byte {start}) has no image_id",
-                    expected=WHAT,
-                    got=f"keys {', '.join(map(str, list(record)[:6]))}",
-                    fix="check the file and --format",
-                )
-            key = plain_id(record.get("image_id", record.get("file_name")))
+            key = _image_of(record)
+            if key is None:
+                nameless = nameless or f"record {position} (byte {start}) has no image_id, but {', '.join(record)[:80]}"
             groups.add(key, position, start, length, record.get("id"))
             if isinstance(record.get("file_name"), str):
                 named.setdefault(key, record["file_name"])
-        images = self._dataset_images or self.file.head.images or self._by_name(list(groups.numbers), named)
+        if groups.numbers.keys() == {None}:
+            raise FormatError(f"{self.file.address}: {nameless}", expected=WHAT, fix="check the file and --format")
+        images = self._dataset_images or self.file.head.images or self._by_name([*groups.numbers], named)
         repeated = groups.repeated()
         for number, (image_id, source) in enumerate(groups.groups()):
             marked = [[*row, 1] if row[0] in repeated else row for row in source] if repeated else source
             entry = images.get(image_id)
             if entry is None:
-                yield Unit(number, "", str(image_id), marked, problem=self._unknown(image_id, source[0]))
+                problem = self._unknown(image_id, source[0]) if image_id is not None else nameless
+                yield Unit(number, "", str(image_id), marked, problem=problem)
             else:
                 yield Unit(number, entry[0], str(image_id), marked, entry[1])
 
-    def _by_name(self, ids: list[int | str], named: dict[Any, str]) -> dict[Any, ImageEntry | None]:
+    def _by_name(self, ids: list[int | str | None], named: dict[Any, str]) -> dict[Any, ImageEntry | None]:
         """Images by their files' names.
 
         A record calls its image by its name, by an id that is a name, or by a number that is (``000000000139.jpg``).
         """
         found: dict[Any, ImageEntry | None] = {}
-        for image_id in ids:
+        for image_id in filter(lambda each: each is not None, ids):
             with suppress(FormatError):
                 found[image_id] = self.folder.find(named.get(image_id, image_id)), None
         if ids and not found and self.paths.image is None:
@@ -131,6 +129,13 @@ class CocoResults(PredictionFormat):
 
     def write(self, out: str, records: Iterable[bytes]) -> None:
         self.file.write(out, records)
+
+
+def _image_of(record: Record) -> int | str | None:
+    """The id of a record's image, or the name of its file; None where it says neither."""
+    image = record.get("image_id")
+    image = record.get("file_name") if image is None else image
+    return None if image is None else plain_id(image)
 
 
 def text_of(entry: Record, key: str) -> str:

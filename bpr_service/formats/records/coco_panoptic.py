@@ -39,21 +39,19 @@ class CocoPanoptic(PredictionFormat):
 
     def scan(self) -> Iterator[Unit]:
         self.need("panoptic_dir", "--panoptic-dir DIR", "the folder of the panoptic PNGs")
-        rows: list[tuple[int, int, int, Any, str]] = []
+        rows: list[tuple[int, int, int, Any, str, FormatError | None]] = []
         for position, start, length, record in self.file.scan(_image):
-            missing = [key for key in ("image_id", "file_name", "segments_info") if key not in record]
-            if missing:
-                raise FormatError(
-                    f"{self.file.address}: annotation {position} (byte {start}) has no {missing[0]}",
-                    expected=WHAT,
-                    got=f"keys {', '.join(map(str, list(record)[:6]))}",
-                    fix="check the file and --format",
-                )
-            rows.append((position, start, length, plain_id(record["image_id"]), str(record["file_name"])))
+            wrong = _lacking(record)
+            image_id, png = plain_id(record.get("image_id")), str(record.get("file_name"))
+            rows.append((position, start, length, image_id, png, wrong))
+        if rows and all(row[-1] for row in rows):
+            raise at(self.file.address, f"annotation 0 (byte {rows[0][1]})", rows[0][-1] or "")
         known, seen = self._known_images(), set()
-        for position, start, length, image_id, png in rows:
+        for position, start, length, image_id, png, wrong in rows:
             source, where = [position, start, length], f"annotation {position} (byte {start})"
             try:
+                if wrong is not None:
+                    raise wrong
                 if image_id in seen:
                     raise FormatError(f"image_id {image_id!r} is there twice", fix="keep one annotation an image")
                 image = known.get(image_id) or self.folder.find(png)
@@ -117,7 +115,7 @@ class CocoPanoptic(PredictionFormat):
         data, record = self._record(unit)
         try:
             files = dict([self._png(record)])
-        except OWN_FAULTS:
+        except (*OWN_FAULTS, KeyError):
             files = {}  # the PNG is what cannot be read; the report says so
         return Encoded(files=files, records={unit.source[0]: data})
 
@@ -129,6 +127,15 @@ def _image(entry: Any) -> tuple[Any, str]:
     if not isinstance(entry, dict) or "id" not in entry:
         raise FormatError("an entry of 'images'", expected="an object with an id", got=str(entry)[:80])
     return plain_id(entry["id"]), str(entry.get("file_name") or "")
+
+
+def _lacking(record: Record) -> FormatError | None:
+    """What is wrong with a record that does not say of which image, PNG and segments it is."""
+    missing = [key for key in ("image_id", "file_name", "segments_info") if record.get(key) is None]
+    if not missing:
+        return None
+    got = f"keys {', '.join(map(str, list(record)[:6]))}"
+    return FormatError(f"no {missing[0]}", expected=WHAT, got=got, fix="check the file and --format")
 
 
 def _checked(infos: Any, segment_map: NDArray[np.int32], name: str) -> list[Record]:

@@ -9,7 +9,7 @@ from typing import Any
 from bpr_service.errors import OWN_FAULTS
 from bpr_service.formats.base import Instance, at
 from bpr_service.formats.options import FileOptions
-from bpr_service.formats.records.record_file import dump
+from bpr_service.formats.records.record_file import dump, is_crowd
 from bpr_service.formats.records.splice import splice
 from bpr_service.masks.encoding import encode_like, form_of
 from bpr_service.masks.polygons import covers_nothing, joined
@@ -42,7 +42,7 @@ def left_alone(record: Mapping[str, Any], given: Any, crowds: bool) -> str | Non
         return NO_MASK
     if isinstance(given, list) and all(covers_nothing(part) for part in given):
         return NO_AREA
-    return CROWD if record.get("iscrowd") in (1, True) and not crowds else None
+    return CROWD if is_crowd(record) and not crowds else None
 
 
 def mask_value(given: Any) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,6 +21,7 @@ Record = dict[str, Any]
 
 
 LINE_BYTES = 1 << 20
+_WHOLE = re.compile(r"0|-?[1-9][0-9]{0,18}")
 ARRAYS = ("annotations", "predictions", "results", "detections", "instances", "masks")
 """The keys under which tools wrap a list of records in an object; the first that a file has is the one."""
 
@@ -235,9 +237,16 @@ def dump(record: Any) -> bytes:
 
 
 def plain_id(value: Any) -> int | str:
-    """An id as it is compared: a whole number however it is written (17, 17.0), else its text."""
+    """An id as it is compared: a whole number however it is written (17, 17.0, "17"), else its text."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    return value if isinstance(value, str) else str(value)
+    text = value if isinstance(value, str) else str(value)
+    return int(text) if _WHOLE.fullmatch(text) else text  # 007 is a name
+
+
+def is_crowd(record: Mapping[str, Any]) -> bool:
+    """Whether a record is marked as a crowd, however its ``iscrowd`` is written."""
+    value = record.get("iscrowd")
+    return value is True or plain_id(value) == 1
