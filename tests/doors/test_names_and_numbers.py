@@ -79,6 +79,53 @@ def test_ids_come_back_as_they_stood(doors: Doors, door: str, number: float) -> 
     assert found["segmentation"] != RLE
 
 
+def given_to(doors: Doors, door: str, given: dict[str, Any], code: int = 0) -> list[dict[str, Any]]:
+    """A data set's file and the photograph a.png through a door; the annotations that come back."""
+    if door == "http":
+        files = {"image": ("a.png", saved(photo())), "masks": ("set.json", json.dumps(given).encode())}
+        response = doors.server.client.post("/v1/refine/instance", files=files)
+        assert response.status_code == 200, response.text
+        masks: list[dict[str, Any]] = response.json()["masks"]
+        return masks
+    code = code if door == "batch" else 0
+    found: list[dict[str, Any]] = json.loads(
+        getattr(doors, door)(saved(photo()), json.dumps(given), "set.json", code=code)
+    )["annotations"]
+    return found
+
+
+@kind(NUMBERS, "refine", "batch", "http")
+def test_an_id_that_is_text_is_the_number(doors: Doors, door: str) -> None:
+    given = data_set("a.png")
+    given["annotations"][0]["image_id"] = "1"
+    (found,) = given_to(doors, door, given)
+    assert found["image_id"] == "1"
+    assert found["segmentation"] != RLE
+
+
+@pytest.mark.parametrize("crowd", [1, "1", 1.0, True])
+@kind(NUMBERS, "refine", "batch", "http")
+def test_a_crowd_is_one_however_it_is_written(doors: Doors, door: str, crowd: Any) -> None:
+    given = data_set("a.png")
+    given["annotations"] = [{**RECORD, "id": 1, "iscrowd": crowd}, {**RECORD, "id": 2, "iscrowd": "0"}]
+    left, refined = given_to(doors, door, given)
+    assert left["segmentation"] == RLE != refined["segmentation"]
+    assert repr(left["iscrowd"]) == repr(crowd)
+
+
+@pytest.mark.parametrize("image", [{}, {"image_id": None}])
+@kind(ABSENT, "refine", "batch", "http")
+def test_a_record_that_names_no_image_leaves_the_others_alone(doors: Doors, door: str, image: dict[str, Any]) -> None:
+    given = data_set("a.png")
+    given["annotations"].append({"id": 2, "segmentation": RLE, **image})
+    found = given_to(doors, door, given, code=1)
+    assert found[0]["segmentation"] != RLE
+    if door != "http":
+        assert found[1] == given["annotations"][1]
+    if door == "batch":
+        assert "has no image_id" in doors.report["failed"][0]
+
+
 @kind(DRESS, "refine", "batch", "http")
 def test_a_byte_order_mark_is_read(doors: Doors, door: str) -> None:
     text = b"\xef\xbb\xbf" + json.dumps([{**RECORD, "image_id": "a"}]).encode()

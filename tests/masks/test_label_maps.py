@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 
 from bpr_service.errors import LimitError, MaskError
+from bpr_service.masks.encoding import mask_picture_like
 from bpr_service.masks.label_maps import (
     read_label_map,
     read_panoptic_png,
     write_label_map,
     write_panoptic_png,
 )
+from bpr_service.masks.mask import Mask
 
 RNG = np.random.default_rng(0)
 
@@ -93,3 +95,49 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         write_label_map(tmp_path / "a.png", np.zeros((2, 2), int))
     assert read_label_map(tmp_path / "a.png").all()
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def _file(picture: Image.Image, kind: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+SHAPE = np.zeros((8, 10), np.uint8)
+SHAPE[2:5, 2:6] = 1
+GRAY = Image.fromarray(SHAPE * 255)
+ON_EARTH = {33550: (0.5, 0.5, 0.0), 33922: (0.0, 0.0, 0.0, 500000.0, 4e6, 0.0), 42113: "0"}
+
+
+@pytest.mark.parametrize(
+    ("data", "mode", "kind"),
+    [
+        (_file(GRAY.convert("CMYK"), "TIFF"), "CMYK", "TIFF"),
+        (_file(GRAY.convert("RGB"), "WEBP", lossless=True), "RGB", "WEBP"),
+        (_file(GRAY.convert("1"), "TIFF", compression="group4"), "1", "TIFF"),
+        (_file(GRAY, "PPM"), "L", "PPM"),
+        (_file(GRAY.convert("LA"), "PNG"), "LA", "PNG"),
+        (_file(GRAY, "TIFF", tiffinfo=ON_EARTH, compression="tiff_lzw"), "L", "TIFF"),
+    ],
+)
+def test_a_mask_keeps_its_file_type_mode_and_place_on_earth(data: bytes, mode: str, kind: str) -> None:
+    assert np.array_equal(Mask.from_png(data).to_array(), SHAPE)
+    new = SHAPE.copy()
+    new[6] = 1
+    out = mask_picture_like(data, Mask.from_array(new))
+    assert np.array_equal(Mask.from_png(out).to_array(), new)
+    with Image.open(io.BytesIO(out)) as after, Image.open(io.BytesIO(data)) as before:
+        assert (after.mode, after.format) == (mode, kind)
+        if kind == "TIFF":
+            assert after.info.get("compression") == before.info.get("compression")
+            assert {tag: after.tag_v2.get(tag) for tag in ON_EARTH} == {tag: before.tag_v2.get(tag) for tag in ON_EARTH}
+
+
+def test_masks_that_would_lose_something_are_refused() -> None:
+    with pytest.raises(MaskError, match="2 pages"):
+        Mask.from_png(_file(GRAY, "TIFF", save_all=True, append_images=[GRAY]))
+    blocks = Image.fromarray(np.kron(SHAPE, np.ones((8, 8), np.uint8)) * 255)
+    data = _file(blocks, "JPEG", quality=100)
+    mask = Mask.from_png(data)
+    with pytest.raises(MaskError, match="JPEG"):
+        mask_picture_like(data, Mask.from_array(1 - mask.to_array()))
