@@ -164,7 +164,7 @@ def picture_like(data: bytes, array: NDArray[Any]) -> bytes:
             raise MaskError(
                 f"a mask in a {picture.format} file",
                 expected=f"{', '.join(_WRITTEN)}, which keep every value",
-                got=picture.format,
+                got=str(picture.format),
                 fix="save the mask as PNG",
             )
         new = pil.fromarray(array.astype(old.dtype, copy=False))

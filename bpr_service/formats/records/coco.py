@@ -89,7 +89,7 @@ class CocoResults(PredictionFormat):
         A record calls its image by its name, by an id that is a name, or by a number that is (``000000000139.jpg``).
         """
         found: dict[Any, ImageEntry | None] = {}
-        for image_id in filter(lambda each: each is not None, ids):
+        for image_id in [each for each in ids if each is not None]:
             with suppress(FormatError):
                 found[image_id] = self.folder.find(named.get(image_id, image_id)), None
         if ids and not found and self.paths.image is None:
