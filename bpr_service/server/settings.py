@@ -6,7 +6,7 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from bpr_service.config import PRESETS, AnyPrecision, Backend
 from bpr_service.runtime.settings import EngineConfig
@@ -68,7 +68,11 @@ class ServerSettings(EngineConfig):
     then.
     """
     label_studio_media_dir: Path | None = None
-    """Label Studio's media folder, mounted here: the only place its task images are read from."""
+    """Label Studio's media folder, mounted here: the only place on disk that its task images are read from."""
+    label_studio_url: str | None = None
+    """Label Studio's address: the only one that task images are fetched from, where the media folder has none."""
+    label_studio_token: SecretStr | None = None
+    """Of a user of Label Studio's, sent to that address alone."""
     segmenter: Path | None = None
     """An exported segmenter, or a run's folder with one: offer ``/v1/segment`` and ``/v1/segment-refine``."""
     dummy: bool = False

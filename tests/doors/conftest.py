@@ -24,5 +24,11 @@ def server() -> Iterator[Running]:
 
 
 @pytest.fixture
-def doors(model: str, server: Running, tmp_path: Path) -> Doors:
+def doors(model: str, request: pytest.FixtureRequest, tmp_path: Path) -> Doors:
+    """The server starts where a test first asks for it."""
+
+    def server() -> Running:
+        running: Running = request.getfixturevalue("server")
+        return running
+
     return Doors(model, server, tmp_path)

@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,12 @@ class Doors:
     """Where to send things."""
 
     model: str
-    server: Running
+    start: Callable[[], Running]
     folder: Path
+
+    @property
+    def server(self) -> Running:
+        return self.start()
 
     # ---- the commands
 

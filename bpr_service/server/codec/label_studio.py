@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,6 +23,8 @@ from bpr_service.server.codec.shared import Block, pack_array, pack_masks, pack_
 from bpr_service.server.codec.write import Writer
 
 MAX_TASKS = 32
+MAX_ADDRESS = 1024
+_IN_ADDRESS = "/:?#[]@!$&()*+,;=%~"
 
 
 class _Loose(BaseModel):
@@ -88,7 +90,9 @@ def split(message: dict[str, Any], block: Block, allowance: Allowance) -> tuple[
         regions = [region.model_dump(exclude_unset=True) for region in _regions(task, asked)]
         piece = json_text({"data": task.data, "regions": regions}).encode()
         start = out.append(piece)
-        pieces.append([start, start + len(piece)])
+        address = picture_address(task.data) if regions else None
+        address = None if address is None or address.startswith("data:") else quote(address[:MAX_ADDRESS], _IN_ADDRESS)
+        pieces.append([start, start + len(piece), address])
     return {"pieces": pieces}, out
 
 
@@ -110,7 +114,10 @@ def read(message: dict[str, Any], block: Block, allowance: Allowance) -> tuple[d
     check_number(len(task["regions"]), limits)
     options = RequestOptions(exif="apply")  # what an annotator draws on is upright
     try:
-        data = _image_bytes(task["data"], message["media_dir"], limits, allowance)
+        if message["media"] is not None:
+            data = bytes(block.view(*message["media"]))
+        else:
+            data = _image_bytes(task["data"], message["media_dir"], limits, allowance)
         image = decode_image(data, options, limits, allowance).pixels
     except BprError as error:
         error.pointer = f"/tasks/{index}/data"  # type: ignore[attr-defined]
@@ -171,20 +178,28 @@ def _dict(value: Any) -> dict[str, Any]:
 
 def _image_bytes(data: dict[str, Any], media_dir: str | None, limits: Limits, allowance: Allowance) -> bytes:
     """The task's picture: the first value that is a data URI or a path of Label Studio's media folder."""
-    for value in data.values():
-        if isinstance(value, str) and value.startswith("data:image/"):
-            return decode_base64(value, "/data")
-        if isinstance(value, str) and (path := _media_path(value)) is not None:
-            return _read_media(path, media_dir, limits, allowance)
+    value = picture_address(data) or ""
+    if value.startswith("data:image/"):
+        return decode_base64(value, "/data")
+    if (path := media_path(value)) is not None:
+        return _read_media(path, media_dir, limits, allowance)
     raise InputError(
         "the task's image",
         expected="a data URI, /data/upload/... or /data/local-files/?d=...",
         got=", ".join(f"{key[:20]}: {str(value)[:40]}" for key, value in list(data.items())[:3]) or "no data",
-        fix="addresses are not fetched: mount Label Studio's media folder",
+        fix="addresses are not fetched, but Label Studio's own: set BPR_LABEL_STUDIO_URL, or mount its media folder",
     )
 
 
-def _media_path(value: str) -> str | None:
+def picture_address(data: dict[str, Any]) -> str | None:
+    """The value of a task's data that is its picture: a data URI or a file of the media folder, else any address."""
+    texts = [value for value in data.values() if isinstance(value, str)]
+    here = (value for value in texts if value.startswith("data:image/") or media_path(value) is not None)
+    far = (value for value in texts if value.startswith(("http://", "https://", "/")))
+    return next(here, None) or next(far, None)
+
+
+def media_path(value: str) -> str | None:
     """Where a local address of Label Studio points inside its media folder; None where it is another address."""
     parts = urlsplit(value)
     if parts.scheme or parts.netloc:

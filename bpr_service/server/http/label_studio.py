@@ -1,8 +1,8 @@
 """Label Studio's ML backend protocol: brush masks of a task come back with exact boundaries.
 
 Connect it as a model in Label Studio: ``/health``, ``/setup`` and ``/predict`` are what it calls. A task's image must
-be a data URI, or lie in Label Studio's media folder mounted at ``BPR_LABEL_STUDIO_MEDIA_DIR``; addresses are
-never fetched.
+be a data URI, or lie in Label Studio's media folder mounted at ``BPR_LABEL_STUDIO_MEDIA_DIR``, or be served by Label
+Studio at ``BPR_LABEL_STUDIO_URL``; no other address is fetched.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from bpr_service.runtime.work import Hold, Slot, Work
+from bpr_service.errors import BprError
+from bpr_service.runtime.work import Hold, Lane, Slot, Stages, Work
+from bpr_service.server.codec.faults import located
+from bpr_service.server.codec.label_studio import media_path
 from bpr_service.server.codec.parse import JSON
 from bpr_service.server.codec.shared import Block
 from bpr_service.server.http.body import media_type
 from bpr_service.server.http.health import check_ready, engine_of
+from bpr_service.server.http.media import LabelStudioMedia
 from bpr_service.server.http.openapi import problems
 from bpr_service.server.http.refine import InstanceCall, admitted
 
@@ -86,7 +90,7 @@ async def predict(request: Request) -> Response:
     engine = engine_of(request)
     answers: list[bytes] = []
     for index, piece in enumerate(pieces[0]):
-        call = LabelCall(request, pieces[1], started, index, piece)
+        call = LabelCall(request, pieces[1], started, index, *piece)
         answer = await call.run(slot if index == 0 else engine.admit(Hold(engine.memory, owner=slot.hold.owner)))
         answers.append(bytes(answer.view()))
         answer.close()
@@ -95,8 +99,8 @@ async def predict(request: Request) -> Response:
     return Response(b'{"results":[' + b",".join(answers) + b'],"model_version":' + version + b"}", media_type=JSON)
 
 
-async def _split(request: Request, slot: Slot, body: Block, started: float) -> tuple[list[list[int]], Block]:
-    """Where each task of a body lies, in a block of their own."""
+async def _split(request: Request, slot: Slot, body: Block, started: float) -> tuple[list[list[Any]], Block]:
+    """Where each task of a body lies, in a block of their own: first byte, end, and its picture's address if any."""
     state = request.app.state
     work = Work(slot, None, None, deadline=started + state.settings.timeout_s)
     step = partial(state.pool.step, "label_studio_split", work, body)
@@ -109,14 +113,40 @@ class LabelCall(InstanceCall):
 
     steps = ("label_studio_read", "label_studio_write")
 
-    def __init__(self, request: Request, pieces: Block, started: float, index: int, piece: list[int]) -> None:
+    def __init__(
+        self, request: Request, pieces: Block, started: float, index: int, start: int, stop: int, address: str | None
+    ) -> None:
         super().__init__(request, pieces, started)
-        self._index, self._piece = index, piece
+        self._index, self._piece, self._address = index, [start, stop], address
+        self._media: list[int] | None = None
+
+    def decode(self, work: Work) -> tuple[Lane, Stages]:
+        """As every call, with the picture fetched first where only Label Studio has it; in a pool thread."""
+        settings, address = self._settings, self._address
+        is_here = settings.label_studio_media_dir is not None and address and media_path(address) is not None
+        if settings.label_studio_url is None or address is None or is_here:
+            return super().decode(work)
+        token = settings.label_studio_token
+        media = LabelStudioMedia(
+            settings.label_studio_url, token and token.get_secret_value(), self._settings.max_body_bytes
+        )
+        try:
+            data = media.fetch(address, work)
+        except BprError as error:
+            raise located(error, f"/tasks/{self._index}/data") from None
+        own, piece = Block(), self._body.view(*self._piece)
+        self._piece = [own.append(piece), own.size]
+        self._media = [own.append(data), own.size]
+        self._body = own
+        try:
+            return super().decode(work)
+        finally:
+            own.close()
 
     def message(self) -> dict[str, Any]:
         folder = self._settings.label_studio_media_dir
-        own = {"index": self._index, "piece": self._piece, "media_dir": None if folder is None else str(folder)}
-        return super().message() | own
+        own = {"index": self._index, "piece": self._piece, "media": self._media}
+        return super().message() | own | {"media_dir": None if folder is None else str(folder)}
 
 
 def _version(lane: Any) -> str:

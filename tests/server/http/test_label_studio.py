@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import http.server
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from bpr_service.errors import MaskError
+from bpr_service.errors import ConfigError, MaskError
 from bpr_service.masks.brush_rle import decode_brush, encode_brush
 from bpr_service.masks.mask import Mask
+from bpr_service.server.http.media import LabelStudioMedia
 from tests.server.helpers import HEIGHT, WIDTH, Running, b64, disc, picture, png, serving
 
 GOLDEN = [0, 0, 0, 60, 57, 27, 252, 224, 22, 255, 227, 0, 143, 254, 112, 12, 47, 254]  # fmt: skip
@@ -184,6 +188,64 @@ def test_images_of_the_media_folder_are_read_and_nothing_else(tmp_path: Path) ->
         response = server.client.post("/predict", json=request)
         assert response.status_code == 422
         assert "BPR_LABEL_STUDIO_MEDIA_DIR" in response.text
+
+
+class LabelStudio(http.server.BaseHTTPRequestHandler):
+    """Label Studio as far as media go."""
+
+    asked: ClassVar[list[tuple[str, str | None]]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append((self.path, self.headers.get("Authorization")))
+        data = png(picture())
+        if self.path.startswith("/ls/data/upload/moved"):
+            self.send_response(302)
+            self.send_header("Location", "/ls/data/upload/a%20b.png")
+            self.end_headers()
+        elif "a%20b.png" not in self.path:
+            self.send_error(404)
+        else:
+            self.send_response(200)
+            if "endless" in self.path:  # more than may be taken, and never said how much
+                data = b"x" * (1 << 20)
+            else:
+                self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            with suppress(OSError):
+                self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing on standard error."""
+
+
+def test_images_are_fetched_from_label_studio_and_nowhere_else() -> None:
+    here = http.server.ThreadingHTTPServer(("127.0.0.1", 0), LabelStudio)
+    Thread(target=here.serve_forever, daemon=True).start()
+    host = f"http://127.0.0.1:{here.server_port}"
+    url, mask = f"{host}/ls", [{"result": [region(disc().astype(np.uint8))]}]
+    overrides = {"label_studio_url": url, "label_studio_token": "t0", "max_body_bytes": 1 << 19}
+    LabelStudio.asked.clear()
+    with serving(overrides) as server:
+
+        def status(address: str) -> int:
+            request = call({"data": {"image": address}, "annotations": mask})
+            return int(server.client.post("/predict", json=request).status_code)
+
+        assert status(f"{url}/data/upload/a b.png") == 200
+        assert status("/ls/data/upload/a%20b.png") == 200
+        assert LabelStudio.asked == [("/ls/data/upload/a%20b.png", "Token t0")] * 2
+        assert status(f"{url}/data/upload/none.png") == 422
+        assert status(f"{url}/data/upload/moved.png") == 422
+        assert status(f"{url}/data/upload/endless/a%20b.png") == 413
+        asked = len(LabelStudio.asked)
+        for other in ("http://127.0.0.1:1/a.png", "https" + host[4:], "http://x@" + host[7:] + "@h/a.png", "//h/a.png"):
+            assert status(other) == 403, other
+        assert len(LabelStudio.asked) == asked, "none of these was asked"
+        assert server.engine.wait_idle(5)
+        assert server.engine.memory.used_bytes == 0
+    here.shutdown()
+    with pytest.raises(ConfigError, match="LABEL_STUDIO_URL"):
+        LabelStudioMedia("ftp://h", None, 1)
 
 
 @pytest.mark.parametrize(
