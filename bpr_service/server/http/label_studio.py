@@ -126,10 +126,8 @@ class LabelCall(InstanceCall):
         is_here = settings.label_studio_media_dir is not None and address and media_path(address) is not None
         if settings.label_studio_url is None or address is None or is_here:
             return super().decode(work)
-        token = settings.label_studio_token
-        media = LabelStudioMedia(
-            settings.label_studio_url, token and token.get_secret_value(), self._settings.max_body_bytes
-        )
+        token = None if settings.label_studio_token is None else settings.label_studio_token.get_secret_value()
+        media = LabelStudioMedia(settings.label_studio_url, token, settings.max_body_bytes)
         try:
             data = media.fetch(address, work)
         except BprError as error:
