@@ -120,6 +120,9 @@ _FILES: dict[str, tuple[Any, Any, typer.models.OptionInfo]] = {
     "window": (_TEXT, None, typer.Option(
         help="auto, or LOW,HIGH: the values of the image that become black and white."
     )),
+    "no_data": (_TEXT, None, typer.Option(
+        help="Where no mask changes: a value that is no data, or auto: transparent, NaN, or as a GeoTIFF says."
+    )),
 }  # fmt: skip
 """Type, default and help of the fields of `FileOptions`."""
 

@@ -214,11 +214,12 @@ def _panoptic(arguments: Arguments, options: FileOptions, image: Path, mask: Pat
     refiner = load()
     config = refiner.config
     read = open_image(
-        image, max_pixels=config.max_pixels, exif=options.exif or "ignore", page=options.page, window=options.window
-    )
+        image, max_pixels=config.max_pixels, exif=options.exif or "ignore", page=options.page, window=options.window,
+        no_data=options.no_data,
+    )  # fmt: skip
     ids = read_panoptic_png(mask, max_pixels=config.max_pixels)
     before = PanopticPrediction(ids, infos, {}, ids)
-    after, reports, lost = refine_segments(refiner, read.pixels, before, options.crowds)
+    after, reports, lost = refine_segments(refiner, read.pixels, before, options.crowds, read.valid)
     same = np.array_equal(after.segment_map, ids)
     storage.write_bytes(out, mask.read_bytes() if same else panoptic_png(after.segment_map))
     left = recomputed(after.segment_map, np.zeros_like(ids), after.segments_info)

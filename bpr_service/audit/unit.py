@@ -74,7 +74,8 @@ def audit_file_unit(
     Raises:
         BprError: image or annotations cannot be used; the message names the file.
     """
-    image, before, warnings = read_unit(file, unit, refiner.config.max_pixels)
+    read, before, warnings = read_unit(file, unit, refiner.config.max_pixels)
+    image = read.pixels
     masks, failed, skipped = listed(file, before, ignore_label)
     rows, inputs = audit_masks(refiner, image, masks)
     for row in rows:

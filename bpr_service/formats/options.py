@@ -34,6 +34,9 @@ class FileOptions(Settings):
     window: Literal["auto"] | tuple[float, float] | None = None
     """Values of the image that become black and white; see `bpr_service.masks.images.open_image`."""
 
+    no_data: Literal["auto"] | float | None = None
+    """Which pixels of the image hold no data, where no mask changes: see `bpr_service.masks.images.open_image`."""
+
     @field_validator("window", mode="before")
     @classmethod
     def _pair(cls, value: Any) -> Any:

@@ -29,6 +29,7 @@ from bpr_service.masks.images import ReadImage, open_image
 
 if TYPE_CHECKING:
     from bpr_service.refine.refiner import Refiner
+    from bpr_service.refine.within import Valid
     from bpr_service.results import MaskReport
 
 
@@ -72,7 +73,8 @@ def refine_file_unit(
     Raises:
         BprError: image or predictions cannot be used; the message names the file.
     """
-    image, before, warnings = read_unit(file, unit, refiner.config.max_pixels)
+    read, before, warnings = read_unit(file, unit, refiner.config.max_pixels)
+    image, valid = read.pixels, read.valid
     failed: list[str] = []
     simplified: dict[str, float] = {}
     skipped: Counter[str] = Counter()
@@ -80,19 +82,19 @@ def refine_file_unit(
     if isinstance(before, InstancePrediction):
         failed = [item.problem for item in before.instances if item.problem]
         skipped.update(item.skipped for item in before.instances if item.skipped)
-        result = refiner.refine(image, before.masks) if before.masks else None
+        result = refiner.refine(image, before.masks, valid=valid) if before.masks else None
         reports: Sequence[MaskReport] = result.reports if result else []
         after = before.with_masks(result.masks) if result else before
         if file.options.simplify is not None:
             after, simplified = _simplified(after, file.options.simplify)
     elif isinstance(before, PanopticPrediction):
-        after, reports, more = refine_segments(refiner, image, before, file.options.crowds)
+        after, reports, more = refine_segments(refiner, image, before, file.options.crowds, valid)
         warnings += [f"{unit.name}: {line}" for line in more]
         skipped["vanished"] += len(more)
     else:
         ignore = before.ignore_label if ignore_label is None else ignore_label
         warnings += before.warnings if ignore_label is None else ()
-        semantic = refiner.refine_semantic(image, before.label_map, ignore)
+        semantic = refiner.refine_semantic(image, before.label_map, ignore, valid=valid)
         reports, after = semantic.reports, before.with_label_map(semantic.label_map)
     encoded = file.encode(unit, after)
     warnings += encoded.warnings
@@ -120,8 +122,8 @@ def _simplified(after: InstancePrediction, tolerance_px: float) -> tuple[Instanc
     }
 
 
-def read_unit(file: PredictionFormat, unit: Unit, max_pixels: int) -> tuple[NDArray[np.uint8], Prediction, list[str]]:
-    """The image of a unit, (H, W, 3) uint8 RGB, its prediction, and what a person should know of the two.
+def read_unit(file: PredictionFormat, unit: Unit, max_pixels: int) -> tuple[ReadImage, Prediction, list[str]]:
+    """The image of a unit, its prediction, and what a person should know of the two.
 
     Raises:
         BprError: image or predictions cannot be used; the message names the file.
@@ -135,7 +137,7 @@ def read_unit(file: PredictionFormat, unit: Unit, max_pixels: int) -> tuple[NDAr
     if unit.size is not None and unit.size != size:
         stated = f"{unit.size[0]} x {unit.size[1]}"
         warnings.append(f"{unit.image}: stated as {stated} (height x width), is {size[0]} x {size[1]}")
-    return image.pixels, before, warnings
+    return image, before, warnings
 
 
 def _read(address: str, file: PredictionFormat, max_pixels: int) -> ReadImage:
@@ -144,8 +146,9 @@ def _read(address: str, file: PredictionFormat, max_pixels: int) -> ReadImage:
     source: Any = storage.read_bytes(address) if storage.is_remote(address) else Path(address)
     try:
         return open_image(
-            source, max_pixels=max_pixels, exif=file.orientation, page=options.page, window=options.window
-        )
+            source, max_pixels=max_pixels, exif=file.orientation, page=options.page, window=options.window,
+            no_data=options.no_data,
+        )  # fmt: skip
     except InputError as error:
         if not storage.is_remote(address):
             raise
@@ -153,10 +156,10 @@ def _read(address: str, file: PredictionFormat, max_pixels: int) -> ReadImage:
 
 
 def refine_segments(
-    refiner: Refiner, image: NDArray[np.uint8], before: PanopticPrediction, crowds: bool
+    refiner: Refiner, image: NDArray[np.uint8], before: PanopticPrediction, crowds: bool, valid: Valid | None = None
 ) -> tuple[PanopticPrediction, Sequence[MaskReport], list[str]]:
     """The refined segments; crowds keep their pixels and gain none, unless ``crowds`` are asked for."""
-    result = refiner.refine_panoptic(image, before.segment_map, before.segments_info)
+    result = refiner.refine_panoptic(image, before.segment_map, before.segments_info, valid=valid)
     refined, infos = result.segment_map, result.segments_info
     alone = [info["id"] for info in before.segments_info if is_crowd(info) and not crowds]
     if alone:

@@ -24,13 +24,11 @@ from numpy.typing import NDArray
 
 from bpr_service.config import MAX_PIXELS
 from bpr_service.errors import ImageError, InputError, LimitError
-from bpr_service.masks.exif import png_exif
+from bpr_service.masks.metadata import Exif, NoData, filled, orientation_of, oriented, turned_too, valid_pixels
 from bpr_service.storage import beneath
 
 Image = NDArray[np.uint8]
 
-Exif = Literal["apply", "ignore"]
-"""Whether an EXIF orientation turns the image upright, or its pixels are taken as they are stored."""
 Source = bytes | str | Path | BinaryIO
 Window = tuple[float, float]
 
@@ -38,7 +36,6 @@ PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "AVIF")
 """What is opened, by Pillow's names; HEIF too where pillow-heif is installed. Pillow knows many more, some of which
 (EPS) it hands to other programs."""
 
-_ORIENTATION = 0x0112
 _NARROW = 8
 """A picture that uses less than one part in so many of its range is warned of."""
 _PERCENTILES = (0.1, 99.9)
@@ -79,11 +76,13 @@ class ReadImage:
         pixels: (H, W, 3) uint8 RGB.
         orientation: the file's EXIF orientation, applied or not.
         warnings: one sentence each.
+        valid: (H, W) the pixels that hold data; None where all do, or nothing says which.
     """
 
     pixels: Image
     orientation: int
     warnings: list[str]
+    valid: NDArray[np.bool_] | None = None
 
 
 def check_pixels(height: int, width: int, max_pixels: int, what: str = "image") -> None:
@@ -153,24 +152,12 @@ def read_header(
         LimitError: it announces more than `max_pixels`.
     """
     with _opened(source, max_pixels, what, error) as picture:
-        orientation = _orientation(picture)
+        orientation = orientation_of(picture)
         width, height = picture.size
         if picture.format == "TIFF" and orientation >= 5:  # Pillow has turned the size already
             width, height = height, width
         pages, progressive = getattr(picture, "n_frames", 1), "progressive" in picture.info
         return Header(height, width, picture.format, picture.mode, orientation, pages, progressive)
-
-
-def _orientation(picture: Any) -> int:
-    """The EXIF orientation, 1 where there is none or it means nothing. Nothing is decoded."""
-    from PIL import Image as pil
-
-    if picture.format == "PNG" and "exif" not in picture.info and picture.fp is not None:
-        late = png_exif(picture.fp)
-        if late:
-            picture.info["exif"] = b"Exif\0\0" + late
-    value = pil.Image.getexif(picture).get(_ORIENTATION, 1)  # that of PNGs would decode them to look behind the pixels
-    return value if value in range(1, 9) else 1
 
 
 def open_picture(source: bytes | str | Path, max_pixels: int, what: str, error: type[InputError]) -> Any:
@@ -207,6 +194,7 @@ def open_image(
     exif: Exif = "ignore",
     page: int | None = None,
     window: Window | Literal["auto"] | None = None,
+    no_data: NoData | None = None,
 ) -> ReadImage:
     """Decode an image file, and say what a person should know of it.
 
@@ -217,6 +205,8 @@ def open_image(
         page: which picture of a file that holds several, from 1; None takes the first and says so.
         window: the values that become black and white, or "auto" for the 0.1 and 99.9 percentiles; for pictures that
             use a part of their range (12-bit data in 16-bit files, floats). None scales the whole range.
+        no_data: which pixels hold no data: those of this value in every band, or "auto" for what the file says (it is
+            transparent there, GDAL's no-data value, NaN). None takes all.
 
     Raises:
         ImageError: missing, truncated, empty, of a type not known; or no such page.
@@ -232,41 +222,25 @@ def open_image(
         if page is not None and pages > 1:
             picture.seek(page - 1)
             check_pixels(picture.height, picture.width, max_pixels)
-        orientation = _orientation(picture)
+        orientation = orientation_of(picture)
         turned = picture.format == "TIFF"  # Pillow turns these by itself
         picture.load()
+    valid = None if no_data is None else valid_pixels(picture, no_data)
     if orientation != 1:
         how = "turned upright" if exif == "apply" else "taken as stored"
         warnings.append(f"the photograph has EXIF orientation {orientation}; its pixels were {how} (exif={exif})")
-        picture = _oriented(picture, orientation, turned, exif)
+        picture = oriented(picture, orientation, turned, exif)
+        valid = None if valid is None else turned_too(valid, orientation, turned, exif)
     as_it_is = picture.mode == "RGB" or picture.mode.startswith(("I", "F"))  # converting would copy it
     array = np.asarray(picture if as_it_is else picture.convert("RGB"))
+    if valid is not None:
+        array = filled(array, valid)
     if window is not None:
-        array = _stretched(array, window)
+        array = _stretched(array, window, valid)
     else:
         array = _sixteen_bit(array)
         warnings += _narrow(array)
-    return ReadImage(as_image(array), orientation, warnings)
-
-
-def _oriented(picture: Any, orientation: int, turned: bool, exif: Exif) -> Any:
-    """`picture` upright or as stored, whichever `exif` asks for and it is not yet."""
-    from PIL import Image as pil
-
-    steps = {
-        2: pil.Transpose.FLIP_LEFT_RIGHT,
-        3: pil.Transpose.ROTATE_180,
-        4: pil.Transpose.FLIP_TOP_BOTTOM,
-        5: pil.Transpose.TRANSPOSE,
-        6: pil.Transpose.ROTATE_270,
-        7: pil.Transpose.TRANSVERSE,
-        8: pil.Transpose.ROTATE_90,
-    }
-    if exif == "apply" and not turned:
-        return picture.transpose(steps[orientation])
-    if exif == "ignore" and turned:
-        return picture.transpose(steps[{6: 8, 8: 6}.get(orientation, orientation)])
-    return picture
+    return ReadImage(as_image(array), orientation, warnings, valid)
 
 
 def _sixteen_bit(array: NDArray[Any]) -> NDArray[Any]:
@@ -284,9 +258,10 @@ def _sixteen_bit(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(np.uint16)
 
 
-def _stretched(array: NDArray[Any], window: Window | Literal["auto"]) -> Image:
+def _stretched(array: NDArray[Any], window: Window | Literal["auto"], valid: NDArray[np.bool_] | None) -> Image:
     """uint8 values: those of `window` from 0 to 255, what lies outside is cut off."""
-    low, high = np.percentile(array, _PERCENTILES) if window == "auto" else window
+    data = array if valid is None or not valid.any() else array[valid]
+    low, high = np.percentile(data, _PERCENTILES) if window == "auto" else window
     if not (np.isfinite(low) and np.isfinite(high)) or (window != "auto" and low >= high):
         raise ImageError("window", expected="finite values, the lower one first", got=f"{low}, {high}", fix="mend it")
     scaled = (array.astype(np.float32) - np.float32(low)) * np.float32(255.0 / max(high - low, 1e-12))

@@ -31,6 +31,7 @@ from bpr_service.refine.prepared import Prepared
 from bpr_service.refine.reassemble import Gate
 from bpr_service.refine.scale import Scales
 from bpr_service.refine.tasks import InstanceTask, PanopticTask, SemanticTask
+from bpr_service.refine.within import as_valid
 from bpr_service.results import MaskReport, PanopticResult, Provenance, RefineResult, SemanticResult
 
 __all__ = ["MaskReport", "PanopticResult", "Prepared", "RefineResult", "Refiner", "SemanticResult"]
@@ -142,7 +143,7 @@ class Refiner:
     # ---- the whole operation -------------------------------------------------------------------------------
 
     def refine(
-        self, image: Any, masks: Any, scales: Sequence[float] | None = None, *, exif: Exif = "ignore"
+        self, image: Any, masks: Any, scales: Sequence[float] | None = None, *, exif: Exif = "ignore", valid: Any = None
     ) -> RefineResult:
         """Refine instance masks: they may overlap, and each keeps its place in the list.
 
@@ -151,27 +152,34 @@ class Refiner:
             exif: of a file: "apply" where the masks speak of the upright photograph, "ignore" of its stored pixels.
             masks: a list of what `as_mask` takes (Mask, array, RLE, polygons, PNG), an (N, H, W) array, or one mask.
             scales: of each mask, image pixels of its patches over those the model was trained at; None: the config's.
+            valid: (H, W) not 0 where the image holds data; nothing changes outside. None: everywhere.
 
         Raises :class:`ImageError`, :class:`MaskError` (with the mask's number), :class:`LimitError`.
         """
-        prepared = self.prepare(image, masks, scales, exif=exif)
+        prepared = self.prepare(image, masks, scales, exif=exif, valid=valid)
         return replace(self.run(prepared), image=prepared.image)
 
-    def refine_labels(self, image: Any, id_map: Any, *, exif: Exif = "ignore") -> SemanticResult:
+    def refine_labels(self, image: Any, id_map: Any, *, exif: Exif = "ignore", valid: Any = None) -> SemanticResult:
         """Refine every instance of an (H, W) map of their ids; 0 is background, and no id is ignored."""
-        return self.run(self.prepare_semantic(image, id_map, None, exif=exif))
+        return self.run(self.prepare_semantic(image, id_map, None, exif=exif, valid=valid))
 
     def refine_semantic(
-        self, image: Any, label_map: Any, ignore_label: int | None = 255, *, exif: Exif = "ignore"
+        self, image: Any, label_map: Any, ignore_label: int | None = 255, *, exif: Exif = "ignore", valid: Any = None
     ) -> SemanticResult:
         """Refine every label of an (H, W) map; pixels of `ignore_label` stay as they are and it never spreads."""
-        return self.run(self.prepare_semantic(image, label_map, ignore_label, exif=exif))
+        return self.run(self.prepare_semantic(image, label_map, ignore_label, exif=exif, valid=valid))
 
     def refine_panoptic(
-        self, image: Any, segment_map: Any, segments_info: Sequence[dict[str, Any]], *, exif: Exif = "ignore"
+        self,
+        image: Any,
+        segment_map: Any,
+        segments_info: Sequence[dict[str, Any]],
+        *,
+        exif: Exif = "ignore",
+        valid: Any = None,
     ) -> PanopticResult:
         """Refine every segment of an (H, W) id map, things and stuff together; 0 is void and stays void."""
-        return self.run(self.prepare_panoptic(image, segment_map, segments_info, exif=exif))
+        return self.run(self.prepare_panoptic(image, segment_map, segments_info, exif=exif, valid=valid))
 
     def run(self, prepared: Prepared[R]) -> R:
         """What is left of the operation once an image is prepared: batch by batch through the network."""
@@ -185,7 +193,7 @@ class Refiner:
     # ---- its stages, for an engine that batches across images ----------------------------------------------
 
     def prepare(
-        self, image: Any, masks: Any, scales: Sequence[float] | None = None, *, exif: Exif = "ignore"
+        self, image: Any, masks: Any, scales: Sequence[float] | None = None, *, exif: Exif = "ignore", valid: Any = None
     ) -> Prepared[RefineResult]:
         """Boundary pixels and patches of instance masks; on the CPU."""
         pixels = self._image(image, exif)
@@ -193,24 +201,35 @@ class Refiner:
         parsed = [self._mask(i, m, height, width) for i, m in enumerate(_listed(masks))]
         each = None if scales is None else self._asked_scales(scales, len(parsed))
         choose = self.scales if each is None else lambda *_: each
-        task = InstanceTask(parsed, choose, self.instance_gate, self._assess)
+        task = InstanceTask(parsed, choose, self.instance_gate, self._assess, as_valid(valid, (height, width)))
         return self._prepared(pixels, task)
 
     def prepare_semantic(
-        self, image: Any, label_map: Any, ignore_label: int | None = 255, *, exif: Exif = "ignore"
+        self, image: Any, label_map: Any, ignore_label: int | None = 255, *, exif: Exif = "ignore", valid: Any = None
     ) -> Prepared[SemanticResult]:
         """Boundary pixels and patches of every label; on the CPU."""
         pixels = self._image(image, exif)
         labels = _same_size(label_map, pixels)
-        return self._prepared(pixels, SemanticTask(labels, ignore_label, self.gate, self.scales.of_map))
+        return self._prepared(
+            pixels, SemanticTask(labels, ignore_label, self.gate, self.scales.of_map, as_valid(valid, labels.shape))
+        )
 
     def prepare_panoptic(
-        self, image: Any, segment_map: Any, segments_info: Sequence[dict[str, Any]], *, exif: Exif = "ignore"
+        self,
+        image: Any,
+        segment_map: Any,
+        segments_info: Sequence[dict[str, Any]],
+        *,
+        exif: Exif = "ignore",
+        valid: Any = None,
     ) -> Prepared[PanopticResult]:
         """Boundary pixels and patches of every segment; on the CPU."""
         pixels = self._image(image, exif)
         segments = _same_size(segment_map, pixels)
-        return self._prepared(pixels, PanopticTask(segments, segments_info, self.gate, self.scales.of_map))
+        return self._prepared(
+            pixels,
+            PanopticTask(segments, segments_info, self.gate, self.scales.of_map, as_valid(valid, segments.shape)),
+        )
 
     def batch_sizes(self, most: int) -> list[int]:
         """What to warm up with for batches of up to `most` patches: see `bpr_service.network.backends.batch_sizes`."""

@@ -33,6 +33,7 @@ from bpr_service.refine.labels.ledger import Ledger, Settled
 from bpr_service.refine.labels.regions import LabelRegions
 from bpr_service.refine.patches import Boxes, drop_full, place_along, place_patches
 from bpr_service.refine.reassemble import Accumulator, Gate
+from bpr_service.refine.within import NO_DATA, Valid, map_within, mask_within
 from bpr_service.results import MaskReport, PanopticResult, Provenance, RefineResult, SemanticResult, changed, unchanged
 
 Labels = NDArray[Any]
@@ -66,6 +67,8 @@ class InstanceTask:
     """Of each mask of an image, those to try."""
     gate: Gate | None = None
     assess: Callable[[NDArray[np.uint8], Sequence[Mask]], Assessor] | None = None
+    valid: Valid | None = None
+    """The pixels that may change; None: all."""
     _assessor: Assessor | None = None
     _config: RefineConfig = field(default_factory=RefineConfig)
     _tries: list[tuple[int, float]] = field(default_factory=list)
@@ -111,7 +114,12 @@ class InstanceTask:
             report = unchanged(index, reason, count)
         else:
             refined, change = patches.paste(coarse)
-            report = changed(index, count, change.added_px, change.removed_px)
+            added, removed = change.added_px, change.removed_px
+            if self.valid is not None and added + removed:
+                refined, added, removed = mask_within(refined, coarse, self.valid)
+            report = changed(index, count, added, removed)
+            if change.added_px + change.removed_px and report.status == "unchanged":
+                report = unchanged(index, NO_DATA, count)
             mask = refined if report.status == "refined" else coarse
         thought: dict[str, Any] = {}
         if assessment:
@@ -147,9 +155,11 @@ class _Outcome:
 class _LabelTask(Generic[R]):
     """What semantic and panoptic share: the labels of a map compete for its pixels."""
 
-    def __init__(self, label_map: Labels, void: int | None, gate: Gate | None, scale: MapScale) -> None:
+    def __init__(
+        self, label_map: Labels, void: int | None, gate: Gate | None, scale: MapScale, valid: Valid | None = None
+    ) -> None:
         self.regions = LabelRegions(label_map, void)
-        self.gate, self.scale = gate, scale
+        self.gate, self.scale, self.valid = gate, scale, valid
         self._counts: list[int] = []  # patches of each label
         self._reasons: dict[int, str] = {}  # of labels that stay as they are
 
@@ -193,15 +203,21 @@ class _LabelTask(Generic[R]):
 
     def _settle(self) -> tuple[Labels, list[MaskReport]]:
         """The final map, and what each label won and lost."""
-        reports = []
+        reports, result = [], self.contest.result()
+        won, lost = self.contest.added, self.contest.removed
+        if self.valid is not None:
+            result, won, lost = map_within(result, self.regions.map, self.valid)
         for i, (label, number) in enumerate(zip(self.regions.labels, self.regions.numbers, strict=True)):
             count, reason = self._counts[i], self._reasons.get(i)
-            plus, minus = int(self.contest.added[number]), int(self.contest.removed[number])
+            if self.valid is None:
+                plus, minus = int(won[number]), int(lost[number])
+            else:
+                plus, minus = won.get(label, 0), lost.get(label, 0)
             if reason is not None and plus + minus == 0:
                 reports.append(unchanged(i, reason, count, label))
             else:  # a label left out itself can still lose pixels to a neighbour that is surer of them
                 reports.append(changed(i, count, plus, minus, label))
-        return self.contest.result(), reports
+        return result, reports
 
 
 class SemanticTask(_LabelTask[SemanticResult]):
@@ -222,9 +238,14 @@ class PanopticTask(_LabelTask[PanopticResult]):
     """Every segment, things and stuff together; 0 is void."""
 
     def __init__(
-        self, segment_map: Labels, segments_info: Sequence[dict[str, Any]], gate: Gate | None, scale: MapScale
+        self,
+        segment_map: Labels,
+        segments_info: Sequence[dict[str, Any]],
+        gate: Gate | None,
+        scale: MapScale,
+        valid: Valid | None = None,
     ) -> None:
-        super().__init__(segment_map, 0, gate, scale)
+        super().__init__(segment_map, 0, gate, scale, valid)
         self.infos = _check_infos(self.regions, segments_info)
 
     def result(self, provenance: Provenance) -> PanopticResult:

@@ -134,7 +134,8 @@ class Doors:
 
     def records(self, door: str, image: bytes, records: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
         """COCO records through a door."""
-        flags = [f"--{name}={value}" if value is not True else f"--{name}" for name, value in options.items()]
+        named = {name.replace("_", "-"): value for name, value in options.items()}
+        flags = [f"--{name}={value}" if value is not True else f"--{name}" for name, value in named.items()]
         if door == "http":
             return self.http(image, records, **options)
         text = json.dumps(records)

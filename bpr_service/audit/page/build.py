@@ -139,7 +139,7 @@ def _entries_of(
 ) -> dict[int, dict[str, Any]]:
     """What the page knows of a unit's masks; their pictures are written. None where the image went away since."""
     try:
-        image, before, _ = read_unit(file, unit, max_pixels)
+        read, before, _ = read_unit(file, unit, max_pixels)
     except BprError:
         return {}
     masks = {item.position: item for item in listed(file, before, ignore_label)[0]}
@@ -150,7 +150,7 @@ def _entries_of(
             continue
         new = Mask.from_rle(row["replacement"]) if row["replacement"] else None
         x0, y0, x1, y1 = _window(item.mask, new)
-        data = _picture(image[y0:y1, x0:x1])
+        data = _picture(read.pixels[y0:y1, x0:x1])
         spans.append((pictures.tell(), len(data)))
         pictures.write(data)
         entry = _entry(row, item, new, (x0, y0, x1, y1))

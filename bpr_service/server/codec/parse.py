@@ -204,10 +204,17 @@ def decode_image(data: bytes, options: RequestOptions, limits: Limits, allowance
     """The image as the options have it. The header is checked and the memory taken before anything is decoded."""
     try:
         header = read_header(data, limits.max_pixels, allowance)
-        if options.window is not None:
+        if options.window is not None or options.no_data is not None:
             allowance.at_least(header.decode_bytes + WINDOW_BYTES * header.height * header.width)
         window: Any = tuple(options.window) if isinstance(options.window, list) else options.window
-        return open_image(data, max_pixels=limits.max_pixels, exif=options.exif, page=options.page, window=window)
+        return open_image(
+            data,
+            max_pixels=limits.max_pixels,
+            exif=options.exif,
+            page=options.page,
+            window=window,
+            no_data=options.no_data,
+        )
     except BprError as error:
         raise located(error, "/image") from None
 

@@ -146,6 +146,11 @@ class RequestOptions(_Strict):
     window: Literal["auto"] | Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
         default=None, description="auto, or [low, high]: the values of the image that become black and white"
     )
+    no_data: Literal["auto"] | Annotated[float, Field(strict=False)] | None = Field(
+        default=None,
+        description="nothing changes where the image has this value in every band; auto: where it is transparent, NaN, "
+        "or what a GeoTIFF names as no data",
+    )
     crowds: bool = Field(default=False, description="refine masks with `iscrowd` 1 too")
     image_id: _Id = Field(default=None, description="of masks of several images: those of the image with this id")
 

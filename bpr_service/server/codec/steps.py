@@ -53,6 +53,10 @@ def read(message: dict[str, Any], block: Block, allowance: Allowance) -> tuple[d
     allowance.last(image.size)
     out = Block()
     meta: dict[str, Any] = {"options": asked.options.model_dump(), "image": pack_array(out, image)}
+    meta["valid"] = None
+    if picture.valid is not None:
+        allowance.last(2 * picture.valid.size)
+        meta["valid"] = pack_array(out, picture.valid)
     del image, picture
     if asked.task == "instance" and asked.map is None:
         masks, reasons = decode_masks(asked, height, width, limits, allowance)

@@ -128,6 +128,11 @@ class RefineCall:
         """The CPU steps before the network."""
         raise NotImplementedError
 
+    def valid(self, block: Block) -> Any:
+        """(H, W) which pixels of the image hold data; None where all do."""
+        place = self._meta.get("valid")
+        return None if place is None else unpack_array(block, place)
+
     # ---- after it
 
     def encode(self, work: Work, result: Any) -> Block:
@@ -193,7 +198,7 @@ class SemanticCall(RefineCall):
 
     def prepare(self, refiner: Any, image: Any, block: Block) -> Stages:
         label_map = unpack_array(block, self._meta["map"])
-        stages: Stages = refiner.prepare_semantic(image, label_map, self._meta["ignore_label"])
+        stages: Stages = refiner.prepare_semantic(image, label_map, self._meta["ignore_label"], valid=self.valid(block))
         return stages
 
     def result(self, result: Any, block: Block) -> dict[str, Any]:
@@ -210,7 +215,7 @@ class InstanceCall(SemanticCall):
             return super().prepare(refiner, image, block)
         masks: list[Mask] = unpack_masks(block, self._meta["masks"], *self._meta["size"])
         asked = [mask for mask, reason in zip(masks, self._meta["alone"], strict=True) if reason is None]
-        stages: Stages = refiner.prepare(image, asked)
+        stages: Stages = refiner.prepare(image, asked, valid=self.valid(block))
         return stages
 
     def reports(self, result: Any) -> list[dict[str, Any]]:
@@ -234,7 +239,7 @@ class PanopticCall(RefineCall):
 
     def prepare(self, refiner: Any, image: Any, block: Block) -> Stages:
         ids = unpack_array(block, self._meta["map"])
-        stages: Stages = refiner.prepare_panoptic(image, ids, self._meta["asked_info"])
+        stages: Stages = refiner.prepare_panoptic(image, ids, self._meta["asked_info"], valid=self.valid(block))
         return stages
 
     def result(self, result: Any, block: Block) -> dict[str, Any]:
