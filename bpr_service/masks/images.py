@@ -132,6 +132,11 @@ def _opened(source: Source, max_pixels: int, what: str, error: type[InputError])
         raise error(f"{name}: damaged", expected=f"a whole {what}", got=str(cause), fix=fix) from None
 
 
+def reads(kind: str) -> bool:
+    """Whether files of a type (Pillow's name) are opened."""
+    return kind in _known_formats()
+
+
 @cache
 def _known_formats() -> tuple[str, ...]:
     if find_spec("pillow_heif") is None:

@@ -38,12 +38,13 @@ def test_the_page_of_a_tiff_is_chosen(doors: Doors, door: str) -> None:
     assert np.array_equal(doors.mask(door, both, blob()), doors.mask(door, saved(other), blob()))
 
 
-@pytest.mark.parametrize("file_type", ["AVIF", "WEBP", "TIFF", "HEIF"])
+@pytest.mark.parametrize("file_type", ["AVIF", "WEBP", "TIFF", "MPO", "HEIF"])
 @kind(PICTURES, "refine", "batch", "http")
 def test_file_types_that_pillow_reads(doors: Doors, door: str, file_type: str) -> None:
     if file_type == "HEIF" and find_spec("pillow_heif") is None:
         pytest.skip("pillow-heif is not installed")
-    given = saved(photo(), file_type)
+    pages = {"save_all": True, "append_images": [Image.fromarray(255 - photo())]} if file_type == "MPO" else {}
+    given = saved(photo(), file_type, **pages)
     assert np.array_equal(doors.mask(door, given, blob()), doors.mask(door, saved(read_image(given)), blob()))
 
 

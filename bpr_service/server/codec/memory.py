@@ -32,7 +32,7 @@ TEXT_COPIES = 4
 PARSER_MAPS = 12
 """Bytes that the JSON parser maps for each byte of its text; it touches those of the values alone."""
 
-PICTURE_BYTES = {"PNG": 18, "JPEG": 18, "WEBP": 24, "TIFF": 26, "BMP": 20, "AVIF": 40}
+PICTURE_BYTES = {"PNG": 18, "JPEG": 18, "WEBP": 24, "TIFF": 26, "BMP": 20, "AVIF": 40, "MPO": 18, "HEIF": 48}
 """Passing bytes a pixel of decoding, by Pillow's name of the format; `tests/server/peak.py` measures them, see
 docs/operations/security.md."""
 PROGRESSIVE_BYTES = 8

@@ -54,7 +54,8 @@ def read_header(data: bytes, max_pixels: int, allowance: Allowance, what: str = 
         LimitError, BusyError: the memory cannot be had, or not now.
     """
     error = ImageError if what == "image" else MaskError
-    if not data.startswith(tuple(start for starts in PICTURES.values() for start in starts)) and not is_avif(data):
+    known = data.startswith(tuple(start for starts in PICTURES.values() for start in starts))
+    if not (known or is_avif(data) or (is_heic(data) and images.reads("HEIF"))):
         got = "no bytes" if not data else f"{len(data)} bytes of another type"
         raise error(f"the {what} is not a picture", expected=KINDS, got=got, fix="send one of these")
     height, width = webp_size(data)  # its decoder has room for the whole picture as soon as it is opened
@@ -66,10 +67,10 @@ def read_header(data: bytes, max_pixels: int, allowance: Allowance, what: str = 
         got = f"{len(data)} bytes"
         raise error(f"the {what} is damaged", expected="a whole file", got=got, fix="send it again") from None
     pixels = found.height * found.width
-    if found.pages != 1 and found.kind != "TIFF":  # of a TIFF one page is read
+    if found.pages != 1 and found.kind not in ("TIFF", "MPO"):  # of these one page is read
         got = str(found.pages)
         raise LimitError(f"the {what} is animated", expected="one frame", got=got, fix="send one frame")
-    scans = count_scans(data) if found.kind == "JPEG" else 1
+    scans = count_scans(data) if found.kind in ("JPEG", "MPO") else 1
     if scans > MAX_SCANS or scans * pixels > MAX_SCANNED * max_pixels:
         raise LimitError(
             f"the {what} has too many scans",
@@ -87,6 +88,11 @@ def read_header(data: bytes, max_pixels: int, allowance: Allowance, what: str = 
 def is_avif(data: bytes) -> bool:
     """Whether the bytes begin as an AVIF file does."""
     return data[4:12] in (b"ftypavif", b"ftypavis", b"ftypmif1")
+
+
+def is_heic(data: bytes) -> bool:
+    """Whether the bytes begin as a HEIC file does."""
+    return data[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
 
 
 def webp_size(data: bytes) -> tuple[int, int]:
