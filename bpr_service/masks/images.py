@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from bpr_service.config import MAX_PIXELS
 from bpr_service.errors import ImageError, InputError, LimitError
-from bpr_service.masks.metadata import Exif, NoData, filled, orientation_of, oriented, turned_too, valid_pixels
+from bpr_service.masks.metadata import Exif as Exif
+from bpr_service.masks.metadata import NoData, filled, orientation_of, oriented, turned_too, valid_pixels
 from bpr_service.storage import beneath
 
 Image = NDArray[np.uint8]

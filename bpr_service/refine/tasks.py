@@ -203,16 +203,12 @@ class _LabelTask(Generic[R]):
 
     def _settle(self) -> tuple[Labels, list[MaskReport]]:
         """The final map, and what each label won and lost."""
-        reports, result = [], self.contest.result()
-        won, lost = self.contest.added, self.contest.removed
+        reports, result, contest = [], self.contest.result(), self.contest
+        won = [(int(contest.added[number]), int(contest.removed[number])) for number in self.regions.numbers]
         if self.valid is not None:
-            result, won, lost = map_within(result, self.regions.map, self.valid)
-        for i, (label, number) in enumerate(zip(self.regions.labels, self.regions.numbers, strict=True)):
+            result, won = map_within(result, self.regions.map, self.valid, self.regions.labels)
+        for i, (label, (plus, minus)) in enumerate(zip(self.regions.labels, won, strict=True)):
             count, reason = self._counts[i], self._reasons.get(i)
-            if self.valid is None:
-                plus, minus = int(won[number]), int(lost[number])
-            else:
-                plus, minus = won.get(label, 0), lost.get(label, 0)
             if reason is not None and plus + minus == 0:
                 reports.append(unchanged(i, reason, count, label))
             else:  # a label left out itself can still lose pixels to a neighbour that is surer of them

@@ -5,6 +5,7 @@ Letters: H, W are the image's size, px.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,13 +35,14 @@ def as_valid(valid: Any, size: tuple[int, int]) -> Valid | None:
             got=" x ".join(map(str, found.shape)) or "a single number",
             fix="scale it to the image, with nearest-neighbour",
         )
-    return found != 0
+    here: Valid = found != 0
+    return here
 
 
 def mask_within(refined: Mask, coarse: Mask, valid: Valid) -> tuple[Mask, int, int]:
     """`refined` with the pixels of `coarse` where there is no data, and how many pixels it has more and fewer."""
     boxes = np.array([mask.box for mask in (refined, coarse) if mask.area] or [(0, 0, 0, 0)])
-    x0, y0, x1, y1 = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
+    (x0, y0), (x1, y1) = boxes[:, :2].min(axis=0).tolist(), boxes[:, 2:].max(axis=0).tolist()
     old = coarse.window(x0, y0, x1, y1)
     new = np.where(valid[y0:y1, x0:x1], refined.window(x0, y0, x1, y1), old)
     added, removed = int((new > old).sum()), int((new < old).sum())
@@ -48,15 +50,15 @@ def mask_within(refined: Mask, coarse: Mask, valid: Valid) -> tuple[Mask, int, i
 
 
 def map_within(
-    refined: NDArray[Any], coarse: NDArray[Any], valid: Valid
-) -> tuple[NDArray[Any], dict[int, int], dict[int, int]]:
-    """The (H, W) map with the labels of `coarse` where there is no data, and the pixels each label won and lost."""
+    refined: NDArray[Any], coarse: NDArray[Any], valid: Valid, labels: Sequence[int]
+) -> tuple[NDArray[Any], list[tuple[int, int]]]:
+    """The (H, W) map with the labels of `coarse` where there is no data, and the pixels each of ``labels`` won and lost."""
     new = np.where(valid, refined, coarse)
     differ = new != coarse
-    won, lost = (dict(zip(*_counts(array[differ]), strict=True)) for array in (new, coarse))
-    return new, won, lost
+    won, lost = (_counts(array[differ]) for array in (new, coarse))
+    return new, [(won.get(label, 0), lost.get(label, 0)) for label in labels]
 
 
-def _counts(labels: NDArray[Any]) -> tuple[list[int], list[int]]:
+def _counts(labels: NDArray[Any]) -> dict[int, int]:
     found, counts = np.unique(labels, return_counts=True)
-    return found.tolist(), counts.tolist()
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))

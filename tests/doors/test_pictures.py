@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,9 @@ def test_the_page_of_a_tiff_is_chosen(doors: Doors, door: str) -> None:
 def test_file_types_that_pillow_reads(doors: Doors, door: str, file_type: str) -> None:
     if file_type == "HEIF" and find_spec("pillow_heif") is None:
         pytest.skip("pillow-heif is not installed")
-    pages = {"save_all": True, "append_images": [Image.fromarray(255 - photo())]} if file_type == "MPO" else {}
+    pages: dict[str, Any] = (
+        {"save_all": True, "append_images": [Image.fromarray(255 - photo())]} if file_type == "MPO" else {}
+    )
     given = saved(photo(), file_type, **pages)
     assert np.array_equal(doors.mask(door, given, blob()), doors.mask(door, saved(read_image(given)), blob()))
 
