@@ -28,8 +28,8 @@ from bpr_service.formats.records.record_file import is_crowd
 from bpr_service.masks.images import ReadImage, open_image
 
 if TYPE_CHECKING:
+    from bpr_service.refine.reassemble import Valid
     from bpr_service.refine.refiner import Refiner
-    from bpr_service.refine.within import Valid
     from bpr_service.results import MaskReport
 
 

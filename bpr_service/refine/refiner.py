@@ -28,10 +28,9 @@ from bpr_service.network.weights import ModelCard, bundled_models
 from bpr_service.refine.assess import Assessor, CertaintyGate
 from bpr_service.refine.estimate import Estimator
 from bpr_service.refine.prepared import Prepared
-from bpr_service.refine.reassemble import Gate
+from bpr_service.refine.reassemble import Gate, as_valid
 from bpr_service.refine.scale import Scales
 from bpr_service.refine.tasks import InstanceTask, PanopticTask, SemanticTask
-from bpr_service.refine.within import as_valid
 from bpr_service.results import MaskReport, PanopticResult, Provenance, RefineResult, SemanticResult
 
 __all__ = ["MaskReport", "PanopticResult", "Prepared", "RefineResult", "Refiner", "SemanticResult"]

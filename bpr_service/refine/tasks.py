@@ -32,8 +32,7 @@ from bpr_service.refine.labels.contest import Contest
 from bpr_service.refine.labels.ledger import Ledger, Settled
 from bpr_service.refine.labels.regions import LabelRegions
 from bpr_service.refine.patches import Boxes, drop_full, place_along, place_patches
-from bpr_service.refine.reassemble import Accumulator, Gate
-from bpr_service.refine.within import NO_DATA, Valid, map_within, mask_within
+from bpr_service.refine.reassemble import NO_DATA, Accumulator, Gate, Valid, map_within, mask_within
 from bpr_service.results import MaskReport, PanopticResult, Provenance, RefineResult, SemanticResult, changed, unchanged
 
 Labels = NDArray[Any]

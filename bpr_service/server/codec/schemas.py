@@ -139,17 +139,13 @@ class RequestOptions(_Strict):
         default=255,
         description="semantic: the label that is never rewritten; a map of 0 and 255 alone is a mask, unless it is set",
     )
-    exif: Exif = Field(
-        default="ignore", description="apply: masks speak of the upright photograph; ignore: of its stored pixels"
-    )
+    exif: Exif = Field(default="ignore", description="apply: masks are of the upright photograph; ignore: as stored")
     page: Annotated[int, Field(ge=1)] | None = Field(default=None, description="which page of a TIFF, from 1")
     window: Literal["auto"] | Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
         default=None, description="auto, or [low, high]: the values of the image that become black and white"
     )
-    no_data: Literal["auto"] | Annotated[float, Field(strict=False)] | None = Field(
-        default=None,
-        description="nothing changes where the image has this value in every band; auto: where it is transparent, NaN, "
-        "or what a GeoTIFF names as no data",
+    no_data: Literal["auto"] | float | None = Field(
+        default=None, description="the value of pixels where nothing changes; auto: transparent, NaN, a GeoTIFF's own"
     )
     crowds: bool = Field(default=False, description="refine masks with `iscrowd` 1 too")
     image_id: _Id = Field(default=None, description="of masks of several images: those of the image with this id")

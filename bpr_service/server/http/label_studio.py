@@ -25,9 +25,9 @@ from bpr_service.server.codec.parse import JSON
 from bpr_service.server.codec.shared import Block
 from bpr_service.server.http.body import media_type
 from bpr_service.server.http.health import check_ready, engine_of
-from bpr_service.server.http.media import LabelStudioMedia
 from bpr_service.server.http.openapi import problems
 from bpr_service.server.http.refine import InstanceCall, admitted
+from bpr_service.server.label_studio_media import LabelStudioMedia
 
 router = APIRouter(tags=["label studio"])
 

@@ -14,7 +14,7 @@ import pytest
 from bpr_service.errors import ConfigError, MaskError
 from bpr_service.masks.brush_rle import decode_brush, encode_brush
 from bpr_service.masks.mask import Mask
-from bpr_service.server.http.media import LabelStudioMedia
+from bpr_service.server.label_studio_media import LabelStudioMedia
 from tests.server.helpers import HEIGHT, WIDTH, Running, b64, disc, picture, png, serving
 
 GOLDEN = [0, 0, 0, 60, 57, 27, 252, 224, 22, 255, 227, 0, 143, 254, 112, 12, 47, 254]  # fmt: skip
