@@ -144,9 +144,7 @@ class RequestOptions(_Strict):
     window: Literal["auto"] | Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
         default=None, description="auto, or [low, high]: the values of the image that become black and white"
     )
-    no_data: Literal["auto"] | float | None = Field(
-        default=None, description="the value of pixels where nothing changes; auto: transparent, NaN, a GeoTIFF's own"
-    )
+    no_data: Literal["auto"] | float | None = Field(default=None, description="see docs/api.md: where nothing changes")
     crowds: bool = Field(default=False, description="refine masks with `iscrowd` 1 too")
     image_id: _Id = Field(default=None, description="of masks of several images: those of the image with this id")
 
