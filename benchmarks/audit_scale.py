@@ -220,7 +220,8 @@ def throughput(
         for work in (refine_unit, audit_unit) * (times + 1):
             started = time.process_time()
             for unit in units:
-                work(refiner, file, unit, None)
+                if failed := work(refiner, file, unit, None).failed:
+                    raise SystemExit(failed[0])
             spent["batch" if work is refine_unit else "audit"].append(time.process_time() - started)
     for name, seconds in spent.items():
         print(f"{name}: {len(records) / np.median(seconds[1:]):.2f} masks a second")

@@ -33,9 +33,9 @@ SIDE_PX = 96
 ODDS = 0.7
 
 
-def looks(image: U8, mask: U8) -> list[float]:
-    """The measures of `LOOKS` of a window: (h, w, 3) uint8 RGB, and the mask, (h, w) uint8 {0, 1}."""
-    return [*_colours(image, mask), *_edge(image, mask)]
+def looks(image: U8, mask: U8, soft: NDArray[np.float32]) -> list[float]:
+    """The measures of `LOOKS` of a window: (h, w, 3) uint8 RGB, the (h, w) uint8 {0, 1} mask, and that `blurred`."""
+    return [*_colours(image, mask), *_edge(image, mask, soft)]
 
 
 def _colours(image: U8, mask: U8) -> list[float]:
@@ -85,7 +85,7 @@ def _largest(blobs: U8, where: U8, *, whole: bool) -> tuple[float, float]:
     return float(areas.max()), float(chosen.max(initial=0.0))
 
 
-def _edge(image: U8, mask: U8) -> list[float]:
+def _edge(image: U8, mask: U8, soft: NDArray[np.float32]) -> list[float]:
     """The picture's step across the longest contour, 2 px to both sides, averaged over 9 px along it."""
     import cv2
 
@@ -95,7 +95,7 @@ def _edge(image: U8, mask: U8) -> list[float]:
     border = (points[:, 0] < 1) | (points[:, 1] < 1) | (points[:, 0] > width - 2) | (points[:, 1] > height - 2)
     if len(points) < 8 or border.all():
         return [0.0, 0.0, 0.0, 0.0, float(border.mean())]
-    slope = slopes(mask, points[:, 0], points[:, 1])
+    slope = slopes(soft, points[:, 0], points[:, 1])
     ends = [np.rint(points + k * slope).astype(int) for k in (2.0, -2.0)]
     values = [
         image[np.clip(end[:, 1], 0, height - 1), np.clip(end[:, 0], 0, width - 1)].astype(np.float32) for end in ends

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpr_service.audit.looks import LOOKS, looks
-from bpr_service.audit.shapes import SHAPE, shape, slopes
+from bpr_service.audit.shapes import SHAPE, blurred, shape, slopes
 from bpr_service.masks.mask import Mask
 from bpr_service.refine.estimate import FEATURES
 
@@ -77,10 +77,10 @@ def window_of(coarse: Mask, refined: Mask, share: float = 0.0) -> tuple[int, int
     return x0, y0, x1, y1
 
 
-def offsets(coarse: Mask, refined: Mask) -> Offsets:
+def offsets(coarse: Mask, refined: Mask, soft: F32 | None = None) -> Offsets:
     """Measure the refined outline from the boundary pixels of `coarse`, which has some foreground.
 
-    The picture's own edge is no boundary.
+    The picture's own edge is no boundary. `soft` is `coarse`, `blurred` in its window with `AROUND`, where it is known.
     """
     import cv2
 
@@ -92,7 +92,10 @@ def offsets(coarse: Mask, refined: Mask) -> Offsets:
     outside = cv2.distanceTransform(1 - after, cv2.DIST_L2, 3) if after.any() else np.full(after.shape, FAR_PX)
     # a boundary pixel that both masks share is 1 px from the outside: that is no distance at all
     signed = np.where(after[ys, xs] > 0, inside[ys, xs] - 1.0, -outside[ys, xs])
-    return Offsets(xs + x0, ys + y0, signed.clip(-FAR_PX, FAR_PX).astype(np.float32), -slopes(before, xs, ys))
+    xs, ys = xs + x0, ys + y0
+    x0, y0, x1, y1 = window_of(coarse, coarse, AROUND)
+    normal = -slopes(blurred(coarse.window(x0, y0, x1, y1)) if soft is None else soft, xs - x0, ys - y0)
+    return Offsets(xs, ys, signed.clip(-FAR_PX, FAR_PX).astype(np.float32), normal)
 
 
 def shift_of(found: Offsets) -> tuple[float, float, float, float, float]:
@@ -192,14 +195,16 @@ def measure(
     Returns:
         (M,) float32 of `INPUTS`, and the offsets of the refined outline.
     """
-    found = offsets(coarse, refined)
-    x0, y0, x1, y1 = window_of(coarse, refined)
-    before, after = coarse.window(x0, y0, x1, y1), refined.window(x0, y0, x1, y1)
-    own = shape(before)
-    other = shape(after)[4:9] if after.any() else own[4:9]
     x0, y0, x1, y1 = window_of(coarse, coarse, AROUND)
-    seen = looks(np.ascontiguousarray(image[y0:y1, x0:x1]), coarse.window(x0, y0, x1, y1))
+    own = coarse.window(x0, y0, x1, y1)
+    soft = blurred(own)
+    found = offsets(coarse, refined, soft)
+    seen = looks(image[y0:y1, x0:x1], own, soft)
+    x0, y0, x1, y1 = window_of(coarse, refined)
+    outline = shape(coarse.window(x0, y0, x1, y1))
+    after = refined.window(x0, y0, x1, y1)
+    other = shape(after)[4:9] if after.any() else outline[4:9]
     nearby = [overlap[0], overlap[2], overlap[3]]
     seen_by_refiner = [v for name, v in zip(FEATURES, features.tolist(), strict=True) if name != "scale"]
-    values = [*seen_by_refiner, *moves(coarse, refined, found), *own, *other, *seen, *nearby]
+    values = [*seen_by_refiner, *moves(coarse, refined, found), *outline, *other, *seen, *nearby]
     return np.asarray(values, np.float32), found

@@ -70,12 +70,16 @@ def shape(window: U8) -> list[float]:
     ]
 
 
-def slopes(window: U8, xs: NDArray[Any], ys: NDArray[Any]) -> NDArray[np.float32]:
-    """(n, 2) unit vectors x, y along which an (h, w) mask grows at some of its pixels, blurred by 2 px."""
+def blurred(window: U8) -> NDArray[np.float32]:
+    """An (h, w) uint8 {0, 1} mask blurred by 2 px, (h + 2, w + 2): a pixel more on every side."""
     import cv2
 
     soft = cv2.GaussianBlur(window.astype(np.float32), (0, 0), 2.0, borderType=cv2.BORDER_REPLICATE)
-    soft = cv2.copyMakeBorder(soft, 1, 1, 1, 1, cv2.BORDER_REFLECT_101)
+    return np.asarray(cv2.copyMakeBorder(soft, 1, 1, 1, 1, cv2.BORDER_REFLECT_101), np.float32)
+
+
+def slopes(soft: NDArray[np.float32], xs: NDArray[Any], ys: NDArray[Any]) -> NDArray[np.float32]:
+    """(n, 2) unit vectors x, y along which a `blurred` mask grows at some of its window's pixels."""
     near = [[soft[ys + i, xs + j] for j in range(3)] for i in range(3)]  # Sobel's kernels, where they are asked for
     right = near[0][2] - near[0][0] + 2 * (near[1][2] - near[1][0]) + near[2][2] - near[2][0]
     down = near[2][0] - near[0][0] + 2 * (near[2][1] - near[0][1]) + near[2][2] - near[0][2]
