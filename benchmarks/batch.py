@@ -238,11 +238,14 @@ def scale(root: Path, args: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(args.threads)
     request, watch = crowded(root, args.images, args.preset), Watch()
+    before = time.process_time()
     result = run_batch(request, Batch(device=args.device, workers=args.workers), on_unit=watch.on_unit)
     return {
         "instances": CROWD * result.images, "preset": args.preset, "workers": args.workers, "threads": args.threads,
         "file_mb": round(Path(request.predictions).stat().st_size / 1e6, 1), "seconds": round(result.seconds, 1),
         "instances_per_s": round(CROWD * result.images / result.seconds, 1), "patches": result.busy.patches,
+        "instances_per_processor_s": round(CROWD * result.images / (time.process_time() - before + watch.last[2]), 1),
+        "processor_s": {"all but loaders": round(time.process_time() - before, 1), "loaders": round(watch.last[2], 1)},
         "network_running_share": round(result.busy.seconds / result.seconds, 4),
         "memory_mb": {k: v for k, v in watch.memory.items() if k in (50, max(watch.memory)) or k % 200 == 0},
         "memory_growth": round(watch.memory[max(watch.memory)] / watch.memory[50] - 1, 4),
