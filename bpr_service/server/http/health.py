@@ -59,12 +59,13 @@ async def readyz(request: Request) -> dict[str, str]:
 async def version(request: Request) -> dict[str, Any]:
     """The release, and what serves."""
     engine = engine_of(request)
-    lanes = engine.lanes()
+    lanes, segmenter = engine.lanes(), request.app.state.segmenter
     return {
         "version": __version__,
         "python": platform.python_version(),
         "device": lanes[0].refiner.runs_on if lanes else engine.device,
         "presets": {lane.preset: {"model": lane.model, "version": lane.version} for lane in lanes},
+        "segmenter": None if segmenter is None else f"{segmenter.card.name}@{segmenter.card.version}",
         "notice": OPEN if request.app.state.settings.is_open else None,
     }
 

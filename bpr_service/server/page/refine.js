@@ -20,7 +20,7 @@ const KINDS = {
   panoptic: { route: "panoptic", field: "segment_map", help: "A COCO panoptic PNG, and the JSON with its segments_info." },
 };
 const state = {};
-let viewer, review, busy = Promise.resolve(), request = null, clock = 0;
+let viewer, review, busy = Promise.resolve(), request = null, clock = 0, finds = false;
 
 function clear() {
   Object.assign(state, { photo: null, image: null, shown: null, bitmap: null, name: "image", fileName: "", touched: false, ...empty() });
@@ -125,6 +125,7 @@ async function update() {
   const n = state.masks.length;
   if (state.shown) orient();
   offerSwap();
+  $("find").hidden = !finds || !state.image;
   const size = state.bitmap && `${state.bitmap.width} × ${state.bitmap.height} px`;
   $("chosen").textContent = state.image ? `${state.name}: ${size}, ${n} mask${n === 1 ? "" : "s"}` : n ? `${n} masks, no image yet` : "Nothing chosen yet";
   if (!state.bitmap) return;
@@ -174,6 +175,18 @@ async function refine() {
   }
 }
 
+// What the served segmenter finds takes the place of the masks.
+async function find() {
+  request = new AbortController();
+  const options = $("turned").hidden ? {} : { exif: $("turned-as").value };
+  const { masks } = await call("POST", "/v1/segment", { image: state.image, options }, request.signal).finally(() => { request = null; });
+  if (!masks.length) throw new Error("The segmenter finds nothing in this image.");
+  $("kind").value = "masks"; about();
+  const found = masks.map(({ segmentation, category_id, category, score }) => ({ segmentation, category_id, score, label: category }));
+  Object.assign(state, empty(), { masks: found });
+  await update();
+}
+
 // The answer's masks of a map, as the page lists them.
 function inOrder(masks) {
   const number = (m) => (kind() === "classes" ? m.category_id : m.id), found = new Map(masks.map((m) => [number(m), m]));
@@ -194,7 +207,10 @@ async function example(name, pressed) {
 
 export async function offer() {
   try {
-    const [{ default_preset: first, models }, { examples }] = await Promise.all([call("GET", "/v1/models"), call("GET", "/v1/examples")]);
+    const asks = ["/v1/models", "/v1/examples", "/version"].map((path) => call("GET", path));
+    const [{ default_preset: first, models }, { examples }, { segmenter }] = await Promise.all(asks);
+    finds = Boolean(segmenter);
+    $("find").hidden = !finds || !state.image;
     const order = ["fast", "lean", "balanced", "best"], presets = models.flatMap((m) => m.presets).sort((a, b) => order.indexOf(a) - order.indexOf(b));
     $("presets").replaceChildren(...presets.map((p) => el("label", {}, el("input", { type: "radio", name: "preset", value: p, checked: p === first, onchange: about }), p)));
     $("examples").replaceChildren(...examples.map((name) => button(name, ({ currentTarget }) => then(() => example(name, currentTarget)))));
@@ -227,6 +243,7 @@ export function start() {
   clear();
   $("form").addEventListener("submit", (event) => { event.preventDefault(); then(refine); });
   $("cancel").addEventListener("click", () => request?.abort());
+  $("find").addEventListener("click", () => then(find));
   $("swap").addEventListener("click", () => then(swap));
   $("kind").addEventListener("change", () => { about(); if (state.touched) then(async () => { Object.assign(state, empty()); await update(); }); });
   $("turned-as").addEventListener("change", () => then(() => { state.answer = null; return update(); }));
