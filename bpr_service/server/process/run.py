@@ -191,12 +191,15 @@ async def _serve(
     stopped.cancel()
     failing.cancel()
     if not clean:  # threads that are still at work would be waited for
-        leave()
+        leave(1)
     if failed is not None:
         reason = str(failed) if isinstance(failed, BprError) else repr(failed)
         said = "the engine failed" if ready else "the engine did not start"
         log.error(said, extra={"fields": {"reason": reason}})
-    return 1 if failed or not (server.started or never) else 0
+    code = 1 if failed or not (server.started or never) else 0
+    if not started.done():  # the load would be waited for, and torn down in the middle of native code
+        leave(code)
+    return code
 
 
 def leave_within(seconds: float) -> None:
@@ -204,16 +207,16 @@ def leave_within(seconds: float) -> None:
 
     Models that are being loaded, answers that nobody takes or a database that hangs would keep it.
     """
-    timer = threading.Timer(seconds, leave)
+    timer = threading.Timer(seconds, leave, (1,))
     timer.daemon = True
     timer.start()
 
 
-def leave() -> None:
-    """End the process now, with 1, whatever its threads do."""
+def leave(code: int) -> None:
+    """End the process now, whatever its threads do."""
     log.info("stopped")
     logging.shutdown()
-    os._exit(1)
+    os._exit(code)
 
 
 def end(code: int) -> NoReturn:
