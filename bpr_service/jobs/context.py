@@ -14,6 +14,7 @@ from bpr_service.errors import CancelledError
 from bpr_service.jobs.database import Database
 from bpr_service.jobs.refine.loader_process import RefinerSpec
 from bpr_service.jobs.refine.loaders import RefinerPool
+from bpr_service.jobs.roots import Roots
 from bpr_service.jobs.settings import JobSettings
 from bpr_service.jobs.tables import JobRow
 
@@ -60,6 +61,10 @@ class Context:
         except OSError as error:
             log.warning("job %s: its log cannot be written: %s", job_id, error)
 
+    def outward(self, text: str) -> str:
+        """`text` as callers may read it: see `Roots.outward`."""
+        return Roots(self.settings.roots).outward(text)
+
     def cancelled(self, row: JobRow) -> bool:
         now = self.database.job(row.id)
         return now is None or now.cancelled or now.attempt != row.attempt
@@ -73,7 +78,8 @@ class Context:
             except OSError as error:
                 if error.errno not in _PASSING:
                     raise
-                reason = f"waiting: {error.strerror} ({error.filename or self.settings.home}); tried again by itself"
+                place = self.outward(str(error.filename or self.settings.home))
+                reason = f"waiting: {error.strerror} ({place}); tried again by itself"
                 self.database.update_job(row.id, row.attempt, message=reason)
                 waited = True
                 if self.cancelled(row):

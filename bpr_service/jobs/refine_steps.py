@@ -130,7 +130,8 @@ def merge_job(context: Context, row: JobRow) -> None:
     def once() -> Totals:
         with Report(place.scratch) as report:
             for header in put_together(request, file, place, plan, spec, named):
-                report.add(header)
+                outward = {key: [context.outward(text) for text in header[key]] for key in ("failed", "warnings")}
+                report.add({**header, **outward})
                 context.alive()
                 context.stopping()
             report.write(place.at("report.json"), head)

@@ -13,6 +13,7 @@ from bpr_service.jobs.settings import JobSettings, Root
 from bpr_service.storage.beneath import Folders
 
 _NAMED = re.compile(r"([A-Za-z0-9_-]+):(?!//)(.*)", re.DOTALL)
+_PATH = re.compile(r"(?<![\w:/])(/[\w.@+~-]+)(?:/[\w.@+~-]+)+")
 WRITES = ("out", "page_out")
 READS = ("images", "predictions", "dataset", "panoptic_dir", "ground_truth")
 
@@ -68,6 +69,17 @@ class Roots:
                 fix="copy the files into the root",
             )
         return address
+
+    def outward(self, text: str) -> str:
+        """`text` as a caller may read it.
+
+        What lies in a root is called as requests call it, ``ROOT:relative/path``; of other files of this machine the
+        last part is left.
+        """
+        for name, root in sorted(self.roots.items(), key=lambda each: len(each[1].path), reverse=True):
+            for path in {root.path, root.path if storage.is_remote(root.path) else os.path.realpath(root.path)}:
+                text = re.sub(rf"{re.escape(path.rstrip('/'))}(/|(?![\w.-]))", f"{name}:", text)
+        return _PATH.sub(lambda found: os.path.basename(found[0]) if os.path.isdir(found[1]) else found[0], text)
 
     def _split(self, name: str) -> tuple[Root, str]:
         named = _NAMED.fullmatch(name)

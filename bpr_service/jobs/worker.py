@@ -62,6 +62,7 @@ def _step(name: str, job_id: str, attempt: str, work: Callable[[Context, JobRow]
     except Exception as error:
         text = str(error) if isinstance(error, BprError | OSError) else f"{type(error).__name__}: {error}"
         log.exception("job %s: %s failed", job_id, name)
+        text = context.outward(text)
         context.log(job_id, f"{name} failed: {text}")
         context.database.update_job(job_id, int(attempt), message=text, ended=True)
         raise RuntimeError(text) from None

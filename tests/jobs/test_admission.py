@@ -15,7 +15,8 @@ from bpr_service.cli import app
 from bpr_service.errors import ConfigError, ConflictError, ForbiddenError, LimitError, NotFoundError, NotReadyError
 from bpr_service.jobs.engine import JobEngine
 from bpr_service.jobs.requests import HeldOut
-from bpr_service.jobs.settings import JobSettings, Promotion
+from bpr_service.jobs.roots import Roots
+from bpr_service.jobs.settings import JobSettings, Promotion, Root
 from bpr_service.jobs.tables import jobs
 
 REFINE = {"kind": "refine", "task": "semantic", "images": "data:i", "predictions": "data:p", "out": "data:o"}
@@ -225,3 +226,13 @@ def test_a_table_of_an_earlier_release_gets_its_columns(settings: JobSettings) -
     old.create(engine.database.engine)
     assert engine.submit(REFINE, owner="ann").owner == "ann"
     engine.close()
+
+
+def test_callers_read_no_path_of_this_machine(tmp_path: Path) -> None:
+    roots = Roots(
+        {"data": Root(path=f"{tmp_path}/"), "deep": Root(path=str(tmp_path / "i")), "s": Root(path="s3://b/p")}
+    )
+    said = (
+        f"{tmp_path}/i/a.png, {tmp_path}/p.json; {tmp_path}: s3://b/p/x, '/usr/lib/x.so' at /images/0, 1/2 of s3://c/p"
+    )
+    assert roots.outward(said) == "deep:a.png, data:p.json; data:: s:x, 'x.so' at /images/0, 1/2 of s3://c/p"
