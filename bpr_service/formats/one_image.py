@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from bpr_service.formats import FORMATS, FileOptions, MaskRecords, Paths, Predic
 from bpr_service.formats.base import Encoded
 from bpr_service.formats.images import NameIndex, plain
 from bpr_service.masks.arrays import is_array
+from bpr_service.masks.images import FIRST_BYTES
 
 PICTURES = (".png", ".bmp", ".tif", ".tiff", ".webp", ".jpg", ".jpeg", ".gif")
 PICTURE_FORMATS = {
@@ -21,8 +23,6 @@ PICTURE_FORMATS = {
     "semantic": ("semantic", "png"),
 }
 """How a picture of masks is read, by what it is said to be."""
-_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
-"""How pictures begin, whatever their files are called."""
 _HEAD_BYTES = 1 << 16
 
 
@@ -157,7 +157,7 @@ def _detect(path: Path, task: str) -> tuple[str, str]:
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     suffix = path.suffix.lower()
-    if head.startswith(_MAGIC) or suffix in PICTURES:
+    if head.startswith(tuple(chain(*FIRST_BYTES.values()))) or suffix in PICTURES:
         return PICTURE_FORMATS[task]
     if is_array(head):
         if task not in ("instance", "soft"):

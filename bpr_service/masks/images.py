@@ -11,7 +11,7 @@ chosen is said wherever the two differ.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -36,6 +36,15 @@ Window = tuple[float, float]
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "AVIF")
 """What is opened, by Pillow's names; HEIF too where pillow-heif is installed. Pillow knows many more, some of which
 (EPS) it hands to other programs."""
+FIRST_BYTES: Mapping[str, tuple[bytes, ...]] = {
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "JPEG": (b"\xff\xd8\xff",),
+    "WebP": (b"RIFF",),
+    "TIFF": (b"II*\0", b"MM\0*"),
+    "BMP": (b"BM",),
+    "GIF": (b"GIF8",),
+}
+"""How pictures begin, whatever their files are called; AVIF and HEIF begin as films do, PPM as text."""
 
 _NARROW = 8
 """A picture that uses less than one part in so many of its range is warned of."""

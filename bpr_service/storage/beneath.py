@@ -152,11 +152,15 @@ def _opened(root: str, rest: str, flags: int) -> int:
         os.close(at)
 
 
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _openat2(at: int, path: str, flags: int) -> int | None:
     """A descriptor of what lies beneath ``at``, no link followed; None where the system does not have the call."""
     how = _How(flags | os.O_CLOEXEC, 0o666 if flags & os.O_CREAT else 0, _NO_LINKS_BENEATH)
-    libc = ctypes.CDLL(None, use_errno=True)
-    found = int(libc.syscall(OPENAT2, at, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)))
+    found = int(_libc().syscall(OPENAT2, at, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)))
     if found >= 0:
         return found
     number = ctypes.get_errno()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bpr_service.masks.images import FIRST_BYTES
+
 BOM = b"\xef\xbb\xbf"
 _NEAR = 200
 """Characters around a fault that are looked at."""
@@ -17,8 +19,8 @@ _DRESSES = (
     (b"\xfe\xff", "UTF-16", "convert it: iconv -f UTF-16 -t UTF-8"),
 )
 _PICTURES = (
-    (b"\xff\xd8\xff", "a JPEG picture", "masks in pictures have another --format; a mask is best kept as PNG"),
-    (b"\x89PNG", "a PNG picture", "masks in pictures have another --format, as png"),
+    (*FIRST_BYTES["JPEG"], "a JPEG picture", "masks in pictures have another --format; a mask is best kept as PNG"),
+    (*FIRST_BYTES["PNG"], "a PNG picture", "masks in pictures have another --format, as png"),
 )
 _BARE = {
     (0, 0, 0): ("UTF-32", "UTF-32BE"),

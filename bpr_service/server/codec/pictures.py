@@ -15,13 +15,7 @@ from bpr_service.kernel import kernel
 from bpr_service.masks import images
 from bpr_service.server.codec.memory import PICTURE_BYTES, PROGRESSIVE_BYTES, TURNED_BYTES, WIDE_BYTES, Allowance
 
-PICTURES: Mapping[str, tuple[bytes, ...]] = {
-    "PNG": (b"\x89PNG\r\n\x1a\n",),
-    "JPEG": (b"\xff\xd8\xff",),
-    "WebP": (b"RIFF",),
-    "TIFF": (b"II*\x00", b"MM\x00*"),
-    "BMP": (b"BM",),
-}
+PICTURES = {name: starts for name, starts in images.FIRST_BYTES.items() if name.upper() in images.PICTURE_FORMATS}
 """File types that are decoded at all, by their first bytes, and AVIF; other decoders are never reached."""
 KINDS = ", ".join([*PICTURES, "AVIF"])
 MAX_SCANS = 64
