@@ -14,10 +14,12 @@ from PIL import Image
 
 from bpr_service.errors import ConfigError, FormatError, NotReadyError
 from bpr_service.jobs.ray.data import RefineBatch
-from bpr_service.jobs.ray.driver import connect, refine_on_ray
-from bpr_service.jobs.refine.batch import Batch, run_batch
+from bpr_service.jobs.ray.driver import PartActor, connect, refine_on_ray
+from bpr_service.jobs.refine.batch import Batch, run_batch, settle_model
 from bpr_service.jobs.refine.place import Place
+from bpr_service.jobs.refine.plan import make_plan, open_file
 from bpr_service.masks.mask import Mask
+from bpr_service.network import devices
 from bpr_service.refine.refiner import Refiner
 from tests.jobs.ray_cluster import RayCluster
 from tests.jobs.samples import SETTINGS, H, W, coco_set, disc, picture, tiny_model
@@ -69,6 +71,18 @@ def test_a_ray_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match="expected the extra 'ray'"):
         connect(None)
+
+
+def test_an_actor_uses_the_processors_that_it_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request, place = coco_set(tmp_path, 2), Place(str(tmp_path / "work"))
+    model, sha256 = settle_model(request)
+    make_plan(request, open_file(request), place, model=model, model_sha256=sha256)
+    asked = list[int]()
+    monkeypatch.setattr(devices, "set_threads", asked.append)
+    actor = PartActor(request.model_dump(mode="json"), place.address, "cpu", workers=3)
+    assert actor.ready()
+    assert asked == [4]
+    actor.pool.close()
 
 
 def batch_of(images: int) -> dict[str, Any]:

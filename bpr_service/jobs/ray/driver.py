@@ -35,7 +35,9 @@ class PartActor:
     def ready(self) -> bool:
         """Load the model. Here, not when the actor is made: what that raises Ray takes for the actor's death."""
         from bpr_service.jobs.refine.loaders import RefinerPool
+        from bpr_service.network.devices import set_threads
 
+        set_threads(self.workers + 1)  # the processors that it asked Ray for: others of the node are other actors'
         plan = load_plan(self.place)
         if plan is None:
             raise ConfigError(
