@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from bpr_service.kernel import kernel
 
 Points = NDArray[np.float64]
-_ANGLES = np.arange(12) * (np.pi / 6)
-_OFFSETS = np.concatenate([[(0.0, 0.0)], 0.95 * np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)])
+_ANGLES = np.arange(16) * (np.pi / 8)
+_OFFSETS = np.concatenate([[(0.0, 0.0)], 0.99 * np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)])
 """Where a corner may be in place of a point, as shares of the distance: there, and around it. More places or circles
-bring half a percent fewer corners for three times the time."""
+bring a tenth of a percent fewer corners for twice to four times the time."""
 _REACH = 512
 """Points that one new edge may pass: bounds the work."""
 _SURE = 1 - 1e-9
