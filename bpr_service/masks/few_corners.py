@@ -164,6 +164,11 @@ class FewCorners:
         for end in range(len(self._ends)):
             self._vote(end)
 
+    @property
+    def loose(self) -> NDArray[np.bool_]:
+        """(m,) whether an arc is not yet as it was."""
+        return self._tolerance > 0
+
     def tighten(self, wrong: NDArray[np.bool_]) -> bool:
         """Halve the distance of arcs that are ``wrong`` (m,), then leave them as they were; their ends go back.
 
@@ -171,7 +176,7 @@ class FewCorners:
             Whether there was anything left to tighten.
         """
         again: set[int] = set()
-        for i in np.flatnonzero(wrong & (self._tolerance > 0)).tolist():
+        for i in np.flatnonzero(wrong & self.loose).tolist():
             self._tolerance[i] = self._whole / 2 if self._tolerance[i] == self._whole else 0.0
             for end in self._end_of[i].tolist():
                 self._ends[end] = self._old_ends[end]

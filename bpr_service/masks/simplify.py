@@ -66,10 +66,11 @@ def simplify_label_map(
     frame = (0, 0, labels.shape[1], labels.shape[0]) if frame is None else frame
     old = [shapely.get_coordinates(arc) for arc in shapely.simplify(arcs, 0.0, preserve_topology=False)]
     few = FewCorners(old, tolerance_px, (np.array(frame[:2], float), np.array(frame[2:], float)))
+    order = shapely.length(arcs).argsort().argsort()
     while True:  # every round leaves more arcs as they were; with all of them the faces are the labels' own
         counts = [len(corners) for corners in few.corners]
         new = shapely.linestrings(np.concatenate(few.corners), indices=np.repeat(np.arange(len(counts)), counts))
-        bad = _crossing(new)
+        bad = _crossing(new, few.loose, order)
         if not bad.any():
             faces = shapely.orient_polygons(shapely.get_parts(shapely.polygonize(new)))
             own = _labels_of(faces, padded)
@@ -154,16 +155,20 @@ def _arcs(padded: NDArray[np.int64]) -> tuple[Arcs, NDArray[np.int64]]:
     return arcs, np.stack([here, there], 1)
 
 
-def _crossing(arcs: Arcs) -> NDArray[np.bool_]:
-    """Which arcs cross, cover or are another, cross themselves, or have shrunk to nothing."""
+def _crossing(arcs: Arcs, loose: NDArray[np.bool_], order: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Which arcs cross, cover or are another, cross themselves, or have shrunk to nothing.
+
+    Of two that meet, the later in ``order`` that is still ``loose`` is named: the other may do as it is.
+    """
     import shapely
 
     bad = ~shapely.is_simple(arcs) | (shapely.is_closed(arcs) & (shapely.get_num_coordinates(arcs) < 4))
     tree = shapely.STRtree(arcs)
     for predicate in ("crosses", "overlaps", "contains"):
         a, b = tree.query(arcs, predicate=predicate)
-        other = a != b
-        bad[a[other]] = bad[b[other]] = True
+        a, b = a[a != b], b[a != b]
+        later = np.where(order[a] > order[b], a, b)
+        bad[np.where(loose[later], later, a + b - later)] = True
     return np.asarray(bad)
 
 
