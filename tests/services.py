@@ -22,12 +22,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(what: str, until: Callable[[], Any], patience_s: float = 150.0, about: Callable[[], str] = str) -> Any:
+def wait_for(
+    what: str,
+    until: Callable[[], Any],
+    patience_s: float = 200.0,
+    about: Callable[[], str] = str,
+    pause_s: float = 0.05,
+) -> Any:
     """What ``until`` gives once it is true of another process; fails with ``what`` and ``about()`` if it never is."""
     give_up = time.monotonic() + patience_s
     while not (found := until()):
         assert time.monotonic() < give_up, f"{what}: not within {patience_s:g} s\n{about()}"
-        time.sleep(0.05)
+        time.sleep(pause_s)
     return found
 
 

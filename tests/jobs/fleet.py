@@ -20,6 +20,7 @@ from bpr_service.jobs.requests import RefineRequest
 from bpr_service.jobs.settings import JobSettings, Root
 from tests.forks import Forked
 from tests.jobs.samples import coco_set
+from tests.services import wait_for
 
 FAST: Any = {"poll_s": 0.1, "beat_s": 0.2, "dead_after_s": 6.0, "retry_s": 0.2, "log_units": True}
 
@@ -50,20 +51,21 @@ class Fleet:
         return self.engine.submit({"kind": "refine", **request, **named, **values})
 
     def wait(self, job_id: str, until: Callable[[Job], bool] = lambda job: job.ended_for_good, s: float = 180) -> Job:
-        give_up = time.monotonic() + s
-        while time.monotonic() < give_up:
+
+        def found() -> Job | None:
             job = self.engine.get(job_id)
-            if until(job):
-                return job
-            time.sleep(0.05)
-        raise AssertionError(f"{job}\n{self.engine.log(job_id)}\n{(self.root / 'workers.log').read_text()}")
+            return job if until(job) else None
+
+        def about() -> str:
+            return f"{self.engine.get(job_id)}\n{self.engine.log(job_id)}\n{(self.root / 'workers.log').read_text()}"
+
+        job: Job = wait_for(f"job {job_id}", found, s, about)
+        return job
 
     def wait_ready(self, count: int, s: float = 120) -> None:
         """Until ``count`` workers take work."""
-        give_up = time.monotonic() + s
-        while (self.root / "workers.log").read_text().count(": ready") < count:
-            assert time.monotonic() < give_up, (self.root / "workers.log").read_text()
-            time.sleep(0.05)
+        log = self.root / "workers.log"
+        wait_for(f"{count} workers", lambda: log.read_text().count(": ready") >= count, s, log.read_text)
 
     def refined(self, job_id: str) -> Counter[str]:
         """How often each image was refined, over all workers and starts."""
@@ -78,7 +80,7 @@ class Fleet:
 
     @property
     def request(self) -> dict[str, Any]:
-        (row,) = self.engine.list(kind="refine")
+        row = min(self.engine.list(kind="refine"), key=lambda job: job.created)
         return {
             key: str(self.root / value[5:]) if isinstance(value, str) and value.startswith("data:") else value
             for key, value in row.request.items()

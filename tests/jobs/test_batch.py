@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from bpr_service.jobs.refine.plan import open_file
 from bpr_service.jobs.requests import RefineRequest
 from bpr_service.masks.mask import Mask, read_label_map, read_panoptic_png
 from tests.jobs.samples import SETTINGS, coco_set, panoptic_set, semantic_set
+from tests.services import wait_for
 
 IN_PROCESS = Batch(workers=0)
 
@@ -148,9 +148,7 @@ def test_resume_after_kill(tmp_path: Path) -> None:
     command = [sys.executable, "-c", f"import json; {script}", other.model_dump_json()]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     work = Path(f"{other.out}.bpr-work")
-    deadline = time.monotonic() + 60
-    while count_done(work) < 6 and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_for("six are done", lambda: count_done(work) >= 6, pause_s=0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = count_done(work)

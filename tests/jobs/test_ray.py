@@ -29,9 +29,9 @@ ray = pytest.importorskip("ray")
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[RayCluster]:
-    """Three nodes with room for one actor each."""
+    """Two nodes with room for one actor each."""
     try:
-        cluster = RayCluster(tmp_path)
+        cluster = RayCluster(tmp_path, nodes=2)
     except Exception as error:  # Ray gives a node 30 s, which a machine that does much else takes longer for
         pytest.skip(f"no cluster of Ray started here: {error}")
     yield cluster
@@ -43,7 +43,7 @@ def test_nodes_that_are_lost_lose_nothing(cluster: RayCluster, tmp_path: Path) -
     run_batch(request, Batch(workers=0))
     again = request.with_options(out=str(tmp_path / "again.json"))
     place = Place(str(tmp_path / "work"))
-    assert len(cluster.refine(again, place, kills=3, seed=1)) == 3
+    assert len(cluster.refine(again, place, kills=2, seed=1)) == 2
     counts = cluster.refined()
     assert sorted(counts) == sorted(f"{i}.png" for i in range(12))
     assert max(counts.values()) <= 2

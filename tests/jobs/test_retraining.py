@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,7 +135,6 @@ def test_a_killed_job_goes_on_from_its_checkpoint(fleet: Fleet) -> None:
     assert not fleet.engine.get(job.id).ended_for_good
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()
-    time.sleep(0.5)
     fleet.start()
     done = fleet.wait(job.id)
     assert done.state == "done", f"{done.message}\n{fleet.engine.log(done.id)}"

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from bpr_service.jobs.engine import Job
 from bpr_service.runtime.model_store import ModelStore
 from tests.jobs.fleet import Fleet
 from tests.jobs.samples import coco_set, tiny_model
+from tests.services import wait_for
 
 TRAINER = (sys.executable, str(Path(__file__).with_name("stand_in_trainer.py")))
 
@@ -57,6 +57,11 @@ class TrainFleet(Fleet):
         lines = path.read_text().splitlines() if path.exists() else []
         return [(int(a), int(b)) for a, b in (line.split() for line in lines)]
 
+    def steps_done(self, job_id: str) -> int:
+        """The step of the last checkpoint; 0 where there is none."""
+        checkpoint = self.settings.job_folder(job_id) / "run" / "last.ckpt"
+        return int(checkpoint.read_text()) if checkpoint.exists() else 0
+
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TrainFleet]:
@@ -80,8 +85,8 @@ def lives(pid: int) -> bool:
     return state != "Z"
 
 
-def _past(fleet: TrainFleet, before: int, job: Job) -> bool:
-    return job.ended_for_good or len(fleet.starts(job.id)) > max(before - 1, 0)
+def _past(fleet: TrainFleet, step: int, job: Job) -> bool:
+    return job.ended_for_good or fleet.steps_done(job.id) >= step
 
 
 def test_killed_three_times_it_registers_one_version(fleet: TrainFleet) -> None:
@@ -90,14 +95,12 @@ def test_killed_three_times_it_registers_one_version(fleet: TrainFleet) -> None:
     job = fleet.train(steps=150)
     rng = random.Random(2)
     for _ in range(3):
-        before = len(fleet.starts(job.id))
-        fleet.wait(job.id, partial(_past, fleet, before))
-        time.sleep(rng.uniform(0.1, 0.5))
+        at = fleet.steps_done(job.id) + rng.randint(1, 20)
+        fleet.wait(job.id, partial(_past, fleet, at))
         for worker in [w for w in fleet.workers if w.poll() is None]:
             worker.send_signal(signal.SIGKILL)
             worker.wait()
-        time.sleep(0.3)
-        assert not any(lives(pid) for pid, _ in fleet.starts(job.id))  # the trainer died with its worker
+        wait_for("the trainer dies with its worker", lambda: not any(lives(pid) for pid, _ in fleet.starts(job.id)))
         for _ in range(1 if fleet.settings.on_sqlite else 2):
             fleet.begin()
     done = fleet.wait(job.id)
@@ -161,10 +164,7 @@ def test_cancel_kills_the_whole_group_and_resume_goes_on(local: TrainFleet) -> N
     local.wait(job.id, lambda job: job.progress.get("done", 0) > 5)
     local.engine.cancel(job.id)
     (pid, _), *_ = local.starts(job.id)
-    give_up = time.monotonic() + 60
-    while lives(pid) and time.monotonic() < give_up:
-        time.sleep(0.05)
-    assert not lives(pid)
+    wait_for("it is killed", lambda: not lives(pid))
     assert local.store.list() == []
     local.engine.resume(job.id)
     assert local.wait(job.id).state == "done"
@@ -206,10 +206,7 @@ def test_cancelling_ends_the_measuring_too(local: TrainFleet) -> None:
     local.wait(job.id, lambda job: pid_file.exists() and pid_file.read_text() != "")
     pid = int(pid_file.read_text())
     local.engine.cancel(job.id)
-    give_up = time.monotonic() + 60
-    while lives(pid) and time.monotonic() < give_up:
-        time.sleep(0.05)
-    assert not lives(pid)
+    wait_for("it is killed", lambda: not lives(pid))
     assert local.store.list() == []
 
 
@@ -296,11 +293,7 @@ def test_a_child_dies_with_its_parent() -> None:
     parent = subprocess.Popen([sys.executable, "-c", sleeper], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
-    give_up = time.monotonic() + 60
-    while Path(f"/proc/{pid}/comm").read_text().strip() != "sleep" and time.monotonic() < give_up:
-        time.sleep(0.02)
+    wait_for("it is the command", lambda: Path(f"/proc/{pid}/comm").read_text().strip() == "sleep")
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    while lives(pid) and time.monotonic() < give_up:
-        time.sleep(0.02)
-    assert not lives(pid)
+    wait_for("it dies with its parent", lambda: not lives(pid))

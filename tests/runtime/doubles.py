@@ -66,7 +66,7 @@ class Predictor:
             raise MemoryError
         self.running.set()
         if self.gate is not None:
-            assert self.gate.wait(10)
+            assert self.gate.wait(150)
         time.sleep(self.call_ms / 1e3)
         if self.error is not None:
             raise self.error

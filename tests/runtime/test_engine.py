@@ -24,20 +24,23 @@ from bpr_service.errors import (
 )
 from bpr_service.runtime.engine import Engine, EngineEvents
 from tests.runtime.doubles import Patches, Predictor, Source, held, running, send, started
+from tests.services import wait_for
 
 
-def wait_until(true: Any, timeout_s: float = 5.0) -> None:
-    until = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < until, "it never came true"
-        time.sleep(0.002)
+def wait_until(true: Any) -> None:
+    wait_for("it comes true", true, pause_s=0.002)
+
+
+def wait_an_hour_for_company(engine: Engine) -> None:
+    """In place of ``max_batch_wait_ms``: what does not wait that long does not wait."""
+    engine._pump._config = engine._pump._config.model_copy(update={"max_batch_wait_ms": 3.6e6})
 
 
 def test_every_patch_of_every_request_comes_back_in_order() -> None:
     with running(max_batch_patches=16) as engine:
         works = [send(engine, tag, n) for tag, n in enumerate((1, 100, 0, 17, 16, 333))]
         for work, n in zip(works, (1, 100, 0, 17, 16, 333), strict=True):
-            assert work.future.result(10) == ("v1", list(range(n)))
+            assert work.future.result(60) == ("v1", list(range(n)))
 
 
 def test_patches_of_different_requests_share_a_batch() -> None:
@@ -49,13 +52,13 @@ def test_patches_of_different_requests_share_a_batch() -> None:
             works = [send(engine, tag, 6) for tag in (2, 3, 4)]
             wait_until(lambda: engine.queue_patches == 18)
         for work in works:
-            work.future.result(5)
+            work.future.result(60)
         assert [2] * 6 + [3] * 6 + [4] * 6 in predictor.batches
 
 
 def test_batching_off_is_a_batch_of_one() -> None:
     with running(max_batch_patches=1) as engine:
-        assert send(engine, 1, 9).future.result(5)[1] == list(range(9))
+        assert send(engine, 1, 9).future.result(60)[1] == list(range(9))
         assert all(len(batch) == 1 for batch in engine.lanes()[0].refiner.batches)
 
 
@@ -64,34 +67,36 @@ def test_a_long_request_does_not_starve_a_short_one() -> None:
         long = send(engine, 1, 4000)
         wait_until(lambda: len(engine.lanes()[0].refiner.batches) > 2)
         short = send(engine, 2, 20)
-        short.future.result(5)
+        short.future.result(60)
         assert not long.future.done()
         since = [i for i, batch in enumerate(engine.lanes()[0].refiner.batches) if 2 in batch]
         assert len(since) <= 2
-        assert long.future.result(10)[1] == list(range(4000))
+        assert long.future.result(60)[1] == list(range(4000))
 
 
 def test_a_lone_request_does_not_wait_for_company() -> None:
-    with running(max_batch_wait_ms=1000) as engine:
-        started_at = time.monotonic()
-        send(engine, 1, 3).future.result(5)
-        assert time.monotonic() - started_at < 0.5
+    with running() as engine:
+        wait_an_hour_for_company(engine)
+        send(engine, 1, 3).future.result(60)
 
 
 def test_a_batch_waits_for_a_request_that_is_being_decoded() -> None:
-    with running(max_batch_wait_ms=1000, max_batch_patches=8, cpu_workers=2) as engine:
-        decoding = threading.Event()
+    with running(max_batch_patches=8, cpu_workers=2) as engine:
+        wait_an_hour_for_company(engine)
+        decoding, decoded = threading.Event(), threading.Event()
 
         def slow(work: Any) -> Any:
             decoding.set()
-            time.sleep(0.1)
+            assert decoded.wait(60)
             return engine.lane(None), Patches(2, 4)
 
-        late = engine.submit(engine.admit(), slow, lambda w, r: r, deadline=time.monotonic() + 5)
-        decoding.wait(5)
+        late = engine.submit(engine.admit(), slow, lambda w, r: r, deadline=time.monotonic() + 150)
+        assert decoding.wait(60)
         early = send(engine, 1, 4)
-        early.future.result(5)
-        late.future.result(5)
+        wait_until(lambda: engine.queue_patches == 4)
+        decoded.set()
+        early.future.result(60)
+        late.future.result(60)
         assert engine.lanes()[0].refiner.batches == [[1] * 4 + [2] * 4]
 
 
@@ -114,10 +119,9 @@ def test_a_slot_is_freed_only_when_the_device_is_done_with_it() -> None:
         predictor: Predictor = engine.lanes()[0].refiner
         predictor.gate = threading.Event()
         work = send(engine, 1, 3)
-        assert predictor.running.wait(5)
+        assert predictor.running.wait(60)
         engine.cancel(work, DeadlineError("late"))
         assert work.future.done()
-        time.sleep(0.05)
         assert engine.requests == 1, "the device still works for it"
         with pytest.raises(BusyError):
             engine.admit()
@@ -131,7 +135,7 @@ def test_a_slot_is_held_while_a_decoder_that_was_given_up_on_still_runs() -> Non
 
         def stuck(work: Any) -> Any:
             inside.set()
-            go.wait(5)
+            go.wait(60)
             return engine.lane(None), Patches(1, 3)
 
         async def call() -> None:
@@ -157,7 +161,7 @@ def test_the_caller_going_away_ends_the_request() -> None:
                     engine.admit(),
                     lambda work: (engine.lane(None), Patches(1, 400)),
                     lambda w, r: r,
-                    deadline=time.monotonic() + 5,
+                    deadline=time.monotonic() + 60,
                     gone=leaves(),
                 )
 
@@ -172,13 +176,11 @@ def test_a_deadline_that_is_shortened_after_the_start_holds() -> None:
             work.deadline = work.started_at + 0.2
             return engine.lane(None), Patches(1, 30)
 
-        async def call() -> float:
-            start = time.monotonic()
+        async def call() -> None:
             with pytest.raises(DeadlineError):
-                await engine.run(engine.admit(), decode, lambda w, r: r, deadline=start + 60)
-            return time.monotonic() - start
+                await engine.run(engine.admit(), decode, lambda w, r: r, deadline=time.monotonic() + 3600)
 
-        assert asyncio.run(call()) < 2
+        asyncio.run(call())
 
 
 def test_at_capacity_admission_says_when_to_come_back() -> None:
@@ -195,7 +197,7 @@ def test_at_capacity_admission_says_when_to_come_back() -> None:
 
 def test_a_queue_that_would_take_too_long_refuses_before_decoding() -> None:
     with running(Source(predictor=Predictor(call_ms=20)), max_batch_patches=8, max_queue_wait_s=0.5) as engine:
-        send(engine, 1, 40).future.result(5)  # the pace is measured: 400 patches a second
+        send(engine, 1, 40).future.result(60)  # the pace is measured: 400 patches a second
         long = send(engine, 1, 1000)
         wait_until(lambda: engine.queue_patches > 500)
         assert engine.expected_wait_s() > 0.5
@@ -206,11 +208,11 @@ def test_a_queue_that_would_take_too_long_refuses_before_decoding() -> None:
 
 def test_a_request_that_cannot_make_its_deadline_is_refused_not_kept() -> None:
     with running(Source(predictor=Predictor(call_ms=20)), max_batch_patches=8, max_queue_wait_s=60) as engine:
-        send(engine, 1, 40).future.result(5)
+        send(engine, 1, 40).future.result(60)
         long = send(engine, 1, 1000)
         wait_until(lambda: engine.queue_patches > 500)
         with pytest.raises(BusyError, match="the queue is full"):
-            send(engine, 2, 10, timeout_s=0.3).future.result(5)
+            send(engine, 2, 10, timeout_s=0.3).future.result(60)
         engine.cancel(long, CancelledError())
 
 
@@ -221,14 +223,14 @@ def test_the_queue_of_patches_is_bounded() -> None:
         waiting = send(engine, 2, 90)
         wait_until(lambda: engine.queue_patches == 90)
         with pytest.raises(BusyError, match="the queue is full"):
-            send(engine, 3, 20).future.result(5)
+            send(engine, 3, 20).future.result(60)
         assert not waiting.future.done()
         assert not ready.future.done()
 
 
 def test_too_many_patches_in_one_request() -> None:
     with running(max_patches=10) as engine, pytest.raises(LimitError, match="at most 10 patches, got 11"):
-        send(engine, 1, 11).future.result(5)
+        send(engine, 1, 11).future.result(60)
 
 
 def test_a_batch_that_does_not_fit_is_halved() -> None:
@@ -241,11 +243,11 @@ def test_a_batch_that_does_not_fit_is_halved() -> None:
     with running(max_batch_patches=32) as engine:
         engine._pump._events = engine.events = Counted()
         engine.lanes()[0].refiner.room = 9
-        assert send(engine, 1, 64).future.result(5)[1] == list(range(64))
+        assert send(engine, 1, 64).future.result(60)[1] == list(range(64))
         assert engine.events.halved
         engine.lanes()[0].refiner.room = 0
         with pytest.raises(DeviceError, match="no memory left for one patch"):
-            send(engine, 2, 3).future.result(5)
+            send(engine, 2, 3).future.result(60)
         assert engine.alive
 
 
@@ -253,9 +255,9 @@ def test_a_failed_batch_fails_its_requests_only() -> None:
     with running() as engine:
         engine.lanes()[0].refiner.error = ValueError("bad batch")
         with pytest.raises(ValueError, match="bad batch"):
-            send(engine, 1, 3).future.result(5)
+            send(engine, 1, 3).future.result(60)
         engine.lanes()[0].refiner.error = None
-        assert send(engine, 2, 3).future.result(5)[1] == [0, 1, 2]
+        assert send(engine, 2, 3).future.result(60)[1] == [0, 1, 2]
         assert engine.alive
 
 
@@ -263,7 +265,7 @@ def test_a_fatal_device_error_fails_liveness_and_everything_that_waits() -> None
     with running() as engine:
         engine.lanes()[0].refiner.error = FatalDeviceError("the device fell off the bus")
         with pytest.raises(DeviceError):
-            send(engine, 1, 3).future.result(5)
+            send(engine, 1, 3).future.result(60)
         wait_until(lambda: not engine.alive)
         with pytest.raises(NotReadyError, match="the device has failed"):
             engine.admit()
@@ -275,7 +277,7 @@ def test_five_failed_batches_in_a_row_are_a_broken_device() -> None:
         for tag in range(5):
             assert engine.alive
             with pytest.raises(RuntimeError):
-                send(engine, tag, 1).future.result(5)
+                send(engine, tag, 1).future.result(60)
         wait_until(lambda: not engine.alive)
 
 
@@ -286,10 +288,10 @@ def test_an_error_in_finish_or_encode_frees_the_slot() -> None:
             raise ZeroDivisionError
 
         work = engine.submit(
-            engine.admit(), lambda w: (engine.lane(None), Patches(1, 2)), broken, deadline=time.monotonic() + 5
+            engine.admit(), lambda w: (engine.lane(None), Patches(1, 2)), broken, deadline=time.monotonic() + 60
         )
         with pytest.raises(ZeroDivisionError):
-            work.future.result(5)
+            work.future.result(60)
         wait_until(lambda: engine.requests == 0)
 
 
@@ -303,8 +305,8 @@ def test_requests_finish_on_the_version_they_started_with() -> None:
         lanes = engine.activate("model-balanced", "v2")
         assert [lane.version for lane in lanes] == ["v2"]
         new = send(engine, 2, 8)
-        assert new.future.result(5)[0] == "v2"
-        assert old.future.result(10) == ("v1", list(range(200)))
+        assert new.future.result(60)[0] == "v2"
+        assert old.future.result(60) == ("v1", list(range(200)))
 
 
 def test_versions_never_share_a_batch() -> None:
@@ -320,7 +322,7 @@ def test_versions_never_share_a_batch() -> None:
             wait_until(lambda: engine.queue_patches == 8)
             gate.set()
         for work in works:
-            work.future.result(5)
+            work.future.result(60)
         assert all(len(set(batch)) == 1 for batch in predictor.batches)
 
 
@@ -332,7 +334,7 @@ def test_an_activation_that_fails_changes_nothing(error: BaseException) -> None:
         with pytest.raises(ModelError):
             engine.activate("model-balanced", "v2")
         assert [lane.version for lane in engine.lanes()] == ["v1"]
-        assert send(engine, 1, 4).future.result(5)[0] == "v1"
+        assert send(engine, 1, 4).future.result(60)[0] == "v1"
 
 
 def test_a_version_that_gives_no_numbers_is_not_activated() -> None:
@@ -371,7 +373,7 @@ def test_one_activation_at_a_time_and_only_of_what_is_served() -> None:
 
 def test_an_unknown_preset_lists_those_served() -> None:
     with running(Source("fast", "best")) as engine, pytest.raises(UnknownName, match="best, fast"):
-        send(engine, 1, 2, preset="balanced").future.result(5)
+        send(engine, 1, 2, preset="balanced").future.result(60)
 
 
 def test_a_preset_that_cannot_be_loaded_stops_the_start() -> None:
@@ -393,15 +395,13 @@ def test_draining_admits_nothing_and_finishes_what_is_there() -> None:
         engine.drain()
         with pytest.raises(NotReadyError, match="shutting down"):
             engine.admit()
-        assert engine.wait_idle(10)
+        assert engine.wait_idle(60)
         assert work.future.result(0)[1] == list(range(100))
 
 
 def test_wait_idle_gives_up_in_time() -> None:
     with running() as engine, held(engine):
-        start = time.monotonic()
         assert not engine.wait_idle(0.1)
-        assert time.monotonic() - start < 1
 
 
 def test_stop_fails_what_waits() -> None:
@@ -413,4 +413,4 @@ def test_stop_fails_what_waits() -> None:
     threading.Timer(0.1, predictor.gate.set).start()
     engine.stop()
     with pytest.raises(NotReadyError):
-        works[2].future.result(5)
+        works[2].future.result(60)

@@ -6,7 +6,6 @@ import base64
 import contextlib
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +26,7 @@ from bpr_service.server.http.connection import guarded
 from bpr_service.server.metrics import Metrics
 from bpr_service.server.process.build import warm_stages
 from bpr_service.server.settings import ServerSettings
+from tests.services import wait_for
 
 HEIGHT, WIDTH = 160, 200
 
@@ -79,20 +79,18 @@ def serving(
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    until = time.monotonic() + 10
-    while not server.started and time.monotonic() < until:
-        time.sleep(0.005)
+    wait_for("it listens", lambda: server.started, pause_s=0.005)
     if start:
         app.state.started.result(240)  # kernels are compiled where no cache is there yet
     url = f"http://127.0.0.1:{port}"
     try:
-        with httpx.Client(base_url=url, timeout=30) as client:
+        with httpx.Client(base_url=url, timeout=150) as client:
             yield Running(url, engine, app, client)
     finally:
         engine.drain()
-        assert engine.wait_idle(10), "a slot was never released"
+        assert engine.wait_idle(150), "a slot was never released"
         server.should_exit = True
-        thread.join(10)
+        thread.join(150)
         if not start:
             engine.stop()
         assert engine.memory.used_bytes == 0, "reserved memory was never freed"

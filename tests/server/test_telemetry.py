@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
 
 from bpr_service.server.telemetry import instrument
 from tests.server.helpers import body, serving
+from tests.services import wait_for
 
 
 def test_a_span_has_the_steps_and_probes_have_none() -> None:
@@ -18,11 +18,12 @@ def test_a_span_has_the_steps_and_probes_have_none() -> None:
     with serving(prepare=lambda app: instrument(app, exporter)) as server:
         assert server.client.get("/livez").status_code == 200
         assert server.client.post("/v1/refine/instance", json=body()).status_code == 200
-        spans: list[Any] = []
-        deadline = time.monotonic() + 10
-        while not spans and time.monotonic() < deadline:  # a span ends after its answer has gone out
+
+        def finished() -> list[Any]:
             server.app.state.tracer_provider.force_flush()
-            spans = [span for span in exporter.get_finished_spans() if span.kind.name == "SERVER"]
+            return [span for span in exporter.get_finished_spans() if span.kind.name == "SERVER"]
+
+        spans = wait_for("a span ends after its answer has gone out", finished)
         server.app.state.tracer_provider.shutdown()
     (span,) = spans
     assert "/v1/refine/instance" in span.name
