@@ -15,6 +15,10 @@ from typing import Any
 
 import pytest
 
+from tests.forks import Forked
+
+Process = subprocess.Popen[bytes] | Forked
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -41,9 +45,9 @@ class Processes:
     """Child processes whose output goes to ``folder/NAME.log``; they end with the test."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.running = folder, list[subprocess.Popen[bytes]]()
+        self.folder, self.running = folder, list[Process]()
 
-    def start(self, name: str, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    def start(self, name: str, command: list[str], environment: dict[str, str]) -> Process:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.folder))
         return self.running[-1]

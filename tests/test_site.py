@@ -16,6 +16,8 @@ import yaml
 from bpr_service.config import PRESETS
 from tests.server.page.browsing import CHROMIUM, FLAGS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -26,6 +26,8 @@ from bpr_service.masks.mask import Mask, read_label_map, read_panoptic_png
 from tests.jobs.samples import SETTINGS, coco_set, panoptic_set, semantic_set
 from tests.services import wait_for
 
+pytestmark = pytest.mark.slow
+
 IN_PROCESS = Batch(workers=0)
 
 

@@ -15,6 +15,8 @@ from bpr_service.jobs.engine import JobEngine
 from bpr_service.jobs.settings import JobSettings
 from tests.jobs.fleet import Fleet
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_job_is_done_once(fleet: Fleet) -> None:
     fleet.start()

@@ -7,8 +7,12 @@ import socket
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.jobs.fleet import Fleet, hook_refine_unit, kill_at_random
 from tests.services import Postgres, wait_for
+
+pytestmark = pytest.mark.slow
 
 
 def test_kill_three_times(fleet: Fleet) -> None:

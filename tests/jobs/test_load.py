@@ -17,6 +17,8 @@ from bpr_service.jobs.settings import JobSettings
 from bpr_service.server.metrics import Metrics
 from tests.jobs.fleet import Fleet
 
+pytestmark = pytest.mark.slow
+
 
 def scrape(engine: JobEngine) -> dict[str, str]:
     metrics = Metrics()

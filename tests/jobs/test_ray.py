@@ -24,6 +24,8 @@ from bpr_service.refine.refiner import Refiner
 from tests.jobs.ray_cluster import RayCluster
 from tests.jobs.samples import SETTINGS, H, W, coco_set, disc, picture, tiny_model
 
+pytestmark = pytest.mark.slow
+
 ray = pytest.importorskip("ray")
 
 

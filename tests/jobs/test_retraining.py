@@ -20,6 +20,8 @@ from bpr_service.runtime.model_store import ModelStore
 from tests.jobs.fleet import Fleet
 from tests.jobs.samples import H, W, disc
 
+pytestmark = pytest.mark.slow
+
 RECIPE: dict[str, Any] = {
     "network": {"name": "light_unet_s"},
     "patch": {"patch_size_px": 32, "padding_px": 8, "network_size_px": 48},

@@ -21,6 +21,8 @@ from tests.jobs.fleet import Fleet
 from tests.jobs.samples import coco_set, tiny_model
 from tests.services import wait_for
 
+pytestmark = pytest.mark.slow
+
 TRAINER = (sys.executable, str(Path(__file__).with_name("stand_in_trainer.py")))
 
 

@@ -16,6 +16,8 @@ from tests.jobs.fleet import Fleet
 from tests.jobs.samples import coco_set
 from tests.server.helpers import serving
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[Fleet]:

@@ -29,6 +29,8 @@ from tests.server.helpers import body
 from tests.server.process.test_run import ask, keep_asking, process
 from tests.services import wait_for
 
+pytestmark = pytest.mark.slow
+
 TWO = {"BPR_DEVICES": '["cpu", "cpu"]', "OMP_NUM_THREADS": "2"}
 
 

@@ -32,6 +32,8 @@ from tests.forks import Forked
 from tests.server.helpers import body
 from tests.services import free_port, wait_for
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 
 

@@ -15,6 +15,8 @@ from refiner_training.segmenters.data.sets import open_data
 from refiner_training.segmenters.data.stream import collate
 from refiner_training.segmenters.registry import HEADS, build_segmenter
 
+pytestmark = pytest.mark.slow
+
 PAIRS = list(HEADS)
 EXPECTED = {
     ("mask_rcnn", "plain"): {"loss_mask"},

@@ -20,6 +20,8 @@ from refiner_training.segmenters.config import SegmenterOptim
 from refiner_training.segmenters.data.synthetic import make_set, tiny_config
 from refiner_training.segmenters.registry import HEADS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("arch", "head"), HEADS, ids=[f"{a}-{h}" for a, h in HEADS])
 def test_smoke(arch: str, head: str, tmp_path: Path) -> None:
