@@ -5,13 +5,13 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SITE   ?= site
 # One more than there are cores: many tests wait for other processes.
-WORKERS ?= $(shell expr $$(nproc) + 1)
+WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 # The environment that `make sbom` lists: by default this one; for what is shipped, a production environment's.
 SBOM_PYTHON ?= $(BIN)/python
 SBOM   ?= sbom.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lock architecture version docs wheel sbom audit clean
+.PHONY: help install demo test coverage check lock architecture version docs wheel sbom audit clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -34,6 +34,11 @@ demo: $(STAMP)  ## refine the bundled example: pictures and JSON in demo/
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=25 --durations-min=1
+
+coverage: $(STAMP)  ## run the tests and count the lines and branches they reach; below the floor is an error
+	@mkdir -p build
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=
+	$(BIN)/coverage report >build/coverage.txt; code=$$?; tail -n 1 build/coverage.txt; exit $$code
 
 check: $(STAMP)  ## ruff, mypy --strict and the contracts of the imports
 	$(BIN)/ruff check .
