@@ -103,6 +103,7 @@ def host(tmp_path: Path, postgres_url: str, s3_server: str) -> Iterator[Host]:
         yield host
 
 
+@pytest.mark.timeout(600)  # a dozen processes one after the other, and each waits for all others of a busy machine
 def test_a_job_outlives_its_worker_and_prometheus_sees_it(host: Host) -> None:
     bucket = host.words(host.services["bucket"]["entrypoint"])
     for _ in range(2):  # the second time there is nothing to do

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from bpr_service import storage
 from bpr_service.jobs.ray.driver import refine_on_ray
@@ -46,15 +44,13 @@ class RayCluster:
         self.log.touch()
         site = hook_refine_unit(root, before=WAIT, after=NOTE)
         self.allow(1 << 30)
-        # Of the nodes, so that the processes that they keep ready have it; Ray's own way starts others for it.
-        self.environment = mock.patch.dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=f"{site}:{ROOT}", RUN=str(root))
-        self.environment.start()
         self.cluster = Cluster()
         try:
             self.add_node(_system_config=HEALTH)  # the head, which the driver is connected to
             for _ in range(nodes - 1):
                 self.add_node()
-            ray.init(self.cluster.address, log_to_driver=False)
+            environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{site}:{ROOT}", "RUN": str(root)}
+            ray.init(self.cluster.address, log_to_driver=False, runtime_env={"env_vars": environment})
         except BaseException:
             self.close()
             raise
@@ -112,4 +108,3 @@ class RayCluster:
 
         ray.shutdown()
         self.cluster.shutdown()
-        self.environment.stop()
