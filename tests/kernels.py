@@ -1,4 +1,4 @@
-"""Compile the kernels of the common paths: `python -m tests.kernels`, once, before processes that need them all at once.
+"""Compile the kernels of the common paths, before processes that need them all at once: `python -m tests.kernels`.
 
 Where the code was compiled before, it is there already and this takes seconds.
 """
