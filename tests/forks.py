@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -116,8 +117,14 @@ def keep(asked: dict[str, object], told: int, output: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if pid := os.fork():
         os.write(told, b"%d\n" % pid)
+        watch = select.poll()
+        watch.register(os.pidfd_open(pid), select.POLLIN)
+        watch.register(told, 0)  # where nobody reads any more the tests are over, however they ended
+        watch.poll()
+        os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
-        os.write(told, b"%d\n" % os.waitstatus_to_exitcode(status))
+        with suppress(BrokenPipeError):
+            os.write(told, b"%d\n" % os.waitstatus_to_exitcode(status))
         os._exit(0)
     os.close(told)
     empty = os.open(os.devnull, os.O_RDONLY)

@@ -13,10 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LINES, MODULES = 350, 14
 # What is over the limits today, and by how much at most: nothing is added, nothing grows.
 LONG = {
-    "benchmarks/heads.py": 377,
+    "benchmarks/heads.py": 376,
     "benchmarks/serve.py": 548,
-    "tests/runtime/test_engine.py": 463,
-    "tests/server/http/test_errors.py": 518,
+    "tests/runtime/test_engine.py": 416,
+    "tests/server/http/test_errors.py": 473,
 }
 FULL = {"bpr_service/server/http": 15}
 

@@ -9,7 +9,6 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,7 +16,6 @@ import numpy as np
 import pytest
 
 from bpr_service.masks.label_maps import panoptic_png
-from bpr_service.runtime import dummy
 from bpr_service.runtime.dummy import DummyModels
 from bpr_service.server.http.auth import ApiKey, Keys, hash_key
 from tests.server.helpers import HEIGHT, WIDTH, Running, b64, body, coarse, disc, picture, png, serving
@@ -375,7 +373,7 @@ def test_422_multipart_without_an_image_or_with_a_stranger(server: Running) -> N
     problem(server.client.post("/v1/refine/instance", files=files), 422, "invalid_input", "'pickle'")
 
 
-# ---------------------------------------------------------------- 429, 503, 504, 499
+# ---------------------------------------------------------------- 429, 503
 
 
 def slow(patch_ms: float = 0.0, call_ms: float = 0.0) -> DummyModels:
@@ -450,55 +448,6 @@ def test_503_when_the_device_has_failed() -> None:
         server.engine.state = "failed"
         problem(server.client.get("/livez"), 503, "not_ready", "the device has failed")
         problem(post(server, body()), 503, "not_ready", "the device has failed")
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """What the calls of a slow network wait for in this process, in place of the time that they take."""
-    gate = threading.Event()
-    gate.set()
-    monkeypatch.setattr(dummy, "time", SimpleNamespace(sleep=lambda _: gate.wait()))
-    return gate
-
-
-def test_504_past_the_deadline(gate: threading.Event) -> None:
-    with serving(None, slow(call_ms=1)) as server:
-        gate.clear()
-        try:
-            response = post(server, body(options={"timeout_s": 1.5}))
-            problem(response, 504, "deadline", "within 1.5 s")
-            assert server.engine.requests == 1, "the slot is held while the device still works for it"
-        finally:
-            gate.set()
-
-
-def test_504_a_body_that_comes_too_slowly() -> None:
-    with serving({"grace_s": 0.2}) as server:
-        port = int(server.url.rsplit(":", 1)[1])
-        with socket.create_connection(("127.0.0.1", port), 5) as connection:
-            head = "POST /v1/refine/instance HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-            connection.sendall((head + "Content-Length: 1000\r\n\r\n{").encode())
-            answer = whole_answer(connection)
-        assert b" 504 " in answer.split(b"\r\n")[0]
-        assert b"came too slowly" in answer
-
-
-def test_a_caller_that_leaves_frees_its_slot(gate: threading.Event) -> None:
-    with serving({"max_batch_patches": 1}, slow(call_ms=1)) as server:
-        data = json.dumps(body(masks=[{"segmentation": RLE}] * 20)).encode()
-        port = int(server.url.rsplit(":", 1)[1])
-        gate.clear()
-        try:
-            with socket.create_connection(("127.0.0.1", port), 5) as connection:
-                head = "POST /v1/refine/instance HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-                connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
-                wait_for("its patches wait", lambda: server.engine.queue_patches >= 50)
-                assert server.engine.requests == 1
-            wait_for("they leave the queue", lambda: server.engine.queue_patches == 0)
-        finally:
-            gate.set()
-        wait_for("the slot is free", lambda: server.engine.requests == 0)
-        assert 'status="499"' in server.client.get("/metrics").text
 
 
 # ---------------------------------------------------------------- 500
