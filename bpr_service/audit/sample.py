@@ -2,8 +2,8 @@
 
 Masks are drawn at random within strata of suspicion, more from those of which less is known, and each stands for as
 many as its stratum has for one drawn. The interval is of the posterior of all strata together: in each, Beta with one
-mask's worth of prior at its mean suspicion, and a binomial of the masks that nobody saw (Gelman et al., Bayesian Data
-Analysis, sections 2.4 and 8.3).
+mask's worth of prior at its mean suspicion, at least a fifth of a mask for either answer (suspicion may be off), and a
+binomial of the masks that nobody saw (Gelman et al., Bayesian Data Analysis, sections 2.4 and 8.3).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ LEAST = 8
 """Masks that are drawn of a stratum at least, where it has as many."""
 LEAST_VARIANCE = 0.01
 """Variance of wrong among a stratum's masks, taken as no less: suspicion may be off."""
-DRAWS, CONFIDENCE = 20_000, 0.95
+LEAST_PRIOR = 0.2
+DRAWS, CONFIDENCE = 4_000, 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +109,10 @@ def estimate(strata: Sequence[Stratum], wrong: Sequence[int], seed: int = 0) -> 
             fix="take the sample of the same report",
         )
     n, drawn = np.array([s.masks for s in strata]), np.array([s.drawn for s in strata])
-    k, prior = np.array(wrong), np.clip([s.suspicion for s in strata], 1e-4, 1 - 1e-4)
+    k, prior = np.array(wrong), np.array([s.suspicion for s in strata])
     rng = np.random.default_rng(seed)
-    share = rng.beta(k + prior, drawn - k + 1 - prior, (DRAWS, len(strata)))
+    a, b = k + np.maximum(prior, LEAST_PRIOR), drawn - k + np.maximum(1 - prior, LEAST_PRIOR)
+    share = rng.beta(a, b, (DRAWS, len(strata)))
     total = (k + rng.binomial(n - drawn, share)).sum(1) / n.sum()
     low, high = np.quantile(total, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
     return Share(float((n * (k / np.maximum(drawn, 1))).sum() / n.sum()), float(low), float(high))

@@ -48,7 +48,7 @@ def test_the_interval_holds_the_true_share_as_often_as_it_says(power: float, mon
         found = estimate(drawn.strata, wrong_in(drawn, wrong))
         held += found.low <= wrong.mean() <= found.high
         share.append(found.share - wrong.mean())
-    assert 0.91 <= held / draws <= 0.98
+    assert 0.92 <= held / draws <= 0.98  # .93 to .97, and what 300 draws leave to chance
     assert abs(np.mean(share)) < 0.004
 
 

@@ -35,6 +35,8 @@ SIDE_PX = 288
 AROUND = 0.3
 LEAST_AROUND_PX = 16
 QUALITY = 68
+LATER = ("before", "after", "where", "record")
+"""What the page reads of a mask only when it is looked at: so a page of many masks is there at once."""
 SMOOTH_PX = 0.6
 """How far a drawn outline may lie from the mask's, px of the picture."""
 
@@ -81,7 +83,8 @@ def write_page(
         for index, entry in entries.items():
             entry["sample"] = index in sampled
             entry["class"] = _class(entry.pop("category"), head["categories"])
-        text = json.dumps({**_data(head, file), "masks": shown}, ensure_ascii=False).replace("<", "\\u003c")
+        listed_only = [{key: value for key, value in entry.items() if key not in LATER} for entry in shown]
+        text = _json({**_data(head, file), "masks": listed_only})
         with storage.replacing(address) as out:
             before, after = _whole(text)
             out.write(before.encode())
@@ -90,7 +93,14 @@ def write_page(
                 pictures.seek(start)
                 out.write(b'<script type="text/plain" id="p%d">' % entry["picture"])
                 out.write(base64.b64encode(pictures.read(length)) + b"</script>\n")
+                later = _json({key: entry.get(key) for key in LATER}).encode()
+                out.write(b'<script type="application/json" id="m%d">%b</script>\n' % (entry["picture"], later))
             out.write(after.encode())
+
+
+def _json(value: Any) -> str:
+    """JSON that ends no script that it stands in."""
+    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
 
 
 def _data(head: Mapping[str, Any], file: PredictionFormat) -> dict[str, Any]:
@@ -193,7 +203,7 @@ def _entry(row: Mapping[str, Any], item: Listed, new: Mask | None, window: tuple
         "suspicion": row["suspicion"], "iou": row["expected_iou"], "boundary_f": row["expected_boundary_f"],
         "kinds": row["kinds"], "x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0, "size": row["size"],
         "box": row["bbox"], "before": _rings(item.mask.window(*window)),
-        "after": None if new is None else _rings(new.window(*window)), "where": where,
+        "better": new is not None, "after": None if new is None else _rings(new.window(*window)), "where": where,
     }  # fmt: skip
 
 

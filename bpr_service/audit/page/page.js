@@ -10,6 +10,12 @@ try { decisions = JSON.parse(localStorage.getItem(STORE)) || {}; } catch { decis
 /* ---- pictures: each lies as text behind this script, and is made one when it is looked at ---- */
 const picture = (i) => { const e = $("p" + i); return e ? "data:image/webp;base64," + e.textContent : ""; };
 
+/* So do outlines, places and records, as JSON. */
+const whole = (m) => {
+  const e = m.before ? null : $("m" + m.picture);
+  return e ? Object.assign(m, JSON.parse(e.textContent)) : m.before ? m : { ...m, before: [], after: null, where: [] };
+};
+
 /* ---- the list: only what can be seen is built ---- */
 function filtered() {
   const state = $("state").value, kind = $("kind").value, of = $("class").value;
@@ -56,7 +62,7 @@ const NS = "http://www.w3.org/2000/svg";
 const node = (name, set) => { const e = document.createElementNS(NS, name); for (const k in set) e.setAttribute(k, set[k]); return e; };
 const ring = (points, close) => { let d = ""; for (let i = 0; i < points.length; i += 2) d += (i ? "L" : "M") + points[i] + " " + points[i + 1]; return d + (close ? "Z" : ""); };
 function show() {
-  const m = shown[at];
+  const m = shown[at] && whole(shown[at]);
   $("stage").hidden = !m; $("none").hidden = !!m;
   if (!m) return;
   view = [0, 0, m.width, m.height];
@@ -70,9 +76,9 @@ function show() {
   const f = (v) => v === null ? "?" : v.toFixed(3);
   $("figures").textContent = `suspicion ${m.suspicion.toFixed(2)} · expected IoU ${f(m.iou)} · boundary F ${f(m.boundary_f)}`;
   $("kinds").replaceChildren(...m.kinds.map((k) => el("span", { textContent: k })));
-  $("panels").classList.toggle("one", !m.after);
-  $("unproposed").hidden = !!m.after;
-  $("take").disabled = !m.after;
+  $("panels").classList.toggle("one", !m.better);
+  $("unproposed").hidden = m.better;
+  $("take").disabled = !m.better;
   for (const d of ["keep", "take", "person"]) $(d).setAttribute("aria-pressed", String(decisions[m.key] === d));
   $("places").replaceChildren(...m.where.map((w) => el("button", { textContent: `${Math.abs(w.px)} px ${w.px > 0 ? "short" : "too far"}, ${w.length} px long`, onclick: () => zoomTo(w.line) })));
   zoom();
@@ -103,7 +109,7 @@ for (const id of ["before", "after"]) {
 /* ---- decisions ---- */
 function decide(what) {
   const m = shown[at];
-  if (!m || (what === "take" && !m.after)) return;
+  if (!m || (what === "take" && !m.better)) return;
   history.push([m.key, decisions[m.key]]);
   decisions[m.key] = what;
   keep(); leave(m);
@@ -136,7 +142,7 @@ function save(name, parts, type) {
   a.click();
   setTimeout(() => URL.revokeObjectURL(a.href), 60000);
 }
-const marked = () => MASKS.filter((m) => decisions[m.key] === "person");
+const marked = () => MASKS.filter((m) => decisions[m.key] === "person").map(whole);
 const outline = (m, r) => { const out = []; for (let i = 0; i < r.length; i += 2) out.push([r[i] + m.x, r[i + 1] + m.y]); return out; };
 const byImage = (masks) => { const found = new Map(); for (const m of masks) found.set(m.image, [...(found.get(m.image) || []), m]); return found; };
 const xml = (text) => String(text).replace(/[<>&"']/g, (c) => `&#${c.charCodeAt(0)};`);
@@ -151,7 +157,7 @@ for (const button of document.querySelectorAll("[data-save]")) button.onclick = 
 /* The annotation file with the taken masks: the new records go where the old ones lie, every other byte is copied. */
 $("splice").hidden = !DATA.bytes;
 $("original").onchange = async (e) => {
-  const file = e.target.files[0], taken = MASKS.filter((m) => decisions[m.key] === "take" && m.record).sort((a, b) => a.record[0] - b.record[0]);
+  const file = e.target.files[0], taken = MASKS.filter((m) => decisions[m.key] === "take").map(whole).filter((m) => m.record).sort((a, b) => a.record[0] - b.record[0]);
   e.target.value = "";
   if (!file) return;
   if (file.size !== DATA.bytes) { $("saved").textContent = `That is another file: ${DATA.annotations} has ${DATA.bytes} bytes, this one ${file.size}.`; return; }
@@ -179,7 +185,7 @@ performance.mark("shown");
 /* Pictures follow this script, in the list's order: as soon as those that can be seen are there, they are drawn. */
 const SEEN = Math.min(MASKS.length, 20);
 function pictured() {
-  if (document.readyState === "loading" && SEEN && !$("p" + MASKS[SEEN - 1].picture)) { requestAnimationFrame(pictured); return; }
+  if (document.readyState === "loading" && SEEN && !$("m" + MASKS[SEEN - 1].picture)) { requestAnimationFrame(pictured); return; }
   draw(); show();
   performance.mark("pictured");
 }

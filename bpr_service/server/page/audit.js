@@ -2,7 +2,7 @@
 import { $, call, el, show } from "./api.js";
 
 // The job's page is a file of its owner's. Its data and pictures are taken from it as text, and nothing of it runs.
-const PARTS = /<script type="(application\/json|text\/plain)" id="(data|p\d+)">([^<]*)<\/script>/g;
+const PARTS = /<script type="(application\/json|text\/plain)" id="(data|[pm]\d+)">([^<]*)<\/script>/g;
 
 async function start() {
   const id = location.hash.slice(1);

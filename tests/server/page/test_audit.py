@@ -95,7 +95,7 @@ def test_the_page_is_one_file_and_saves_what_was_decided(
     _, folder = audited
     with Watched(browser, f"file://{folder / 'page.html'}", 1280, 800) as page:
         assert decide(page)[0] == "kept"
-        page.evaluate("go(shown.findIndex((m) => m.after && !decisions[m.key]))")
+        page.evaluate("go(shown.findIndex((m) => m.better && !decisions[m.key]))")
         page.keyboard.press("t")
         taken = page.evaluate("MASKS.filter((m) => decisions[m.key] === 'take')[0]")
         photograph(page, "audit-file")
