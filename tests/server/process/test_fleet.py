@@ -159,13 +159,15 @@ def gone(pid: int) -> bool:
 
 
 def test_a_process_that_never_gets_ready_ends_the_start(tmp_path: Path) -> None:
-    env = {"BPR_DUMMY": "0", "BPR_PRESETS": '["nope"]', **TWO}
-    with pytest.raises(AssertionError, match="unknown preset"), process(tmp_path, **env):  # it ended; its log says why
-        pass
+    env = {"BPR_DUMMY": "0", "BPR_PRESETS": '["fast"]', "BPR_BACKEND": "eager", "BPR_PRECISION": "int8", **TWO}
+    with pytest.raises(AssertionError, match="precision of backend eager"), process(tmp_path, **env):
+        pass  # it ended; its log says why
 
 
-def test_a_process_whose_device_failed_leaves() -> None:
+def test_a_process_whose_device_failed_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = SimpleNamespace(alive=False, lanes=list, device="cpu")
+    kept: list[bool] = []
+    monkeypatch.setattr("bpr_service.server.process.run.keep", lambda: kept.append(True))
 
     async def ends() -> BaseException:
         started = asyncio.get_running_loop().create_future()
@@ -173,6 +175,7 @@ def test_a_process_whose_device_failed_leaves() -> None:
         return await asyncio.wait_for(failure(started, engine, ServerSettings(), replaced=True), 30)  # type: ignore[arg-type]
 
     assert "the device has failed" in str(asyncio.run(ends()))
+    assert kept == [True], "the collector must not go through all that a ready server holds"
 
 
 @pytest.mark.parametrize("devices", [("gpu",), ("cpu", "cuda:x"), ("auto",)])

@@ -21,12 +21,13 @@ from typing import Any
 import httpx
 import pytest
 
-from bpr_service.errors import ConfigError
+from bpr_service.errors import ConfigError, UnknownName
 from bpr_service.runtime.dummy import DummyModels
 from bpr_service.runtime.engine import Engine
 from bpr_service.server.logs import configure_logging
 from bpr_service.server.process.build import warn_if_open
 from bpr_service.server.process.run import check_free, leave_within, ready_lines, run
+from bpr_service.server.server_commands import serve
 from bpr_service.server.settings import ServerSettings
 from tests.forks import Forked
 from tests.server.helpers import body
@@ -209,11 +210,17 @@ def test_a_process_ends_without_taking_apart_what_it_holds() -> None:
 
 
 def test_a_model_that_cannot_be_loaded_stops_the_start(tmp_path: Path) -> None:
-    env = {"PATH": "/usr/bin", "BPR_PORT": str(free_port()), "BPR_PRESETS": '["nope"]', "BPR_DUMMY": "0"}
+    env = {"PATH": "/usr/bin", "BPR_PORT": str(free_port()), "BPR_BACKEND": "eager", "BPR_PRECISION": "int8"}
     command = [sys.executable, "-m", "bpr_service.cli", "serve"]
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, timeout=150)
     assert done.returncode != 0
-    assert b"unknown preset" in done.stderr
+    assert b"precision of backend eager" in done.stderr
+
+
+def test_an_unknown_preset_is_named_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bpr_service.server.process.run", None)  # its import would fail
+    with pytest.raises(UnknownName, match="nope"):
+        serve(presets="balanced,nope")
 
 
 def test_settings_come_from_variables_and_flags(monkeypatch: pytest.MonkeyPatch) -> None:
