@@ -82,11 +82,12 @@ def detected(images: Path, truth: Path, coarse: Path, refined: Path) -> dict[str
     command = [sys.executable, "-m", "bpr_service.cli", "batch", "instance", "--images", images, "--dataset", truth,
                "--predictions", coarse, "--out", refined]  # fmt: skip
     subprocess.run([str(part) for part in command], check=True)
-    summary = evaluate_instances(truth, refined, before=coarse, workers=1).summary
-    before = summary["before"]
     names = {"AP": "AP", "boundary AP": "boundary_AP"}
-    found = {label: round(100 * (before[key] or 0), 2) for label, key in names.items()}
-    return found | {f"refined {label}": round(100 * (summary[key] or 0), 2) for label, key in names.items()}
+    found = {}
+    for prefix, file in (("", coarse), ("refined ", refined)):
+        summary = evaluate_instances(truth, file, workers=1).summary
+        found |= {prefix + label: round(100 * (summary[key] or 0), 2) for label, key in names.items()}
+    return found
 
 
 def on_true_boxes(checkpoint: Path, config: Any) -> dict[str, list[list[float]]]:
