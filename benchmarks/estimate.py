@@ -243,8 +243,10 @@ def report(
     rows_files: list[Path],
     scale: Annotated[float, typer.Option(help="Count masks at this scale; all serve the fit.")] = 1.0,
     tries: Annotated[str, typer.Option(help="Of these times the scale take what is expected to be best.")] = "1",
+    under: Annotated[float, typer.Option(help="Count only masks of less than the square of this, px.")] = np.inf,
 ) -> None:
     """Print what each least gain keeps and harms, on masks that the fit did not see."""
+    from quality_stats import calibration_error, risk_coverage
     from scipy.stats import spearmanr
 
     rows = [row for path in rows_files for row in json.loads(path.read_text())]
@@ -256,7 +258,8 @@ def report(
     times = [scale * float(one) for one in tries.split(",")]
     for title, by_domain in (("the domain left out", True), ("the images left out", False)):
         answer = left_out(rows, x, y, weights, by_domain)
-        counted = [max((of[s] for s in times if s in of), key=lambda i: answer[i, 2]) for of in found.values()]
+        small = [of for of in found.values() if rows[next(iter(of.values()))]["area"] < under**2]
+        counted = [max((of[s] for s in times if s in of), key=lambda i: answer[i, 2]) for of in small]
         print(f"\n{title}: (1 - F at 1 px) removed, %, / masks worse, %, by least gain")
         print(f"{'set':16s}{'masks':>6s}" + "".join(f"{g:>12g}" for g in LEAST_GAINS))
         of_set: dict[str, list[int]] = defaultdict(list)
@@ -264,12 +267,24 @@ def report(
             row = rows[i]
             of_set[row["set"]].append(i)
         for name, places in sorted(of_set.items()):
-            cells = [_outcome([rows[i] for i in places], answer[places, 0] >= least) for least in LEAST_GAINS]
-            print(f"{name:16s}{len(places):6d}" + "".join(f"{cell:>12s}" for cell in cells))
+            _print_row(name, [rows[i] for i in places], answer[places, 0])
+        _print_row("all", [rows[i] for i in counted], answer[counted, 0])
+        better = [rows[i]["iou"][1] - rows[i]["iou"][0] > WORSE for i in counted]
+        shares = [100 * np.mean(better & (answer[counted, 0] >= least)) for least in LEAST_GAINS]
+        print(f"{'masks better, %':22s}" + "".join(f"{share:12.0f}" for share in shares))
         answer, wanted = answer[counted], y[counted]
         confidence = np.where(answer[:, 0] >= -0.2, answer[:, 2], answer[:, 3]).clip(0, 1)
         actual = np.where(answer[:, 0] >= -0.2, wanted[:, 2], wanted[:, 3])
-        print(f"confidence: ECE {_ece(confidence, actual):.3f}, Spearman {spearmanr(confidence, actual)[0]:.3f}")
+        ece = calibration_error(confidence, actual)
+        print(f"confidence: ECE {ece:.3f}, Spearman {spearmanr(confidence, actual)[0]:.3f}")
+        worse = np.array([rows[i]["iou"][1] - rows[i]["iou"][0] < -WORSE for i in counted], np.float64)
+        found = {key: f"{100 * value:.1f}%" for key, value in risk_coverage(answer[:, 0], worse).items()}
+        print("masks worse where the best by expected gain are taken:", ", ".join(f"{k} {v}" for k, v in found.items()))
+
+
+def _print_row(name: str, rows: list[dict[str, Any]], gains: F32) -> None:
+    cells = [_outcome(rows, gains >= least) for least in LEAST_GAINS]
+    print(f"{name:16s}{len(rows):6d}" + "".join(f"{cell:>12s}" for cell in cells))
 
 
 def _outcome(rows: list[dict[str, Any]], taken: NDArray[np.bool_]) -> str:
@@ -278,13 +293,6 @@ def _outcome(rows: list[dict[str, Any]], taken: NDArray[np.bool_]) -> str:
     worse = np.mean([t and row["iou"][1] - row["iou"][0] < -WORSE for row, t in zip(rows, taken, strict=True)])
     removed = f"{100 * (1 - after / before):.1f}" if before > 0.03 * len(rows) else "-"
     return f"{removed}/{100 * worse:.0f}"
-
-
-def _ece(confidence: F32, actual: F32, bins: int = 10) -> float:
-    """Expected calibration error: mean of |mean confidence - mean outcome| over bins, weighted by their masks."""
-    which = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs(confidence[which == b].mean() - actual[which == b].mean()) * (which == b).mean() for b in set(which)]
-    return float(sum(gaps))
 
 
 @app.command()

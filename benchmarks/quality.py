@@ -5,8 +5,11 @@
 
 Reads the val splits of the boundary corpus (``--data``) and their fixed coarse masks (`quality_domains` lists the sets
 of other domains); prints the measures of every method with their 95 % intervals and, where there is one, the target;
-with ``--json`` also slices by object size and coarse IoU. Real predictions are measured too: ``--instances
-NAME=RESULTS.json`` (COCO results for ccp's val images), ``--labels NAME=FOLDER`` (label PNGs of CamVid's val images).
+then slices by object size and coarse IoU, wrong pixels by their distance from the coarse boundary, and what the
+confidence is worth: calibration error, rank correlation, risk-coverage.
+
+Real predictions are measured too: ``--instances NAME=RESULTS.json`` (COCO results for ccp's val images),
+``--labels NAME=FOLDER`` (label PNGs of CamVid's val images).
 """
 
 from __future__ import annotations
@@ -22,55 +25,15 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
-from quality_domains import DOMAIN_SETS, DOMAINS, domain_items
+from quality_domains import DOMAIN_SETS, domain_items
 from quality_measure import measure_item, summarise_set
 from quality_sets import SETS, Item, corpus_items, instance_items, semantic_items
-from quality_stats import intervals, slices
+from quality_stats import by_distance, confidence_of, intervals, slices
+from quality_tables import more_tables, print_table, table
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
-
-Rows = list[tuple[str, str, str, float | None]]
-TABLE: dict[str, Rows] = {
-    # what is printed, the measure, how it is shown, the target
-    "instance": [
-        ("(1 - F@1px) removed", "share_removed", "percent", None),
-        ("masks worse", "worse_share", "percent", None),
-        ("masks better", "better_share", "percent", None),
-        ("mean IoU", "iou_after", "plain", None),
-        ("band error", "band_error_after", "percent", None),
-    ],
-    "semantic": [
-        ("mIoU", "mIoU", "gain", 2.5),
-        ("class F@1px", "AF_present", "gain", 12.0),
-        ("class F@1px, absent = 1", "AF", "gain", None),
-    ],
-    "panoptic": [("PQ", "PQ", "gain", 3.3), ("boundary PQ", "boundary_PQ", "gain", 5.0)],
-}
-TARGETS: dict[tuple[str, str], float] = {
-    ("ccp", "share_removed"): 55.0,
-    ("ccp", "worse_share"): 4.0,
-    ("bsds", "share_removed"): 32.0,
-    ("bsds", "worse_share"): 8.0,
-    ("blocks", "share_removed"): 64.0,
-    ("blocks", "worse_share"): 1.5,
-    ("exact", "iou_after"): 0.997,
-    ("exact", "worse_share"): 5.0,
-    ("blank", "worse_share"): 0.0,
-    ("ccp_x3", "share_removed"): 40.0,
-    ("ccp_x3", "worse_share"): 6.0,
-    **{(name, "share_removed"): 45.0 for name in DOMAINS},
-    **{(name, "worse_share"): 5.0 for name in DOMAINS},
-    **{(f"{name}_exact", "worse_share"): 10.0 for name in DOMAINS},
-    **{(f"{name}_deeplab", "share_removed"): 40.0 for name in ("davis", "penn")},
-    **{(f"{name}_deeplab", "worse_share"): 2.0 for name in ("davis", "penn")},
-    **{(f"{name}_soft", "share_removed"): 20.0 for name in ("davis", "penn")},
-    **{(f"{name}_soft", "worse_share"): 3.0 for name in ("davis", "penn")},
-    **{(f"{name}_unet", "worse_share"): 8.0 for name in ("glas", "lung", "smear")},
-}
-LESS_IS_BETTER = ("worse_share", "band_error_after")
-RIGHT_ALREADY = ("exact", "blank", *(f"{name}_exact" for name in DOMAINS))
-HIDDEN = dict.fromkeys(RIGHT_ALREADY, ("share_removed", "better_share", "band_error_after"))
 
 _METHODS: dict[str, Any] = {}
 
@@ -84,7 +47,9 @@ class Ours:
         self.refiner = Refiner.load(model, **options)
 
     def instances(self, image: Any, masks: Any) -> Any:
-        return self.refiner.refine(image, masks).masks
+        result = self.refiner.refine(image, masks)
+        self.confidences = [np.nan if r.confidence is None else r.confidence for r in result.reports]
+        return result.masks
 
     def semantic(self, image: Any, label_map: Any) -> Any:
         return self.refiner.refine_semantic(image, label_map).label_map
@@ -148,6 +113,8 @@ def measure(
             values["interval"] = found[method]
             if kind == "instance":
                 values["slices"] = slices(entry["rows"])
+                values["confidence"] = confidence_of(entry["rows"])
+                values["wrong_px"] = by_distance(entry["rows"])
             out[name][method] = values
     return out
 
@@ -162,54 +129,6 @@ def _run(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start, (models, peers, options)) as pool:
         yield from pool.map(_work, items)
-
-
-# ---- the table ------------------------------------------------------------------------------------------------------
-
-
-def as_shown(style: str, value: float, base: float) -> float:
-    """A measure as the table shows it: percent, points above the coarse masks, or as it is."""
-    return {"percent": 100 * value, "gain": 100 * (value - base), "plain": value}[style]
-
-
-def table(results: dict[str, dict[str, dict[str, Any]]], kinds: dict[str, str]) -> list[list[str]]:
-    """Rows of text: set, measure, each method with half the width of its interval, target."""
-    methods = list(next(iter(results.values())))
-    rows = [["set", "measure", *methods, "target"]]
-    for name, of_method in results.items():
-        for label, key, style, target in TABLE[kinds[name]]:
-            if key in HIDDEN.get(name, ()):
-                continue
-            wanted = TARGETS.get((name, key), target)
-            cells = [_cell(of_method[m], key, style, of_method["coarse"]) for m in methods]
-            sign = "<=" if key in LESS_IS_BETTER else ">="
-            rows.append([name, label, *cells, f"{sign} {wanted:g}" if wanted is not None else ""])
-        rows.append([name, "ms a mask", *[f"{of_method[m]['ms_per_mask']:.1f}" for m in methods], ""])
-    return rows
-
-
-def _cell(values: dict[str, Any], key: str, style: str, coarse: dict[str, Any]) -> str:
-    if values is coarse:
-        return {"percent": f"{100 * values[key]:.1f}%", "gain": f"{100 * values[key]:.2f}"}.get(
-            style, f"{values[key]:.4f}"
-        )
-    value, base = as_shown(style, values[key], coarse[key]), values["interval"]
-    half = (base["high"][key] - base["low"][key]) / 2 * (1 if style == "plain" else 100)
-    return {"percent": f"{value:.1f}% ±{half:.1f}", "gain": f"{value:+.2f} ±{half:.2f}"}.get(
-        style, f"{value:.4f} ±{half:.4f}"
-    )
-
-
-def print_table(rows: list[list[str]]) -> None:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for k, row in enumerate(rows):
-        print(
-            "  ".join(
-                cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-        )
-        if k == 0:
-            print("  ".join("-" * w for w in widths))
 
 
 def _named(pairs: list[str]) -> list[tuple[str, Path]]:
@@ -253,6 +172,9 @@ def main(
     )
     rows = table(results, {item.set: item.kind for item in items})
     print_table(rows)
+    for more in more_tables(results, {item.set: item.kind for item in items}):
+        print()
+        print_table(more)
     print(f"\n{len(items)} images, {time.perf_counter() - start:.0f} s; options {options}; every {subset}. image")
     print("Gains are points above the coarse masks, whose own values stand in their column; ± half a 95 % interval.")
     if out is not None:

@@ -1,6 +1,6 @@
 """What is measured of each image of a set, and the sums over a set.
 
-An instance's row is that of `measure_triple` and the true mask's area (px).
+An instance's row is that of `measure_triple`, and what `more_of_mask` adds.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from quality_domains import chosen, enlarged, png_pairs, shown, simulated
@@ -18,8 +19,14 @@ from bpr_service.masks.mask import Mask, as_mask
 CLASSES = 11
 """Of CamVid; 255 is void."""
 BLOCKS_SEED = 20_210_613
-AREA = 10
-"""Place of the area in an instance's row."""
+AREA, CONFIDENCE, F_2PX, MBA, BOUNDARY_IOUS, WRONG = 10, 11, 12, 13, 14, 17
+"""Places in an instance's row: the true mask's area (px); the confidence (NaN where there is none), and the boundary F
+at 2 px that it speaks of; mean boundary accuracy; the lesser of IoU and boundary IoU at each of `RATIOS`; wrong pixels
+in each band of `DISTANCES_PX`."""
+RATIOS = (0.005, 0.01, 0.02)
+DISTANCES_PX = (1, 3, 8, 16, np.inf)
+"""Ends of bands by distance from the coarse boundary."""
+AP_IOUS = np.linspace(0.5, 0.95, 10)
 
 
 # ---- the pairs of an item -------------------------------------------------------------------------------------------
@@ -106,9 +113,62 @@ def _instances(item: Item, image: NDArray[np.uint8], methods: dict[str, Any]) ->
     out = {}
     for name, method in methods.items():
         refined, seconds = _timed(method.instances, image, coarse) if coarse else ([], 0.0)
-        rows = [(*measure_triple(*of_one), of_one[2].area) for of_one in zip(coarse, refined, truth, strict=True)]
+        said = getattr(method, "confidences", None) or [np.nan] * len(coarse)
+        rows = [
+            (*measure_triple(*of_one), *more_of_mask(*of_one, confidence))
+            for *of_one, confidence in zip(coarse, refined, truth, said, strict=True)
+        ]
         out[name] = {"seconds": seconds, "masks": len(coarse), "rows": rows}
     return out
+
+
+def more_of_mask(coarse: Mask, refined: Mask, truth: Mask, confidence: float) -> tuple[float, ...]:
+    """The rest of an instance's row, from `AREA` on."""
+    from refiner_training.metrics.boundary import boundary_distance_px, boundary_f, boundary_iou
+
+    height, width = truth.height, truth.width
+    distances = [boundary_distance_px(height, width, ratio) for ratio in RATIOS]
+    overlap = _iou(refined, truth)
+    ious = [min(overlap, boundary_iou(refined, truth, distance)) for distance in distances]
+    f_2px = boundary_f(refined, truth, 2)
+    return (truth.area, confidence, f_2px, boundary_accuracy(refined, truth), *ious, *wrong_px(coarse, refined, truth))
+
+
+def boundary_accuracy(mask: Mask, truth: Mask) -> float:
+    """Mean boundary accuracy (Cheng et al., CascadePSP, CVPR 2020, section 4.1).
+
+    The share of right pixels near the true boundary, averaged over five radii from 1 px to (width + height) / 300, as
+    its authors' code has them.
+    """
+    most = (truth.width + truth.height) / 300
+    x0, y0, x1, y1 = _around(truth, truth, margin=int(most) + 2)
+    wanted, found = truth.window(x0, y0, x1, y1), mask.window(x0, y0, x1, y1)
+    shares = []
+    for step in range(5):
+        radius = 1 + int((most - 1) / 5 * step)
+        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)
+        near = cv2.morphologyEx(wanted, cv2.MORPH_GRADIENT, disc) > 0
+        shares.append((wanted == found)[near].mean() if near.any() else 1.0)
+    return float(np.mean(shares))
+
+
+def wrong_px(coarse: Mask, refined: Mask, truth: Mask) -> list[int]:
+    """Wrong pixels of the refined mask in each band of `DISTANCES_PX` around the boundary of the coarse one."""
+    x0, y0, x1, y1 = _around(coarse, refined, truth, margin=2)
+    before = coarse.window(x0, y0, x1, y1)
+    inside, outside = (cv2.distanceTransform(part, cv2.DIST_L2, 5) for part in (before, 1 - before))
+    distance = np.where(before > 0, inside, outside)
+    wrong = refined.window(x0, y0, x1, y1) != truth.window(x0, y0, x1, y1)
+    counts = [int((wrong & (distance <= end)).sum()) for end in DISTANCES_PX]
+    return np.diff([0, *counts]).tolist()
+
+
+def _around(*masks: Mask, margin: int) -> tuple[int, int, int, int]:
+    """A box of the image that holds all masks and a margin."""
+    boxes = np.array([mask.box for mask in masks if not mask.is_empty] or [(0, 0, 1, 1)])
+    x0, y0 = np.maximum(boxes[:, :2].min(0) - margin, 0).tolist()
+    x1, y1 = np.minimum(boxes[:, 2:].max(0) + margin, (masks[0].width, masks[0].height)).tolist()
+    return x0, y0, x1, y1
 
 
 def _semantic(item: Item, image: NDArray[np.uint8], methods: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -158,12 +218,25 @@ def _panoptic(item: Item, image: NDArray[np.uint8], methods: dict[str, Any]) -> 
 # ---- sums -----------------------------------------------------------------------------------------------------------
 
 
+def more_of_set(table: NDArray[np.float64]) -> dict[str, float]:
+    """The measures of an instance set's rows (N, columns) beside those of `collect`.
+
+    ``boundary_ap`` is the average precision over the ten IoU thresholds of COCO where every mask has one score and one
+    truth: the mean share of masks whose lesser of IoU and boundary IoU reaches them.
+    """
+    values = {"mba": float(table[:, MBA].mean())}
+    for place, ratio in enumerate(RATIOS, BOUNDARY_IOUS):
+        values[f"boundary_ap_{ratio:g}"] = float((table[:, place, None] >= AP_IOUS).mean())
+    return values
+
+
 def summarise_set(kind: str, rows: list[Any]) -> dict[str, float]:
     """The measures of a set from the rows of all its images."""
     if kind == "instance":
         from refiner_training.metrics.change import collect
 
-        return {k: float(v) for k, v in collect([row[:10] for row in rows])["summary"].items()}
+        values = {k: float(v) for k, v in collect([row[:10] for row in rows])["summary"].items()}
+        return values | more_of_set(np.array(rows, np.float64))
     if kind == "semantic":
         from refiner_training.metrics.semantic import summarise
 

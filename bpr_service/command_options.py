@@ -79,7 +79,7 @@ TASKS = ("instance", "labels", "soft", "semantic", "panoptic")
 Task = Annotated[
     str,
     typer.Option(
-        help="instance, semantic, panoptic; labels: a picture of instance ids; soft: probabilities.",
+        help="instance, semantic, panoptic; labels: a picture of instance ids; soft: probabilities of one mask.",
         callback=_task,
         autocompletion=lambda: list(TASKS),
     ),
@@ -112,7 +112,12 @@ _FILES: dict[str, tuple[Any, Any, typer.models.OptionInfo]] = {
     "columns": (_TEXT, None, typer.Option(
         help="YOLO, behind the points: none, confidence, confidence+track; default: finds out."
     )),
-    "logits": (_YES, False, typer.Option("--logits", help="Floats of soft masks are taken before the sigmoid.")),
+    "logits": (_YES, False, typer.Option(
+        "--logits", help="Floats of soft masks are taken before the sigmoid, of classes before the softmax."
+    )),
+    "classes": (int | None, None, typer.Option(
+        help="Semantic: the number of classes, for figures and of probabilities.", min=2
+    )),
     "simplify": (float | None, None, typer.Option(
         help="Write polygons of few corners, no point farther from the refined edge than this, px.", metavar="PX"
     )),

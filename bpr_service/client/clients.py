@@ -87,7 +87,7 @@ class Client(_Base):
         return to_refined(self._send(label_message("instance", image, id_map, options)))
 
     def refine_semantic(self, image: Any, label_map: NDArray[Any] | bytes, **options: Any) -> Refined:
-        """Refine an (H, W) uint8 or uint16 label map, or its PNG."""
+        """Refine an (H, W) uint8 or uint16 label map, its PNG, or the probabilities (C, H, W) of classes 0, 1, ..."""
         return to_refined(self._send(label_message("semantic", image, label_map, options)))
 
     def refine_panoptic(

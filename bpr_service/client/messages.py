@@ -165,12 +165,29 @@ def instance_message(image: Any, masks: Sequence[Any], options: dict[str, Any]) 
 
 
 def label_message(task: str, image: Any, label_map: NDArray[Any] | bytes, options: dict[str, Any]) -> Message:
-    """A map of classes (``semantic``) or of instance ids (``instance``)."""
+    """A map of classes (``semantic``), also of their probabilities (C, H, W), or of instance ids (``instance``)."""
     from bpr_service.masks.label_maps import encode_png
 
+    if not isinstance(label_map, bytes) and np.ndim(label_map) == 3 and task == "semantic":
+        form = [("masks", _json_part(_soft_entries(label_map))), ("options", _json_part(options))]
+        return Message(task, image, form)
     png = label_map if isinstance(label_map, bytes) else encode_png(np.ascontiguousarray(label_map))
     form = [("label_map", ("labels.png", png, "image/png")), ("options", _json_part(options))]
     return Message(task, image, form)
+
+
+def _soft_entries(probabilities: NDArray[Any]) -> list[dict[str, Any]]:
+    """The probabilities (C, H, W) of classes 0, 1, ... as masks; pixels without any are left out."""
+    import base64
+
+    from bpr_service.masks.label_maps import encode_png
+    from bpr_service.masks.soft_labels import SoftLabels
+
+    levels = SoftLabels.from_array(probabilities).levels
+    return [
+        {"category_id": i, "segmentation": {"png": base64.b64encode(encode_png(level)).decode(), "soft": True}}
+        for i, level in enumerate(levels)
+    ]
 
 
 def panoptic_message(

@@ -18,7 +18,14 @@ from bpr_service.formats.base import (
 from bpr_service.formats.folders.cityscapes import CityscapesInstances
 from bpr_service.formats.folders.labelme import LabelMe
 from bpr_service.formats.folders.mask_pngs import InstanceIdPngs, MaskPngs, SoftPngs
-from bpr_service.formats.folders.semantic import Ade, CityscapesLabelIds, CityscapesTrainIds, SemanticPngs, Voc
+from bpr_service.formats.folders.semantic import (
+    Ade,
+    CityscapesLabelIds,
+    CityscapesTrainIds,
+    SemanticPngs,
+    SemanticProbabilities,
+    Voc,
+)
 from bpr_service.formats.folders.yolo import YoloSegments
 from bpr_service.formats.options import FileOptions
 from bpr_service.formats.records.coco import CocoResults
@@ -28,6 +35,7 @@ from bpr_service.formats.records.label_studio import LabelStudio
 from bpr_service.formats.records.lvis import LvisResults
 from bpr_service.formats.records.one_list import MaskRecords
 from bpr_service.formats.records.parquet import ParquetResults
+from bpr_service.formats.soft_folder import SoftFolder
 
 __all__ = [
     "DEFAULT_FORMAT",
@@ -61,6 +69,7 @@ _ALL: tuple[type[PredictionFormat], ...] = (
     SoftPngs,
     InstanceIdPngs,
     SemanticPngs,
+    SemanticProbabilities,
     CityscapesLabelIds,
     CityscapesTrainIds,
     Ade,
@@ -87,4 +96,10 @@ def open_predictions(task: str, name: str | None, paths: Paths) -> PredictionFor
     if asked not in file.encodings:
         held = " or ".join(file.encodings)
         raise ConfigError(f"masks as {asked}", expected=held, got=f"format {name}", fix="choose another encoding")
+    if paths.soft and (task != "instance" or name in ("ids", "soft")):
+        raise ConfigError(
+            "soft masks", expected="a format of masks of their own", got=f"{task} {name}", fix="leave them out"
+        )
+    if paths.soft:
+        file.soften = SoftFolder(paths.soft, paths.within, logits=paths.options.logits).soften
     return file

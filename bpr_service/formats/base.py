@@ -11,7 +11,7 @@ Letters: H, W are an image's height and width in pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -29,6 +29,7 @@ from bpr_service.storage import Span
 
 if TYPE_CHECKING:
     from bpr_service.masks.mask import Mask
+    from bpr_service.masks.soft_labels import SoftLabels
 
 Task = Literal["instance", "semantic", "panoptic"]
 TASKS: tuple[Task, ...] = ("instance", "semantic", "panoptic")
@@ -39,7 +40,8 @@ class Paths:
     """Where a prediction file and what belongs to it lie; local paths or fsspec addresses.
 
     ``within`` confines every local file that is opened, links followed, to these folders. ``image`` is the one image
-    of the folder that is wanted; None is all of them.
+    of the folder that is wanted; None is all of them. ``soft`` is a folder of the masks' probabilities: see
+    `bpr_service.formats.soft_folder`.
     """
 
     images: str
@@ -48,6 +50,7 @@ class Paths:
     panoptic_dir: str | None = None
     within: tuple[str, ...] | None = None
     image: str | None = None
+    soft: str | None = None
     options: FileOptions = field(default_factory=FileOptions)
 
 
@@ -132,12 +135,13 @@ def _with_mask(item: Instance, mask: Mask) -> Instance:
 
 @dataclass(frozen=True, slots=True)
 class SemanticPrediction:
-    """One label map (H, W) of uint8 or uint16, and the label that is never rewritten."""
+    """One label map (H, W) of integers, and the label that is never rewritten; ``soft`` where it came as that."""
 
     label_map: NDArray[np.integer[Any]]
     ignore_label: int | None
     picture: Any = None
     warnings: tuple[str, ...] = ()
+    soft: SoftLabels | None = None
 
     def with_label_map(self, label_map: NDArray[np.integer[Any]]) -> SemanticPrediction:
         return replace(self, label_map=label_map)
@@ -159,6 +163,8 @@ class PanopticPrediction:
         return replace(self, segment_map=segment_map, segments_info=infos)
 
 
+Softened = tuple[InstancePrediction, "list[Mask]", list[str]]
+"""Instances, what is to be refined of each readable one, and what a person should know."""
 Prediction = InstancePrediction | SemanticPrediction | PanopticPrediction
 
 
@@ -184,6 +190,9 @@ class PredictionFormat(ABC):
     """The ways in which the format can hold a mask, beside as it came."""
     exif: ClassVar[Exif] = "ignore"
     """The format's convention: do its masks speak of the upright photograph ("apply"), or of the stored pixels?"""
+
+    soften: Callable[[Unit, InstancePrediction], Softened] | None = None
+    """What to refine in place of the masks of a unit, where there is a folder of their probabilities."""
 
     def __init__(self, paths: Paths) -> None:
         self.paths = paths

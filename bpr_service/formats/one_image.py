@@ -23,6 +23,8 @@ PICTURE_FORMATS = {
     "semantic": ("semantic", "png"),
 }
 """How a picture of masks is read, by what it is said to be."""
+ARRAY_FORMATS = {name: PICTURE_FORMATS[name] for name in ("instance", "soft")} | {"semantic": ("semantic", "soft")}
+"""How a NumPy file is read."""
 _HEAD_BYTES = 1 << 16
 
 
@@ -145,11 +147,19 @@ def _common_tail(one: list[str], other: list[str]) -> int:
 def folder_format(folder: Path, task: str) -> tuple[str, str]:
     """Task and format of a folder of mask files, by their suffixes: pictures, else LabelMe's JSON, else YOLO's text."""
     suffixes = {path.suffix.lower() for path in folder.rglob("*") if path.is_file()}
+    if suffixes & {".npy", ".npz"} and not suffixes & {*PICTURES}:
+        return _of_arrays(folder, task)
     if task == "instance" and not suffixes & {*PICTURES, ".npy", ".npz"}:
         for suffix, name in ((".json", "labelme"), (".txt", "yolo")):
             if suffix in suffixes:
                 return "instance", name
     return PICTURE_FORMATS[task]
+
+
+def _of_arrays(path: Path, task: str) -> tuple[str, str]:
+    if task not in ARRAY_FORMATS:
+        raise FormatError(f"{path}: --task {task}", expected="a picture", got="a NumPy file", fix="save it as PNG")
+    return ARRAY_FORMATS[task]
 
 
 def _detect(path: Path, task: str) -> tuple[str, str]:
@@ -160,9 +170,7 @@ def _detect(path: Path, task: str) -> tuple[str, str]:
     if head.startswith(tuple(chain(*FIRST_BYTES.values()))) or suffix in PICTURES:
         return PICTURE_FORMATS[task]
     if is_array(head):
-        if task not in ("instance", "soft"):
-            raise FormatError(f"{path}: --task {task}", expected="a picture", got="a NumPy file", fix="save it as PNG")
-        return PICTURE_FORMATS[task]
+        return _of_arrays(path, task)
     if task != "instance":
         raise FormatError(
             f"{path}: --task {task}", expected="a picture", got=suffix or "another file", fix="see --help"

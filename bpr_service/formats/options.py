@@ -26,7 +26,9 @@ class FileOptions(Settings):
     columns: Literal["none", "confidence", "confidence+track"] | None = None
     """YOLO: what stands behind the points of a line; None finds out."""
     logits: bool = False
-    """Floats of soft masks are what a network gives before its sigmoid."""
+    """Floats of soft masks are what a network gives before its sigmoid, of classes before its softmax."""
+    classes: int | None = Field(default=None, ge=2)
+    """Semantic: how many classes there are; maps of probabilities must have as many channels."""
     simplify: float | None = Field(default=None, gt=0, le=1000)
     """Write polygons with few corners, none of whose points is farther from the refined edge than this, in px."""
     page: int | None = Field(default=None, ge=1)

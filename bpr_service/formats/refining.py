@@ -28,9 +28,10 @@ from bpr_service.formats.records.record_file import is_crowd
 from bpr_service.masks.images import ReadImage, open_image
 
 if TYPE_CHECKING:
+    from bpr_service.masks.mask import Mask
     from bpr_service.refine.reassemble import Valid
     from bpr_service.refine.refiner import Refiner
-    from bpr_service.results import MaskReport
+    from bpr_service.results import MaskReport, RefineResult
 
 
 @dataclass(slots=True)
@@ -80,11 +81,15 @@ def refine_file_unit(
     skipped: Counter[str] = Counter()
     after: Prediction
     if isinstance(before, InstancePrediction):
+        masks = before.masks
+        if file.soften is not None:
+            before, masks, told = file.soften(unit, before)
+            warnings += told
         failed = [item.problem for item in before.instances if item.problem]
         skipped.update(item.skipped for item in before.instances if item.skipped)
-        result = refiner.refine(image, before.masks, valid=valid) if before.masks else None
+        result = refiner.refine(image, masks, valid=valid) if masks else None
         reports: Sequence[MaskReport] = result.reports if result else []
-        after = before.with_masks(result.masks) if result else before
+        after = before.with_masks(_refined(result, before.masks)) if result else before
         if file.options.simplify is not None:
             after, simplified = _simplified(after, file.options.simplify)
     elif isinstance(before, PanopticPrediction):
@@ -94,11 +99,17 @@ def refine_file_unit(
     else:
         ignore = before.ignore_label if ignore_label is None else ignore_label
         warnings += before.warnings if ignore_label is None else ()
-        semantic = refiner.refine_semantic(image, before.label_map, ignore, valid=valid)
+        semantic = refiner.refine_semantic(image, before.soft or before.label_map, ignore, valid=valid)
         reports, after = semantic.reports, before.with_label_map(semantic.label_map)
     encoded = file.encode(unit, after)
     warnings += encoded.warnings
     return RefinedUnit(image, before, after, reports, failed, dict(+skipped), encoded, warnings, simplified)
+
+
+def _refined(result: RefineResult, hard: Sequence[Mask]) -> list[Mask]:
+    """The refined masks; those that are unchanged as the file has them, where probabilities stood for them."""
+    pairs = zip(result.masks, result.reports, hard, strict=True)
+    return [mask if report.status == "refined" else old for mask, report, old in pairs]
 
 
 def _simplified(after: InstancePrediction, tolerance_px: float) -> tuple[InstancePrediction, dict[str, float]]:

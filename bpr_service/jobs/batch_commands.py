@@ -63,7 +63,7 @@ _predictions = command_options.there("predictions")
 
 
 @batch.command()
-@command_options.takes_files()
+@command_options.takes_files("classes")
 def instance(
     images: Images,
     predictions: Annotated[
@@ -72,6 +72,10 @@ def instance(
     ],
     out: Annotated[str, typer.Option(help="The refined predictions, in the same format.")],
     dataset: Annotated[str | None, typer.Option(help="Annotation file with the 'images' of the data set.")] = None,
+    soft: Annotated[
+        str | None,
+        typer.Option(help="Folder of the masks' probabilities: ID.png by a record's id, or IMAGE_N.npy, N from 0."),
+    ] = None,
     format_: Format = None,
     preset: command_options.Preset = "balanced",
     model: command_options.Model = None,
@@ -95,7 +99,7 @@ def instance(
 ) -> None:
     """Refine instance masks: coco (default), lvis, cityscapes, yolo."""
     values = {"task": "instance", "images": images, "predictions": predictions, "out": out, "dataset": dataset,
-              "format": format_, "result": result.value, "preset": preset, "model": model,
+              "soft": soft, "format": format_, "result": result.value, "preset": preset, "model": model,
               "settings": settings}  # fmt: skip
     drive = {"device": device, "workers": workers, "resume": resume, "report": report,
                "ground_truth": truth, "work": work, "part": part, "merge": merge, "engine": engine,
@@ -107,8 +111,10 @@ def instance(
 @command_options.takes_files()
 def semantic(
     images: Images,
-    predictions: Annotated[str, typer.Option(help="Folder of one-channel PNGs.", callback=_predictions)],
-    out: Annotated[str, typer.Option(help="Folder of the refined PNGs.")],
+    predictions: Annotated[
+        str, typer.Option(help="Folder of one-channel PNGs, or NumPy files of probabilities.", callback=_predictions)
+    ],
+    out: Annotated[str, typer.Option(help="Folder of the refined files.")],
     ignore_label: Annotated[
         int | None, typer.Option(help="The label that is never rewritten; default: the format's.")
     ] = None,
@@ -120,7 +126,6 @@ def semantic(
     resume: Resume = False,
     report: Report = None,
     truth: Truth = None,
-    classes: Annotated[int | None, typer.Option(help="Number of classes, for the figures.")] = None,
     work: Work = None,
     part: Part = None,
     merge: Merge = False,
@@ -131,19 +136,19 @@ def semantic(
     *,
     files: Any,
 ) -> None:
-    """Refine label maps: png (default), cityscapes, cityscapes-train-ids, ade, voc."""
+    """Refine label maps: png (default), cityscapes, cityscapes-train-ids, ade, voc, soft (probabilities)."""
     values = {"task": "semantic", "images": images, "predictions": predictions, "out": out, "format": format_,
               "ignore_label": ignore_label, "preset": preset, "model": model,
               "settings": settings}  # fmt: skip
     drive = {"device": device, "workers": workers, "resume": resume, "report": report,
-               "ground_truth": truth, "classes": classes,
+               "ground_truth": truth,
                "work": work, "part": part, "merge": merge, "engine": engine,
                "address": address, "actors": actors}  # fmt: skip
     _run_batch(values, files, drive)
 
 
 @batch.command()
-@command_options.takes_files()
+@command_options.takes_files("classes")
 def panoptic(
     images: Images,
     predictions: Annotated[str, typer.Option(help="COCO panoptic JSON.", callback=_predictions)],

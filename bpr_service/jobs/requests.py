@@ -29,6 +29,8 @@ class RefineRequest(FileOptions):
     format: str | None = None
     dataset: str | None = None
     panoptic_dir: str | None = None
+    soft: str | None = None
+    """Instances: a folder of the probabilities that the masks were cut from, one file a mask."""
     ignore_label: int | None = None
     """Semantic: the label that is never rewritten; None takes the format's own."""
     preset: str = "balanced"

@@ -15,7 +15,7 @@ from bpr_service.storage.beneath import Folders
 _NAMED = re.compile(r"([A-Za-z0-9_-]+):(?!//)(.*)", re.DOTALL)
 _PATH = re.compile(r"(?<![\w:/])(/[\w.@+~-]+)(?:/[\w.@+~-]+)+")
 WRITES = ("out", "page_out")
-READS = ("images", "predictions", "dataset", "panoptic_dir", "ground_truth")
+READS = ("images", "predictions", "dataset", "panoptic_dir", "soft", "ground_truth")
 
 
 def folders_of(settings: JobSettings) -> Folders:

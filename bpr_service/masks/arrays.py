@@ -1,6 +1,6 @@
 """Masks as NumPy files: probabilities, logits or two values in ``.npy``, or in the one array of an ``.npz``.
 
-Letters: H, W are the image's height and width in pixels.
+Letters: C is the number of classes; H, W are the image's height and width in pixels.
 """
 
 from __future__ import annotations
@@ -25,14 +25,24 @@ def is_array(data: bytes) -> bool:
     return data.startswith((_NPY, _ZIP))
 
 
-def read_array(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
-    """The (H, W) array of a NumPy file.
+def read_array(data: bytes, *, classes: bool = False, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
+    """The (H, W) array of a NumPy file; with `classes` the (C, H, W) one.
 
     Raises:
-        MaskError: damaged, pickled objects, no array or several, or not of two dimensions.
+        MaskError: damaged, pickled objects, no array or several, or of other dimensions.
         LimitError: more than `max_pixels`.
     """
-    return _opened(data, max_pixels)[1]
+    array = _opened(data, max_pixels)[1]
+    if array.ndim != (3 if classes else 2) or 0 in array.shape:
+        one = "save one mask a file; channels of classes are a semantic map, no soft mask of one thing"
+        raise MaskError(
+            "not a map of probabilities" if classes else "not a mask",
+            expected="an array (C, H, W)" if classes else "an array (H, W)",
+            got=f"shape {array.shape}",
+            fix="save the probabilities of all classes of one picture a file" if classes else one,
+        )
+    check_pixels(array.shape[-2], array.shape[-1], max_pixels, "mask")
+    return array
 
 
 def array_like(data: bytes, array: NDArray[Any]) -> bytes:
@@ -53,7 +63,7 @@ def array_like(data: bytes, array: NDArray[Any]) -> bytes:
 
 
 def probabilities(array: NDArray[Any], logits: bool = False) -> NDArray[np.float32]:
-    """(H, W) float32 probabilities: floats as they are, or through a sigmoid; 8- and 16-bit values scaled to 0 to 1.
+    """Float32 probabilities: floats as they are, or through a sigmoid; 8- and 16-bit values by their highest.
 
     Raises:
         MaskError: another type.
@@ -78,15 +88,18 @@ def rewritten(
 ) -> NDArray[Any]:
     """Probabilities or logits (H, W) with a sure answer where two masks {0, 1} differ; elsewhere as they were."""
     out = array.copy()
-    low: Any = 0
-    if logits:
-        high = max(1.0, float(np.abs(array, where=np.isfinite(array), out=np.zeros_like(array)).max()))
-        low = -high
-    else:
-        high = np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1
+    low, high = sure(array, logits)
     out[refined > coarse] = high
     out[refined < coarse] = low
     return out
+
+
+def sure(array: NDArray[Any], logits: bool = False) -> tuple[Any, Any]:
+    """What stands for surely not and surely in an array of probabilities or logits."""
+    if logits:
+        high = max(1.0, float(np.abs(array, where=np.isfinite(array), out=np.zeros_like(array)).max()))
+        return -high, high
+    return 0, np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1
 
 
 def _opened(data: bytes, max_pixels: int) -> tuple[str | None, NDArray[Any]]:
@@ -103,14 +116,6 @@ def _opened(data: bytes, max_pixels: int) -> tuple[str | None, NDArray[Any]]:
             got=str(error)[:120],
             fix="save it again with numpy.save",
         ) from None
-    if array.ndim != 2 or 0 in array.shape:
-        raise MaskError(
-            "not a mask",
-            expected="an array (H, W)",
-            got=f"shape {array.shape}",
-            fix="save one mask a file; channels of classes are no soft mask of one thing",
-        )
-    check_pixels(array.shape[0], array.shape[1], max_pixels, "mask")
     return name, array
 
 

@@ -22,6 +22,7 @@ from bpr_service.config import PRESETS, RefineConfig, build
 from bpr_service.errors import ConfigError, InputError, MaskError, UnknownName
 from bpr_service.masks.images import Exif, as_image, check_pixels, open_image
 from bpr_service.masks.mask import Mask, as_mask
+from bpr_service.masks.soft_labels import SoftLabels
 from bpr_service.network.backends import batch_sizes, label
 from bpr_service.network.model import Model, Predict, Runs, check_scale
 from bpr_service.network.weights import ModelCard, bundled_models
@@ -165,7 +166,10 @@ class Refiner:
     def refine_semantic(
         self, image: Any, label_map: Any, ignore_label: int | None = 255, *, exif: Exif = "ignore", valid: Any = None
     ) -> SemanticResult:
-        """Refine every label of an (H, W) map; pixels of `ignore_label` stay as they are and it never spreads."""
+        """Refine every label of an (H, W) map; pixels of `ignore_label` stay as they are and it never spreads.
+
+        The map may be the probabilities (C, H, W) of classes 0, 1, ...; `SoftLabels` are of logits and other labels.
+        """
         return self.run(self.prepare_semantic(image, label_map, ignore_label, exif=exif, valid=valid))
 
     def refine_panoptic(
@@ -208,10 +212,14 @@ class Refiner:
     ) -> Prepared[SemanticResult]:
         """Boundary pixels and patches of every label; on the CPU."""
         pixels = self._image(image, exif)
-        labels = _same_size(label_map, pixels)
-        return self._prepared(
-            pixels, SemanticTask(labels, ignore_label, self.gate, self.scales.of_map, as_valid(valid, labels.shape))
-        )
+        if not isinstance(label_map, SoftLabels) and np.ndim(label_map) == 3:
+            size = (pixels.shape[0], pixels.shape[1])
+            label_map = SoftLabels.from_array(label_map, ignore_label=ignore_label, size=size)
+        labels = label_map if isinstance(label_map, SoftLabels) else _same_size(label_map, pixels)
+        if isinstance(labels, SoftLabels):
+            _same_size(labels.labels, pixels)
+        known = as_valid(valid, pixels.shape[:2])
+        return self._prepared(pixels, SemanticTask(labels, ignore_label, self.gate, self.scales.of_map, known))
 
     def prepare_panoptic(
         self,

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from bpr_service.config import RefineConfig
 from bpr_service.errors import MaskError
 from bpr_service.masks.mask import Mask
+from bpr_service.masks.soft_labels import SoftLabels
 from bpr_service.refine.assess import Assessment, Assessor
 from bpr_service.refine.canvas import Canvas, HostCanvas
 from bpr_service.refine.labels.boundary import LabelBoundaries
@@ -155,7 +156,12 @@ class _LabelTask(Generic[R]):
     """What semantic and panoptic share: the labels of a map compete for its pixels."""
 
     def __init__(
-        self, label_map: Labels, void: int | None, gate: Gate | None, scale: MapScale, valid: Valid | None = None
+        self,
+        label_map: Labels | SoftLabels,
+        void: int | None,
+        gate: Gate | None,
+        scale: MapScale,
+        valid: Valid | None = None,
     ) -> None:
         self.regions = LabelRegions(label_map, void)
         self.gate, self.scale, self.valid = gate, scale, valid

@@ -11,6 +11,7 @@ from PIL import Image
 
 from bpr_service.client import Client
 from bpr_service.errors import MaskError
+from bpr_service.masks.soft_labels import SoftLabels
 from tests.doors import kind
 from tests.doors.doors import Doors, b64, blob, photo, saved
 
@@ -207,6 +208,81 @@ def test_what_is_no_probability_is_refused(doors: Doors, door: str, name: str, a
     how = ("--task", "soft") if door == "refine" else ("--format", "soft")
     getattr(doors, door)(saved(photo()), npy(array), name, *how, code=2 if door == "refine" else 1)
     assert word in " ".join(doors.said.stderr.split())
+
+
+CLASSES = np.stack([0.95 - MATTE, MATTE, np.full_like(MATTE, 0.05)]).astype(np.float16).astype(np.float32)
+"""Three classes; the second is the blob's, of the argmax where its probability is above .475."""
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "options"),
+    [
+        ("a.npy", npy(CLASSES), ()),
+        ("a.npz", npz(CLASSES.astype(np.float16)), ("--classes=3",)),
+        ("a.npy", npy(np.log(CLASSES) + 5), ("--logits",)),
+    ],
+)
+@kind(SOFT, "refine", "batch")
+def test_classes_come_back_as_probabilities(
+    doors: Doors, door: str, name: str, given: bytes, options: tuple[str, ...]
+) -> None:
+    if door == "refine":
+        found = doors.refine(saved(photo()), given, name, "--task", "semantic", *options)
+    else:
+        found = doors.batch(saved(photo()), given, name, "--format", "soft", *options, task="semantic")
+    before, after = values(given), values(found)
+    assert after.dtype == before.dtype
+    soft = SoftLabels.from_array(before, logits="--logits" in options)
+    expected = doors.refiner().refine_semantic(photo(), soft).label_map
+    np.testing.assert_array_equal(after.argmax(0), expected)
+    changed = expected != before.argmax(0)
+    assert changed.any()
+    np.testing.assert_array_equal(after[:, ~changed], before[:, ~changed])
+
+
+@pytest.mark.parametrize(
+    ("array", "options", "word"),
+    [
+        (np.where(CLASSES > 0.6, np.nan, CLASSES), (), "got NaN"),
+        (np.log(CLASSES), (), "Apply a softmax over the classes"),
+        (CLASSES[:, :-1], (), "another size than the image"),
+        (np.moveaxis(CLASSES, 0, -1), (), "numpy.moveaxis(array, -1, 0)"),
+        (CLASSES, ("--classes=4",), "expected 4 channels, one a class, got 3"),
+        (MATTE, (), "not a map of probabilities"),
+    ],
+)
+@kind(SOFT, "refine", "batch")
+def test_what_is_no_map_of_probabilities_is_refused(
+    doors: Doors, door: str, array: np.ndarray, options: tuple[str, ...], word: str
+) -> None:
+    if door == "refine":
+        doors.refine(saved(photo()), npy(array), "a.npy", "--task=semantic", *options, code=2)
+        assert not (doors.folder / "out" / "a.npy").exists()
+    else:
+        doors.batch(saved(photo()), npy(array), "a.npy", "--format=soft", *options, task="semantic", code=1)
+    assert word in " ".join((doors.said.stderr + doors.said.stdout).split())
+
+
+@kind(SOFT, "http", "client")
+def test_classes_over_http(doors: Doors, door: str) -> None:
+    """Complete probabilities give the same map; what partial ones leave is the rest."""
+    if door == "client":
+        with Client(doors.server.url) as client:
+            found = client.refine_semantic(photo(), CLASSES).label_map
+    else:
+        pngs = [{"png": b64(saved(np.rint(level * 255).astype(np.uint8))), "soft": True} for level in CLASSES]
+        body = {"image": {"data": b64(saved(photo()))}}
+        masks = [{"category_id": i, "segmentation": each} for i, each in enumerate(pngs)]
+        answer = doors.post({**body, "masks": masks}, "semantic")
+        found = look(base64.b64decode(answer["label_map"]["data"]))[1]
+        entries = [look(base64.b64decode(mask["segmentation"]["png"]))[1] for mask in answer["masks"]]
+        np.testing.assert_array_equal(np.argmax(entries, 0)[found < 255], found[found < 255])
+        partial = doors.post({**body, "masks": [masks[1], masks[2]]}, "semantic")
+        rest = look(base64.b64decode(partial["label_map"]["data"]))[1] == 255
+        assert rest.sum() > blob().size / 2
+    engine = doors.server.engine.lane(None).refiner
+    np.testing.assert_array_equal(found, engine.refine_semantic(photo(), CLASSES).label_map)
+    assert (found != CLASSES.argmax(0)).any()
 
 
 @kind(SOFT, "python")

@@ -149,6 +149,22 @@ def semantic(labels: tuple[int, int, int], palette: bool = False, wide: bool = F
     return make
 
 
+def probabilities(root: Path) -> Paths:
+    """A file of each kind; in one corner no class has any."""
+    for name, suffix in (("a", "npy"), ("sub/b", "npz")):
+        image(root / "images" / f"{name}.jpg")
+        first = np.where(ring(3, 2) > 0, 0.7, 0.2).astype(np.float16)
+        array = np.stack([first, 0.9 - first, np.full_like(first, 0.1)])
+        array[:, :4, :4] = 0
+        path = root / "pred" / f"{name}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if suffix == "npy":
+            np.save(path, array)
+        else:
+            np.savez_compressed(path, probability=array)
+    return Paths(str(root / "images"), str(root / "pred"))
+
+
 def panoptic(root: Path) -> Paths:
     annotations = []
     (root / "png").mkdir(parents=True)
@@ -183,6 +199,7 @@ SAMPLES: dict[tuple[str, str], Callable[[Path], Paths]] = {
     ("instance", "soft"): mask_pngs("soft"),
     ("instance", "ids"): mask_pngs("ids"),
     ("semantic", "png"): semantic((1, 40_000, 255), wide=True),
+    ("semantic", "soft"): probabilities,
     ("semantic", "cityscapes"): semantic((7, 24, 255)),
     ("semantic", "cityscapes-train-ids"): semantic((0, 11, 255)),
     ("semantic", "ade"): semantic((3, 150, 0)),

@@ -62,6 +62,16 @@ def test_masks_and_reports_are_those_of_the_processor(name: str, options: dict[s
         np.testing.assert_array_equal(a.to_array(), b.to_array())
 
 
+@pytest.mark.parametrize("options", [{}, {"average": "logit", "batch_size": 5}])
+def test_probabilities_of_classes_are_those_of_the_processor(options: dict[str, Any]) -> None:
+    noise = cv2.GaussianBlur(np.random.default_rng(0).random((130, 170, 3)), (0, 0), 5).transpose(2, 0, 1)
+    given, image = noise / noise.sum(0), photo(130, 170)
+    engines = refiner(Soft(), **options), on_a_device(**options)
+    want, got = (engine.refine_semantic(image, given) for engine in engines)
+    assert got.reports == want.reports
+    np.testing.assert_array_equal(got.label_map, want.label_map)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
 @pytest.mark.parametrize("options", [{}, {"average": "logit", "batch_size": 5}])
 def test_label_maps_are_those_of_the_processor(dtype: Any, options: dict[str, Any]) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from bpr_service.errors import MaskError
 from bpr_service.masks.mask import Mask
+from bpr_service.masks.soft_labels import SoftLabels
+from bpr_service.refine.crops import crop_patches
 from bpr_service.refine.labels.regions import LabelRegions
 from bpr_service.refine.reassemble import Accumulator
 from bpr_service.refine.refiner import Refiner
@@ -83,6 +86,49 @@ def test_each_pixel_gets_the_label_of_highest_confidence(dtype: Any, order: str,
         gained = ((result.label_map == report.label) & (labels != report.label)).sum()
         lost = ((result.label_map != report.label) & (labels == report.label)).sum()
         assert (report.added_px, report.removed_px) == (gained, lost)
+
+
+def probabilities(height: int, width: int, classes: int) -> NDArray[np.float32]:
+    """(classes, height, width) float32 that sum to 1: smooth noise."""
+    noise = cv2.GaussianBlur(np.random.default_rng(3).random((height, width, classes)), (0, 0), 6)
+    powers = np.exp(60 * (noise - noise.mean())).transpose(2, 0, 1)
+    return np.asarray(powers / powers.sum(0), np.float32)
+
+
+def test_the_network_sees_the_probability_of_each_class() -> None:
+    """Every crop is that of the class as a soft mask, whose crops have tests of their own."""
+    given, image = probabilities(140, 160, 4), photo(140, 160)
+    given[:, :20, :30] = 0  # of no class
+    prepared: Any = refiner().prepare_semantic(image, SoftLabels.from_array(given, classes=(9, 0, 3, 7)))
+    crops, ledger = prepared.crops(0, prepared.n_patches), prepared.task.ledger
+    assert set(ledger.owners.tolist()) == {0, 3, 7, 9}
+    for channel, label in enumerate((9, 0, 3, 7)):
+        mine = ledger.owners == label
+        want = crop_patches(image, Mask.from_array(given[channel]), ledger.boxes[mine], prepared.config.patch)
+        np.testing.assert_array_equal(crops[mine], want)
+
+
+def test_probabilities_give_the_map_of_their_argmax_where_the_network_changes_nothing() -> None:
+    given, image = probabilities(140, 160, 4), photo(140, 160)
+    given[:, :20, :30] = 0
+    result = refiner().refine_semantic(image, given, 200)
+    want = given.argmax(0)
+    want[:20, :30] = 200
+    surest = given.max(0) > 0.51  # elsewhere the network of this test knows no class
+    np.testing.assert_array_equal(result.label_map[surest], want[surest])
+    np.testing.assert_array_equal(result.label_map == 200, want == 200)
+
+
+def test_probabilities_of_another_size_or_without_a_class_are_refused() -> None:
+    given = probabilities(60, 70, 3)
+    with pytest.raises(MaskError, match="another size than the image"):
+        refiner().refine_semantic(photo(60, 71), given)
+    with pytest.raises(MaskError, match="another size than the image"):
+        refiner().refine_semantic(photo(60, 71), SoftLabels.from_array(given))
+    given[:, :9] = 0
+    soft = SoftLabels.from_array(given, ignore_label=255)
+    with pytest.raises(MaskError, match="Take 255 as the ignore label"):
+        refiner().refine_semantic(photo(60, 70), soft, 2)
 
 
 def test_nothing_changes_when_the_network_changes_nothing() -> None:

@@ -1,20 +1,23 @@
-"""Semantic label maps: a folder of one-channel PNGs, one an image, in five dialects.
+"""Semantic label maps: a folder of one-channel PNGs, one an image, in five dialects; or of probabilities.
 
-Letters: H, W are an image's height and width in pixels.
+Letters: C is the number of classes; H, W are an image's height and width in pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bpr_service import storage
 from bpr_service.errors import OWN_FAULTS, FormatError
-from bpr_service.formats.base import Encoded, PredictionFormat, SemanticPrediction, Task, Unit
+from bpr_service.formats.base import Encoded, PredictionFormat, SemanticPrediction, Task, Unit, at
 from bpr_service.masks.label_maps import is_binary
+
+if TYPE_CHECKING:
+    from bpr_service.masks.soft_labels import SoftLabels
 
 BINARY = "values 0 and 255 only: refined as a binary mask; where 255 means ignore, say so with the ignore label"
 
@@ -65,6 +68,46 @@ class SemanticPngs(PredictionFormat):
 
     def untouched(self, unit: Unit) -> Encoded:
         return Encoded(files={unit.source: self.source(unit)})
+
+
+class SemanticProbabilities(SemanticPngs):
+    """NumPy files of the probabilities (C, H, W) of each class, or of logits; the label of a channel is its number.
+
+    Where the refined map has another label its answer is written, 1 for the new one and 0 for the others; elsewhere the
+    probabilities stay as they were. Pixels without any probability are ignored.
+    """
+
+    name: ClassVar[str] = "soft"
+
+    def scan(self) -> Iterator[Unit]:
+        return self.files((".npy", ".npz"), "NumPy files of the probabilities (C, H, W) of each class")
+
+    def read(self, unit: Unit, size: tuple[int, int] | None = None) -> SemanticPrediction:
+        data = self.source(unit)
+        try:
+            soft = self._soft(data, self.size(unit, size))
+        except OWN_FAULTS as error:
+            raise at(storage.join(self.paths.predictions, unit.source), "the map", error) from error
+        return SemanticPrediction(soft.labels, self.ignore_label, data, soft=soft)
+
+    def encode(self, unit: Unit, prediction: SemanticPrediction) -> Encoded:
+        from bpr_service.masks.arrays import array_like, read_array
+        from bpr_service.masks.soft_labels import with_labels
+
+        array, logits = read_array(prediction.picture, classes=True), self.options.logits
+        soft = prediction.soft or self._soft(prediction.picture)
+        new = with_labels(soft, array, prediction.label_map, logits=logits)
+        return Encoded(files={unit.source: array_like(prediction.picture, new)})
+
+    def _soft(self, data: bytes, size: tuple[int, int] | None = None) -> SoftLabels:
+        from bpr_service.masks.arrays import read_array
+        from bpr_service.masks.soft_labels import SoftLabels
+
+        known = None if self.options.classes is None else range(self.options.classes)
+        array = read_array(data, classes=True)
+        return SoftLabels.from_array(
+            array, classes=known, ignore_label=self.ignore_label, logits=self.options.logits, size=size
+        )
 
 
 class CityscapesLabelIds(SemanticPngs):

@@ -60,7 +60,6 @@ class Batch:
     resume: bool = False
     report: str | None = None
     ground_truth: str | None = None
-    classes: int | None = None
     work: str | None = None
     part: tuple[int, int] | None = None
     merge: bool = False
@@ -159,7 +158,7 @@ def spec_of(request: RefineRequest, model: str | None, store: ModelStore | None 
 
 
 def _place(request: RefineRequest, options: Batch) -> Place:
-    if options.ground_truth and request.task == "semantic" and not options.classes:
+    if options.ground_truth and request.task == "semantic" and not request.classes:
         raise ConfigError("figures", expected="--classes N with --truth", got="none", fix="pass --classes")
     if options.merge and options.part:
         raise ConfigError("--merge", expected="--part or --merge", got="both", fix="merge when all parts are done")
@@ -261,7 +260,7 @@ def _merged(
             head = _head(request, options, plan, result)
             if options.ground_truth:
                 truth = options.ground_truth
-                head["figures"] = figures(request, truth, options.classes, trainer or default_trainer())
+                head["figures"] = figures(request, truth, request.classes, trainer or default_trainer())
             report.write(options.report, head)
     return result
 

@@ -125,8 +125,9 @@ def open_file(request: RefineRequest, within: tuple[str, ...] | None = None) -> 
         NotFoundError: there is no folder of images.
     """
     paths = Paths(
-        request.images, request.predictions, request.dataset, request.panoptic_dir, within, options=request.files
-    )
+        request.images, request.predictions, request.dataset, request.panoptic_dir, within,
+        soft=request.soft, options=request.files,
+    )  # fmt: skip
     file = open_predictions(request.task, request.format, paths)
     if not storage.is_remote(request.images) and not os.path.isdir(request.images):
         raise NotFoundError("the images", expected="a folder", got=request.images, fix="check --images")
@@ -154,7 +155,7 @@ def check_result(request: RefineRequest, file: PredictionFormat) -> None:
 def fingerprint(request: RefineRequest, model: str) -> str:
     """Changes whenever the request, the model, or the size or time of an input file changes."""
     stamps = []
-    for address in (request.predictions, request.dataset):
+    for address in (request.predictions, request.dataset, request.soft):
         if address and not storage.is_remote(address) and os.path.exists(address):
             stat = os.stat(address)
             stamps.append([address, stat.st_size, stat.st_mtime_ns])

@@ -43,6 +43,20 @@ def _mark(label_map: Labels, owners: NDArray[np.int32], boxes: Boxes, padding: i
                 row[4 * k + 3] = np.uint8(255) if line[width - 1] == label else np.uint8(0)
 
 
+@kernel
+def _soften(
+    levels: NDArray[np.uint8], channels: NDArray[np.int32], boxes: Boxes, padding: int, out: NDArray[np.uint8]
+) -> None:
+    """Write the (C, H, W) `levels` of ``channels[i]``, their border repeated, into the last channel of ``out[i]``."""
+    height, width = levels.shape[1], levels.shape[2]
+    for i in range(boxes.shape[0]):
+        left, top, level = boxes[i, 0] - padding, boxes[i, 1] - padding, levels[channels[i]]
+        for r in range(out.shape[1]):
+            row, line = out[i, r], level[min(max(top + r, 0), height - 1)]
+            for k in range(out.shape[2] // 4):
+                row[4 * k + 3] = line[min(max(left + k, 0), width - 1)]
+
+
 class LabelCanvas:
     """A `bpr_service.refine.canvas.Canvas` of a label map, in the processor's memory."""
 
@@ -67,7 +81,7 @@ class LabelCanvas:
             whole: whether tiles are handed out only when all are complete.
         """
         self._image = image.reshape(image.shape[0], -1)
-        self._map, self._ledger, self._config = regions.map, ledger, config
+        self._regions, self._ledger, self._config = regions, ledger, config
         self._whole, self._missing = whole, len(ledger)
         self._sums = np.empty((0, outputs, TILE_PX, TILE_PX))
         self._total = np.empty((0, TILE_PX, TILE_PX))
@@ -80,11 +94,14 @@ class LabelCanvas:
         boxes, owners = self._ledger.boxes[start:stop], self._ledger.owners[start:stop]
         if start == stop:
             return out
-        padding = patch.padding_of(int(boxes[0, 2] - boxes[0, 0]))
+        padding, regions = patch.padding_of(int(boxes[0, 2] - boxes[0, 0])), self._regions
 
         def write(first: int, last: int, into: NDArray[np.uint8]) -> None:
             gather(self._image, _NOTHING, 0, 0, 0, boxes[first:last], padding, into)
-            _mark(self._map, owners[first:last], boxes[first:last], padding, into)
+            if regions.levels is None:
+                _mark(regions.map, owners[first:last], boxes[first:last], padding, into)
+            else:
+                _soften(regions.levels, regions.channels[owners[first:last]], boxes[first:last], padding, into)
 
         cut(write, boxes, patch, out)
         return out

@@ -22,14 +22,20 @@ from bpr_service.refine.tiles import TILE_PX
 
 
 class LabelLevels:
-    """The labels of a map as masks: 255 where the map has the label."""
+    """The labels of a map as masks: 255 where the map has the label, or its probability times 255."""
 
     def __init__(self, regions: LabelRegions, device: str) -> None:
+        self._channels = None if regions.levels is None else upload(regions.channels, device)
+        if regions.levels is not None:
+            self._map = upload(regions.levels, device)
+            return
         wide = regions.map.astype(np.int32, copy=False)
         self._map = upload(wide, device)
 
     def at(self, rows: Tensor, columns: Tensor, which: Tensor) -> Tensor:
         """See `bpr_service.refine.device_canvas.Levels.at`."""
+        if self._channels is not None:
+            return self._map[self._channels[which][:, None, None], rows[:, :, None], columns[:, None, :]]
         found = self._map[rows[:, :, None], columns[:, None, :]] == which[:, None, None]
         return found.to(torch.uint8) * 255
 

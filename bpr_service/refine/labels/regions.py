@@ -1,6 +1,6 @@
 """A label map as masks: the labels that are in it, where they lie, and each as a mask that is made when asked for.
 
-Letters: H, W are the map's size, px; L the number of labels in it.
+Letters: H, W are the map's size, px; L the number of labels in it, C of channels of probabilities.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from bpr_service.errors import MaskError
 from bpr_service.kernel import kernel
 from bpr_service.masks.dense import dense
 from bpr_service.masks.mask import Mask
+from bpr_service.masks.soft_labels import SoftLabels
 
 Labels = NDArray[Any]
 
@@ -65,11 +66,18 @@ class LabelRegions(Sequence[Mask]):
         boxes: (L, 4) int32, half-open.
         areas: (L,) int64, px.
         top: the highest value of `map`.
+        levels: (C, H, W) uint8, the probability of each class times 255; None of a map that has none.
+        channels: (top + 1,) int32, the channel of `levels` of each value of `map`, -1 of void.
     """
 
-    def __init__(self, label_map: Labels, void: int | None) -> None:
-        """Raises :class:`MaskError` when `label_map` is no (H, W) array of labels from 0 to 2**24 - 1."""
-        given = np.asarray(label_map)
+    def __init__(self, label_map: Labels | SoftLabels, void: int | None) -> None:
+        """For the (H, W) integers `label_map`, or such with the probability of each class.
+
+        Raises:
+            MaskError: no array of labels from 0 to 2**24 - 1, or pixels without a class that are not void.
+        """
+        soft = label_map if isinstance(label_map, SoftLabels) else None
+        given = np.asarray(label_map.labels if isinstance(label_map, SoftLabels) else label_map)
         if given.ndim != 2 or given.size == 0 or given.dtype.kind not in "biu":
             raise MaskError(
                 "not a label map",
@@ -105,6 +113,21 @@ class LabelRegions(Sequence[Mask]):
         self.boxes: NDArray[np.int32] = np.stack(corners, axis=1).astype(np.int32)
         self.areas: NDArray[np.int64] = area[found]
         self._last: tuple[int, Mask] | None = None
+        self.levels = None if soft is None else soft.levels
+        self.channels = np.full(self.top + 1, -1, np.int32)
+        if soft is not None:
+            self._find_channels(soft)
+
+    def _find_channels(self, soft: SoftLabels) -> None:
+        channel = {label: i for i, label in enumerate(soft.classes)}
+        if odd := [label for label in self.labels if label not in channel]:
+            raise MaskError(
+                "pixels without a class",
+                expected="a probability above 0 for one class, or the ignore label",
+                got=f"label {odd[0]}, which is no class and is not ignored",
+                fix=f"take {odd[0]} as the ignore label",
+            )
+        self.channels[self.numbers] = [channel[label] for label in self.labels]
 
     def __len__(self) -> int:
         return len(self.labels)

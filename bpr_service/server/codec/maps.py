@@ -1,4 +1,7 @@
-"""Label and segment maps, as they came or painted from masks."""
+"""Label and segment maps, as they came or painted from masks.
+
+Letters: H, W are the image's height and width in pixels.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from bpr_service.errors import BprError, InputError, LimitError
 from bpr_service.formats.folders.semantic import BINARY
 from bpr_service.formats.records.record_file import plain_id
 from bpr_service.masks.label_maps import is_binary, read_label_map, read_panoptic_png
 from bpr_service.masks.mask import Mask
+from bpr_service.masks.soft_labels import SoftLabels
 from bpr_service.server.codec.bodies import check_plain
 from bpr_service.server.codec.faults import located
 from bpr_service.server.codec.memory import MAP_BYTES, Allowance
@@ -37,6 +41,8 @@ class Map:
     ignore_label: int | None = None
     """The label that is never rewritten."""
     segments_info: list[dict[str, Any]] | None = None
+    soft: SoftLabels | None = None
+    """What `array` was made of, where its masks came as probabilities."""
 
 
 def read_map(asked: Asked, height: int, width: int, limits: Limits, allowance: Allowance) -> Map:
@@ -92,9 +98,32 @@ def _semantic(asked: Asked, size: tuple[int, int], limits: Limits, allowance: Al
         )
     background = next(label for label in range(len(labels) + 1) if label not in labels)
     top = max([background, *labels])
-    label_map = np.full(size, background, np.uint16 if top > 255 else np.uint8)
+    dtype = np.uint16 if top > 255 else np.uint8
+    if len(masks) > 1 and any(mask.soft is not None for mask in masks):
+        soft = _likeliest(masks, [*labels, background], size, dtype, allowance)
+        return Map(soft.labels, items, labels, background, soft=soft)
+    label_map = np.full(size, background, dtype)
     _paint(label_map, masks, labels)
     return Map(label_map, items, labels, background)
+
+
+def _likeliest(
+    masks: list[Mask], labels: list[int], size: tuple[int, int], dtype: DTypeLike, allowance: Allowance
+) -> SoftLabels:
+    """The likeliest of `labels`: those of the masks, and of what they leave of each pixel's probability.
+
+    A mask without probabilities has 0 and 1.
+    """
+    pixels = size[0] * size[1]
+    allowance.last(len(labels) * pixels)
+    allowance.at_least(16 * pixels)
+    levels = np.zeros((len(labels), *size), np.uint8)
+    for mask, level in zip(masks, levels, strict=False):
+        h, w = mask.crop.shape
+        level[mask.y : mask.y + h, mask.x : mask.x + w] = mask.crop * 255 if mask.soft is None else mask.soft
+    rounded = len(masks) // 2 + 1  # each level is off by up to a half
+    levels[-1] = np.clip(255 - rounded - levels[:-1].sum(0, dtype=np.int32), 0, 255)
+    return SoftLabels(np.array(labels, dtype)[levels.argmax(0)], levels, tuple(labels))
 
 
 def _as_labels(label_map: NDArray[Any], asked: Asked) -> Map:

@@ -65,7 +65,9 @@ def read(message: dict[str, Any], block: Block, allowance: Allowance) -> tuple[d
         found: Map = read_map(asked, height, width, limits, allowance)
         meta["map"] = pack_array(out, found.array)
         meta |= {"labels": found.labels, "background": found.background, "asked_info": found.segments_info}
-        meta |= {"ignore_label": found.ignore_label}
+        meta |= {"ignore_label": found.ignore_label, "soft": None}
+        if found.soft is not None:
+            meta["soft"] = [pack_array(out, found.soft.levels), found.soft.classes]
         warnings = [*warnings, *found.warnings]
     meta |= {"warnings": warnings, "kept": _kept(out, asked, allowance)}
     return pack_meta(out, meta), out

@@ -12,6 +12,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from bpr_service.masks.mask import Mask
+from bpr_service.masks.soft_labels import SoftLabels
 from bpr_service.results import unchanged
 from bpr_service.runtime.engine import Engine
 from bpr_service.runtime.work import Hold, Lane, Slot, Stages, Work
@@ -197,7 +198,9 @@ class SemanticCall(RefineCall):
     task = "semantic"
 
     def prepare(self, refiner: Any, image: Any, block: Block) -> Stages:
-        label_map = unpack_array(block, self._meta["map"])
+        label_map: Any = unpack_array(block, self._meta["map"])
+        if (soft := self._meta["soft"]) is not None:
+            label_map = SoftLabels(label_map, unpack_array(block, soft[0]), tuple(soft[1]))
         stages: Stages = refiner.prepare_semantic(image, label_map, self._meta["ignore_label"], valid=self.valid(block))
         return stages
 
