@@ -181,7 +181,7 @@ def _soft_entries(probabilities: NDArray[Any]) -> list[dict[str, Any]]:
     import base64
 
     from bpr_service.masks.label_maps import encode_png
-    from bpr_service.masks.soft_labels import SoftLabels
+    from bpr_service.refine.labels.soft_labels import SoftLabels
 
     levels = SoftLabels.from_array(probabilities).levels
     return [

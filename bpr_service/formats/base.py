@@ -29,7 +29,7 @@ from bpr_service.storage import Span
 
 if TYPE_CHECKING:
     from bpr_service.masks.mask import Mask
-    from bpr_service.masks.soft_labels import SoftLabels
+    from bpr_service.refine.labels.soft_labels import SoftLabels
 
 Task = Literal["instance", "semantic", "panoptic"]
 TASKS: tuple[Task, ...] = ("instance", "semantic", "panoptic")

@@ -22,12 +22,12 @@ from bpr_service.config import PRESETS, RefineConfig, build
 from bpr_service.errors import ConfigError, InputError, MaskError, UnknownName
 from bpr_service.masks.images import Exif, as_image, check_pixels, open_image
 from bpr_service.masks.mask import Mask, as_mask
-from bpr_service.masks.soft_labels import SoftLabels
 from bpr_service.network.backends import batch_sizes, label
 from bpr_service.network.model import Model, Predict, Runs, check_scale
 from bpr_service.network.weights import ModelCard, bundled_models
 from bpr_service.refine.assess import Assessor, CertaintyGate
 from bpr_service.refine.estimate import Estimator
+from bpr_service.refine.labels.soft_labels import SoftLabels
 from bpr_service.refine.prepared import Prepared
 from bpr_service.refine.reassemble import Gate, as_valid
 from bpr_service.refine.scale import Scales

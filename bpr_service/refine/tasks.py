@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from bpr_service.config import RefineConfig
 from bpr_service.errors import MaskError
 from bpr_service.masks.mask import Mask
-from bpr_service.masks.soft_labels import SoftLabels
 from bpr_service.refine.assess import Assessment, Assessor
 from bpr_service.refine.canvas import Canvas, HostCanvas
 from bpr_service.refine.labels.boundary import LabelBoundaries
@@ -32,6 +31,7 @@ from bpr_service.refine.labels.canvas import LabelCanvas
 from bpr_service.refine.labels.contest import Contest
 from bpr_service.refine.labels.ledger import Ledger, Settled
 from bpr_service.refine.labels.regions import LabelRegions
+from bpr_service.refine.labels.soft_labels import SoftLabels
 from bpr_service.refine.patches import Boxes, drop_full, place_along, place_patches
 from bpr_service.refine.reassemble import NO_DATA, Accumulator, Gate, Valid, map_within, mask_within
 from bpr_service.results import MaskReport, PanopticResult, Provenance, RefineResult, SemanticResult, changed, unchanged

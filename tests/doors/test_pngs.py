@@ -11,7 +11,7 @@ from PIL import Image
 
 from bpr_service.client import Client
 from bpr_service.errors import MaskError
-from bpr_service.masks.soft_labels import SoftLabels
+from bpr_service.refine.labels.soft_labels import SoftLabels
 from tests.doors import kind
 from tests.doors.doors import Doors, b64, blob, photo, saved
 

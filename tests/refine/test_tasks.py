@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from bpr_service.errors import MaskError
 from bpr_service.masks.mask import Mask
-from bpr_service.masks.soft_labels import SoftLabels
 from bpr_service.refine.crops import crop_patches
 from bpr_service.refine.labels.regions import LabelRegions
+from bpr_service.refine.labels.soft_labels import SoftLabels
 from bpr_service.refine.reassemble import Accumulator
 from bpr_service.refine.refiner import Refiner
 from tests.scenes import Keep, Paint, Shift, Smooth, blob, photo, refiner

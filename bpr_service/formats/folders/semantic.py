@@ -17,7 +17,7 @@ from bpr_service.formats.base import Encoded, PredictionFormat, SemanticPredicti
 from bpr_service.masks.label_maps import is_binary
 
 if TYPE_CHECKING:
-    from bpr_service.masks.soft_labels import SoftLabels
+    from bpr_service.refine.labels.soft_labels import SoftLabels
 
 BINARY = "values 0 and 255 only: refined as a binary mask; where 255 means ignore, say so with the ignore label"
 
@@ -92,7 +92,7 @@ class SemanticProbabilities(SemanticPngs):
 
     def encode(self, unit: Unit, prediction: SemanticPrediction) -> Encoded:
         from bpr_service.masks.arrays import array_like, read_array
-        from bpr_service.masks.soft_labels import with_labels
+        from bpr_service.refine.labels.soft_labels import with_labels
 
         array, logits = read_array(prediction.picture, classes=True), self.options.logits
         soft = prediction.soft or self._soft(prediction.picture)
@@ -101,7 +101,7 @@ class SemanticProbabilities(SemanticPngs):
 
     def _soft(self, data: bytes, size: tuple[int, int] | None = None) -> SoftLabels:
         from bpr_service.masks.arrays import read_array
-        from bpr_service.masks.soft_labels import SoftLabels
+        from bpr_service.refine.labels.soft_labels import SoftLabels
 
         known = None if self.options.classes is None else range(self.options.classes)
         array = read_array(data, classes=True)

@@ -15,7 +15,7 @@ from bpr_service.errors import MaskError
 from bpr_service.kernel import kernel
 from bpr_service.masks.dense import dense
 from bpr_service.masks.mask import Mask
-from bpr_service.masks.soft_labels import SoftLabels
+from bpr_service.refine.labels.soft_labels import SoftLabels
 
 Labels = NDArray[Any]
 

@@ -16,7 +16,7 @@ from bpr_service.formats.folders.semantic import BINARY
 from bpr_service.formats.records.record_file import plain_id
 from bpr_service.masks.label_maps import is_binary, read_label_map, read_panoptic_png
 from bpr_service.masks.mask import Mask
-from bpr_service.masks.soft_labels import SoftLabels
+from bpr_service.refine.labels.soft_labels import SoftLabels
 from bpr_service.server.codec.bodies import check_plain
 from bpr_service.server.codec.faults import located
 from bpr_service.server.codec.memory import MAP_BYTES, Allowance

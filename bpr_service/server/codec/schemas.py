@@ -161,10 +161,7 @@ class InstanceRequest(_Strict):
 
 
 class SemanticRequest(_Strict):
-    """One label a pixel: a label map, or masks that are painted one over the other (later ones on top).
-
-    Where some masks are probabilities (`soft`), a pixel has the likeliest of their labels and of what they leave.
-    """
+    """One label a pixel: a label map, or masks painted one over the other; of `soft` ones the likeliest, or the rest."""
 
     image: EncodedFile
     label_map: EncodedFile | None = Field(default=None, description="a PNG of labels, gray or palette")

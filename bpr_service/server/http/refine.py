@@ -12,7 +12,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from bpr_service.masks.mask import Mask
-from bpr_service.masks.soft_labels import SoftLabels
+from bpr_service.refine.labels.soft_labels import SoftLabels
 from bpr_service.results import unchanged
 from bpr_service.runtime.engine import Engine
 from bpr_service.runtime.work import Hold, Lane, Slot, Stages, Work

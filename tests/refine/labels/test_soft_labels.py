@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bpr_service.errors import LimitError, MaskError
-from bpr_service.masks.soft_labels import SoftLabels, with_labels
+from bpr_service.refine.labels.soft_labels import SoftLabels, with_labels
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 3, (5, 130, 9)).astype(np.float32)
