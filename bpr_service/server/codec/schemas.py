@@ -161,7 +161,7 @@ class InstanceRequest(_Strict):
 
 
 class SemanticRequest(_Strict):
-    """One label a pixel: a label map, or masks painted one over the other; of `soft` ones the likeliest, or the rest."""
+    """One label a pixel: a label map, or masks painted over each other; of `soft` ones the likeliest, or the rest."""
 
     image: EncodedFile
     label_map: EncodedFile | None = Field(default=None, description="a PNG of labels, gray or palette")
