@@ -55,7 +55,7 @@ mask.to_array().shape, mask.box, record["area"], sorted(record)
 
 def cells() -> list[tuple[str, str]]:
     """(kind, source) of each cell: "markdown" or "code"."""
-    found = []
+    found: list[tuple[str, str]] = []
     for block in CELLS.strip().split("# %%")[1:]:
         is_text, source = block.startswith(" text\n"), block.partition("\n")[2].rstrip()
         if is_text:
@@ -69,7 +69,8 @@ def run(source: str, names: dict[str, Any]) -> list[dict[str, Any]]:
     """The outputs of a code cell, as a kernel would give them: what it printed, and its last expression."""
     tree = ast.parse(source)
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-    printed, outputs = io.StringIO(), []
+    printed = io.StringIO()
+    outputs: list[dict[str, Any]] = []
     with contextlib.redirect_stdout(printed):
         exec(compile(tree, "cell", "exec"), names)
         value = eval(compile(ast.Expression(last.value), "cell", "eval"), names) if isinstance(last, ast.Expr) else None

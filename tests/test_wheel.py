@@ -23,6 +23,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (ROOT / path).is_dir():
             shutil.copytree(ROOT / path, source / path, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         else:
+            (source / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / path, source / path)
     build = "from setuptools.build_meta import build_wheel; import sys; build_wheel(sys.argv[1])"
     command = [sys.executable, "-c", build, str(wheels)]

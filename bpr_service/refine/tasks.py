@@ -208,6 +208,8 @@ class _LabelTask(Generic[R]):
 
     def _settle(self) -> tuple[Labels, list[MaskReport]]:
         """The final map, and what each label won and lost."""
+        if self._config.gate:
+            self.contest.restrain()
         reports, result, contest = [], self.contest.result(), self.contest
         won = [(int(contest.added[number]), int(contest.removed[number])) for number in self.regions.numbers]
         if self.valid is not None:

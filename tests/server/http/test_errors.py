@@ -458,7 +458,7 @@ def test_500_tells_nothing_and_logs_under_the_request_id(
 ) -> None:
     refiner = server.engine.lane(None).refiner
 
-    def broken(*args: Any) -> Any:
+    def broken(*args: Any, **options: Any) -> Any:
         raise ZeroDivisionError("/etc/secret: password 123")
 
     monkeypatch.setattr(refiner, "prepare", broken)
