@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -23,7 +25,7 @@ def contest(label_map: np.ndarray, winner: np.ndarray) -> Contest:
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32])
 def test_a_boundary_that_hardly_moved_stays_and_another_keeps_its_change(dtype: type) -> None:
     """Three stripes of 100 rows: between 0 and 1 there are 100 edges, and as many between 1 and 2."""
-    stripes = np.repeat(np.array([0, 1, 2], dtype), 20)[None].repeat(100, 0)
+    stripes: np.ndarray[Any, Any] = np.repeat(np.array([0, 1, 2], dtype), 20)[None].repeat(100, 0)
     winner = stripes.copy()
     winner[:9, 20] = 0  # 9 of 100 edges
     winner[:11, 40] = 1  # 11 of 100
