@@ -215,10 +215,9 @@ class Refiner:
         if not isinstance(label_map, SoftLabels) and np.ndim(label_map) == 3:
             size = (pixels.shape[0], pixels.shape[1])
             label_map = SoftLabels.from_array(label_map, ignore_label=ignore_label, size=size)
-        labels = label_map if isinstance(label_map, SoftLabels) else _same_size(label_map, pixels)
-        if isinstance(labels, SoftLabels):
-            _same_size(labels.labels, pixels)
-        known = as_valid(valid, pixels.shape[:2])
+        soft = label_map if isinstance(label_map, SoftLabels) else None
+        hard = _same_size(label_map if soft is None else soft.labels, pixels)
+        labels, known = hard if soft is None else soft, as_valid(valid, pixels.shape[:2])
         return self._prepared(pixels, SemanticTask(labels, ignore_label, self.gate, self.scales.of_map, known))
 
     def prepare_panoptic(

@@ -140,6 +140,8 @@ class Contest:
         """Give back what changed between labels whose boundary moved by less than `LEAST_SHIFT`; all tiles are in."""
         coarse, winner = self.regions.map.ravel(), self.winner.ravel()
         at = np.flatnonzero(coarse != winner)
+        if not at.size:
+            return
         lost, won = coarse[at].astype(np.int64), winner[at].astype(np.int64)
         pairs, which, changes = np.unique(
             (np.minimum(lost, won) << 32) + np.maximum(lost, won), return_inverse=True, return_counts=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from bpr_service.config import build
 from bpr_service.errors import FormatError, ModelError
 from bpr_service.network.segmenter import Segmenter, open_session
 from refiner_training.run.export_segmenter import _OnePicture, check_equal, difference, export_segmenter, to_onnx
-from refiner_training.run.segmenter import load_segmenter, train_segmenter
+from refiner_training.run.segmenter import load_segmenter
 from refiner_training.segmenters.config import SegmenterConfig
-from refiner_training.segmenters.data.synthetic import tiny_config
 from refiner_training.segmenters.registry import build_segmenter
 
 
@@ -71,12 +70,9 @@ def test_differences_are_of_pairs_in_any_order() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(paths: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps."""
-    folder = tmp_path_factory.mktemp("run")
-    config = build(SegmenterConfig, tiny_config("instance", paths, **{"run.steps": 1}))
-    train_segmenter("mask_rcnn", "plain", config, folder, progress="none")
-    return folder
+def run(run_of: Callable[[str], Path]) -> Path:
+    """A run of one step."""
+    return run_of("plain")
 
 
 def test_a_run_is_exported_and_served(run: Path, paths: dict[str, Path]) -> None:

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bpr_service.config import build
 from bpr_service.errors import ConfigError, ModelError
 from refiner_training.run.segmenter import load_segmenter, train_segmenter
 from refiner_training.run.weights import load_weights
-from refiner_training.segmenters.config import SegmenterConfig
-from refiner_training.segmenters.data.synthetic import tiny_config
 from refiner_training.segmenters.registry import build_segmenter
 
 
 @pytest.fixture(scope="module")
-def run(paths: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(run_of: Callable[[str], Path]) -> Path:
     """A run of BMask R-CNN, of one step."""
-    folder = tmp_path_factory.mktemp("run")
-    config = build(SegmenterConfig, tiny_config("instance", paths, **{"run.steps": 1}))
-    train_segmenter("mask_rcnn", "bmask", config, folder, progress="none")
-    return folder
+    return run_of("bmask")
 
 
 def changed(run: Path, folder: Path, **record: Any) -> Path:
